@@ -1,0 +1,112 @@
+"""The protocols a pipeline, a flow, a sampler and an attention transform fulfil, and the run context.
+
+A model supplies a `Flow`, never a loop; a sampler is one function with one loop over a flow. An
+attention transform is resolved once a run for each `AttentionLayer`; what depends on the step reads
+it from `current_run()` when the layer computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AttentionKind = Literal["spatial", "temporal", "cross", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One attention layer as a transform sees it, shapes of this run included.
+
+    `T` frames, `S` tokens a frame, `C` channels, `heads`, `text_tokens` keys of the text (0 where
+    none are attended to). `name` is the module's path in its model.
+    """
+
+    name: str
+    kind: AttentionKind
+    T: int
+    S: int
+    C: int
+    heads: int
+    text_tokens: int = 0
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A pair that shortens what a layer attends to and restores its length.
+
+    `merge` maps [B, T, S, C] to [B, T', S, C], `unmerge` maps the layer's result back to
+    [B, T, S, C]; `positions` [T'] are the merged tokens' frame indices for rotary embeddings.
+    `active` is asked when the layer computes; while False the layer runs as if there were no merge.
+    """
+
+    merge: Callable[[Tensor], Tensor]
+    unmerge: Callable[[Tensor], Tensor]
+    positions: Tensor
+    active: Callable[[], bool] = _always
+
+
+#: fn(q, k, v, layout) -> [B, heads, N, D]; q, k, v are [B, heads, N, D], layout is the AttentionLayer.
+AttentionKernel = Callable[["Tensor", "Tensor", "Tensor", AttentionLayer], "Tensor"]
+
+
+class Flow(Protocol):
+    """What a sampler may know of a model: its times and its velocity.
+
+    `times` [N] are the model's times from 1 (noise) towards 0 (data), decreasing; `len(times)` as an
+    index means t = 0. `straight` says whether the training target is a straight line (rectified
+    flow); samplers that extrapolate refuse a flow that is not.
+    """
+
+    times: Sequence[float]
+    straight: bool
+
+    def velocity(self, z: Tensor, i: int) -> Tensor:
+        """Return v(z, times[i]) with guidance and masks applied. One pass of the model."""
+
+    def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
+        """Return z moved along v from times[i] to times[to]; `to == len(times)` is t = 0."""
+
+    def remaining(self, n: int) -> None:
+        """Take note that at most `n` more calls of `velocity` follow this one."""
+
+    def step_done(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
+        """Mark the step from index `i` as taken: the point that saves, reports and may cancel."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what a resumed run needs beside z: tensors and numbers only."""
+
+
+class Sampler(Protocol):
+    """One function with one loop."""
+
+    def __call__(
+        self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Return the sample reached from `z` at index `i`; calls `flow.step_done` after each step."""
+
+
+@dataclass
+class RunContext:
+    """What may change while a run goes on and transforms may read: the stage, pass and step."""
+
+    stage: str | None = None
+    pass_index: int = 0
+    step: int | None = None
+    steps: int | None = None
+
+
+_current: ContextVar[RunContext | None] = ContextVar("blockstream_run", default=None)
+
+
+def current_run() -> RunContext:
+    """Return the context of the run in progress, an empty one when there is none."""
+    return _current.get() or RunContext()

@@ -1,0 +1,198 @@
+"""What is loaded, used and released: segments, the stages that visit them, the schedule of stages.
+
+Everything here is an immutable value. Names are the field's: a *segment* is loaded and released
+together, a *pass* is one forward of a stage, a *visit* is one segment in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+
+class Extent(NamedTuple):
+    """A range of bytes of the arena."""
+
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """Return the first byte after the extent."""
+        return self.offset + self.nbytes
+
+    def overlaps(self, other: Extent) -> bool:
+        """Return whether the two extents share a byte."""
+        return self.offset < other.end and other.offset < self.end
+
+
+class Visit(NamedTuple):
+    """One segment in one pass: the key of a load. Visits sort in the order they run.
+
+    `position` indexes `Stage.order`; `stage` indexes `Schedule.stages`.
+    """
+
+    stage: int
+    pass_index: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What is loaded and released together.
+
+    `nbytes` is the room it needs in the arena, `read_nbytes` what one load reads from storage
+    (`nbytes` when None), `load_s` and `execute_s` the seconds one load and one visit take.
+    A `resident` segment stays from its first visit to the end of its stage whatever the policy.
+    """
+
+    name: str
+    nbytes: int
+    load_s: float = 0.0
+    execute_s: float = 0.0
+    read_nbytes: int | None = None
+    resident: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nbytes < 0 or self.load_s < 0 or self.execute_s < 0:
+            raise ValueError(
+                f"segment {self.name!r}: nbytes {self.nbytes}, load_s {self.load_s} and "
+                f"execute_s {self.execute_s} must not be negative"
+            )
+
+    @property
+    def streamed_nbytes(self) -> int:
+        """Return the bytes one load reads from storage."""
+        return self.nbytes if self.read_nbytes is None else self.read_nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exactly:
+    """A number of passes known beforehand."""
+
+    passes: int
+
+    @property
+    def most(self) -> int | None:
+        """Return the largest possible number of passes, None when unbounded."""
+        return self.passes
+
+    @property
+    def expected(self) -> int:
+        """Return the number of passes predictions are made for."""
+        return self.passes
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """An upper bound: a sampler may end the stage earlier (`Schedule` learns it in the last pass)."""
+
+    passes: int
+
+    @property
+    def most(self) -> int | None:
+        """Return the largest possible number of passes, None when unbounded."""
+        return self.passes
+
+    @property
+    def expected(self) -> int:
+        """Return the number of passes predictions are made for."""
+        return self.passes
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No bound: the stage runs until it is ended (`generate()`); `expected` is only a guess."""
+
+    expected: int = 1
+
+    @property
+    def most(self) -> int | None:
+        """Return the largest possible number of passes, None when unbounded."""
+        return None
+
+
+Passes = Exactly | AtMost | Unknown
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network of the pipeline: its segments, the order of one pass, the number of passes.
+
+    `order` holds indices into `segments`; one that occurs twice is visited twice in a pass.
+    """
+
+    name: str
+    segments: tuple[Segment, ...]
+    order: tuple[int, ...] = ()
+    passes: Passes = field(default_factory=lambda: Exactly(1))
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise ValueError(f"stage {self.name!r} has no segments")
+        if not self.order:
+            object.__setattr__(self, "order", tuple(range(len(self.segments))))
+        wrong = [i for i in self.order if not 0 <= i < len(self.segments)]
+        if wrong:
+            raise ValueError(
+                f"stage {self.name!r}: order names segments {wrong[:5]}, "
+                f"there are {len(self.segments)}"
+            )
+        if self.passes.expected < 0:
+            raise ValueError(f"stage {self.name!r}: {self.passes.expected} passes")
+
+    @cached_property
+    def visited(self) -> tuple[int, ...]:
+        """Return the segments a pass visits, each once, in the order of their first visit."""
+        return tuple(dict.fromkeys(self.order))
+
+    @cached_property
+    def execute_s(self) -> float:
+        """Return the seconds of compute in one pass."""
+        return sum(self.segments[i].execute_s for i in self.order)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Return the room of all visited segments together."""
+        return sum(self.segments[i].nbytes for i in self.visited)
+
+    def segment(self, position: int) -> Segment:
+        """Return the segment visited at a position of the pass."""
+        return self.segments[self.order[position]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages in the order they run."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        names = [s.name for s in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ: {names}")
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage]) -> Schedule:
+        """Return the schedule of some stages."""
+        return cls(tuple(stages))
+
+    def index(self, name: str) -> int:
+        """Return the index of the stage of that name; KeyError names the ones there are."""
+        for i, stage in enumerate(self.stages):
+            if stage.name == name:
+                return i
+        raise KeyError(f"no stage {name!r}; there are {[s.name for s in self.stages]}")
+
+    def segment(self, visit: Visit) -> Segment:
+        """Return the segment of a visit."""
+        return self.stages[visit.stage].segment(visit.position)
+
+    def visits(self, expected_only: bool = True) -> Iterator[Visit]:
+        """Yield the visits of the expected passes in the order they run."""
+        for s, stage in enumerate(self.stages):
+            for p in range(stage.passes.expected):
+                for k in range(len(stage.order)):
+                    yield Visit(s, p, k)

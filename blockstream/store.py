@@ -1,0 +1,35 @@
+"""Where segments come from: the one seam between the engine and storage.
+
+The engine knows a `Store` only: `load(segment, room)` brings a segment in and returns a `Handle`,
+`Handle.release()` gives it up. `FileStore` (files into the arena) lives in `blockstream.checkpoint`;
+stores of compiled models have no room of ours and get `None`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from .segments import Extent
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """A loaded segment."""
+
+    def release(self) -> None:
+        """Give the segment up. Called once, by the compute thread or at close."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Loads segments by key.
+
+    `load` is called by the loader thread, one call at a time, never for a room that overlaps one
+    still in use. It blocks until the bytes are there, and raises `SegmentLoadError` otherwise.
+    """
+
+    def load(self, stage: str, segment: str, room: Extent | None) -> Handle:
+        """Return the segment, its bytes at `room` of the arena when there is one."""
+
+    def close(self) -> None:
+        """Release everything the store holds: descriptors, threads, maps."""

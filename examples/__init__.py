@@ -1,0 +1,1 @@
+"""YAML files that `blockstream run NAME` finds wherever it is called."""
