@@ -1,9 +1,9 @@
 """Draw the captioned videos that the tiny model learns from.
 
-A video shows one shape of one colour that moves in one way, slowly or quickly, on a plain background:
-4 shapes x 6 colours x 8 motions x 2 speeds x 3 backgrounds, 64 x 64 pixels, 51 frames at 24 frames a
-second. Paths are centred, and sizes and positions vary by little more than a pixel: a model of two
-million parameters then spends its capacity on what the caption says.
+A video shows one shape of one colour that moves in one way, slowly or quickly, on a plain
+background: 4 shapes x 6 colours x 8 motions x 2 speeds x 3 backgrounds, 64 x 64 pixels, 51 frames at
+24 frames a second. Paths are centred, and sizes and positions vary by little more than a pixel: a
+model of two million parameters then spends its capacity on what the caption says.
 
 Everything is a pure function of a seed. numpy only.
 """
@@ -49,7 +49,11 @@ ORBIT = 9.0
 HOP = 18.0
 
 # Tips, outer and inner radius of each shape in units of its nominal radius: areas are then alike.
-_POLYGONS = {"square": (4, 1.25, 1.25 * np.cos(np.pi / 4)), "triangle": (3, 1.45, 0.725), "star": (5, 1.5, 0.66)}
+_POLYGONS = {
+    "square": (4, 1.25, 1.25 * np.cos(np.pi / 4)),
+    "triangle": (3, 1.45, 0.725),
+    "star": (5, 1.5, 0.66),
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ def scenes(held: bool | None = None) -> list[Scene]:
     ]
 
 
-def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int = SIZE) -> np.ndarray:
+def coverage(
+    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int = SIZE
+) -> np.ndarray:
     """Return how much of each pixel the shape covers, float32 [n, size, size] in 0..1.
 
     x, y, radius: [n], in pixels; (x, y) is the centroid. Edges are one pixel soft.
@@ -109,13 +115,25 @@ def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size:
     return np.clip(0.5 - _distance(shape, x, y, radius, size), 0, 1)
 
 
-def near(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, margin: float = 2.0) -> np.ndarray:
-    """Return where a pixel lies inside the shape or within `margin` pixels of it, bool [n, SIZE, SIZE]."""
+def unit_area(shape: str) -> float:
+    """Return the area of the shape of radius 1."""
+    if shape == "circle":
+        return np.pi
+    tips, outer, inner = _POLYGONS[shape]
+    return float(tips * outer * inner * np.sin(np.pi / tips))
+
+
+def near(
+    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, margin: float = 2.0
+) -> np.ndarray:
+    """Return which pixels lie inside the shape or within `margin` of it, bool [n, SIZE, SIZE]."""
     return _distance(shape, x, y, radius, SIZE) < margin
 
 
-def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int) -> np.ndarray:
-    """Return the signed distance to the outline, negative inside (a star folds into one edge of one tip)."""
+def _distance(
+    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int
+) -> np.ndarray:
+    """Return the signed distance to the outline, negative inside; tips fold into one edge."""
     grid = np.arange(size, dtype=np.float32) + 0.5
     dx = grid[None, None, :] - np.asarray(x, np.float32)[:, None, None]
     dy = grid[None, :, None] - np.asarray(y, np.float32)[:, None, None]
@@ -125,7 +143,9 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size
         return rho - r
     tips, outer, inner = _POLYGONS[shape]
     half = np.pi / tips
-    first_tip = np.pi / 4 if shape == "square" else -np.pi / 2  # a square lies flat, the others point up
+    first_tip = (
+        np.pi / 4 if shape == "square" else -np.pi / 2
+    )  # a square lies flat, the others point up
     angle = np.abs(np.mod(np.arctan2(dy, dx) - first_tip + half, 2 * half) - half)
     px, py = rho * np.cos(angle), rho * np.sin(angle)
     tip, notch = np.array([outer, 0.0]), inner * np.array([np.cos(half), np.sin(half)])
@@ -133,7 +153,9 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size
     return ((px - tip[0] * r) * edge[1] - (py - tip[1] * r) * edge[0]).astype(np.float32)
 
 
-def path(scene: Scene, rng: np.random.Generator, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def path(
+    scene: Scene, rng: np.random.Generator, frames: int = FRAMES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return centroid x, y and radius for each frame, in pixels, float64 [frames] each."""
     u = np.linspace(0, 1, frames)
     x, y = (SIZE / 2 + rng.uniform(-1.5, 1.5) + np.zeros(frames) for _ in range(2))
@@ -168,12 +190,14 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 def paint(scene: Scene, cover: np.ndarray) -> np.ndarray:
     """Blend the scene's colours by coverage [n, h, w] into uint8 [n, h, w, 3]."""
-    fore, back = (np.array(c, np.float32) for c in (COLOURS[scene.colour], BACKGROUNDS[scene.background]))
+    fore, back = (
+        np.array(c, np.float32) for c in (COLOURS[scene.colour], BACKGROUNDS[scene.background])
+    )
     return np.rint(back + cover[..., None] * (fore - back)).astype(np.uint8)
 
 
 def single_frames(seed: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield endless batches of frames for the 2-D VAE: uint8 [batch, SIZE, SIZE, 3] and `near` [batch, SIZE, SIZE].
+    """Yield endless batches of frames, uint8 [batch, SIZE, SIZE, 3], and where `near` holds.
 
     All combinations take part: what is held out is held from the DiT, which learns what words mean.
     """

@@ -2,8 +2,9 @@
 
     python -m examples.train_tiny.train_vae --work build/train_tiny
 
-Loss: squared error + 0.1 absolute error, five times as heavy on and near the shape, + 1e-4 KL. AdamW, cosine
-decay, bfloat16 autocast, an exponential average of the weights. Stops and resumes at any checkpoint (`vae2d.pt`).
+Loss: squared error + 0.1 absolute error, five times as heavy on and near the shape, + 1e-4 KL.
+AdamW, cosine decay, bfloat16 autocast, an exponential average of the weights. Run it again to go on
+from the last checkpoint (`vae2d.pt`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def to_tensor(frames: np.ndarray) -> torch.Tensor:
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the mean over frames of the peak signal-to-noise ratio, dB, of images [n, 3, h, w] in -1..1."""
+    """Return the peak signal-to-noise ratio, dB, averaged over images [n, 3, h, w] in -1..1."""
     error = (a.clamp(-1, 1) - b).square().flatten(1).mean(1).clamp_min(1e-10)
     return (10 * torch.log10(4 / error)).mean().item()
 
@@ -68,7 +69,9 @@ def validate(model: AutoencoderKL, batches: int = 4) -> float:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("build/train_tiny"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=16)
@@ -81,7 +84,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = AutoencoderKL.from_config(CONFIG)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4
+    )
     step, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -93,7 +98,11 @@ def main() -> None:
     stream = data.single_frames(args.seed + 1 + step, args.batch)
     began = time.monotonic() - spent
     while step < args.steps:
-        rate = args.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        rate = (
+            args.lr
+            * min(1, (step + 1) / 100)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         frames, near = next(stream)
@@ -107,8 +116,16 @@ def main() -> None:
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         if step % 250 == 0 or step == args.steps:
             seconds = time.monotonic() - began
-            print(f"{step} {seconds / 60:.2f} min loss {loss.item():.4f} psnr {validate(average):.2f} dB", flush=True)
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            print(
+                f"{step} {seconds / 60:.2f} min loss {loss.item():.4f} "
+                f"psnr {validate(average):.2f} dB",
+                flush=True,
+            )
+            state = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             torch.save({**state, "step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
 
