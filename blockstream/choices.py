@@ -1,0 +1,115 @@
+"""What plugins offer by name: choices a YAML file can make, and families of models.
+
+A `Choice` is what a plugin returns; a `Chosen` is one a config has made, its options validated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import BlockstreamError, PluginError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing a config may name: a pipeline, backend, sampler, transform or retention policy.
+
+    `build(options)` makes it; `options` is its pydantic model (None: it has no options, and
+    `build(None)` is called). `summary` is one line for `blockstream plugins --hooks`. What is heavy
+    is imported inside `build`.
+    """
+
+    name: str
+    build: Callable[[Any], Any]
+    options: type[BaseModel] | None = None
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """An architecture by name, for `synth` and `plan`.
+
+    `module()` returns the module in its full size with its parameters on the meta device.
+    """
+
+    name: str
+    module: Callable[[], nn.Module]
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of choice: its key in the YAML, the hook that lists it, what `build` returns."""
+
+    key: str
+    hook: str
+    what: str
+    fits: Callable[[Any], bool]
+
+
+def _is_policies(built: Any) -> bool:
+    from .retention import RetentionPolicy
+
+    return (
+        isinstance(built, list | tuple)
+        and bool(built)
+        and all(isinstance(p, RetentionPolicy) for p in built)
+    )
+
+
+def _is_something(built: Any) -> bool:
+    return built is not None
+
+
+#: The kinds of choice by their key in the YAML.
+KINDS: dict[str, Kind] = {
+    kind.key: kind
+    for kind in (
+        Kind("pipeline", "pipelines", "a Pipeline", _is_something),
+        Kind("backend", "backends", "a Backend", _is_something),
+        Kind("sampler", "samplers", "a function sample(flow, z, i=0, memory=None)", callable),
+        Kind("attention", "attention_transforms", "an object with hookimpls", _is_something),
+        Kind("policy", "retention_policies", "a sequence of RetentionPolicy", _is_policies),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice a config has made: `ref` is the name as written, `plugin` the one that offers it."""
+
+    key: str
+    ref: str
+    plugin: str
+    choice: Choice
+    options: BaseModel | None = None
+
+    def build(self) -> Any:
+        """Return what the choice builds from its options.
+
+        Raises PluginError, naming the plugin, when `build` raises or returns something else; errors
+        of the package raised on purpose pass unchanged.
+        """
+        kind = KINDS[self.key]
+        blame = f"plugin {self.plugin!r}, build() of {kind.key} {self.choice.name!r}"
+        try:
+            built = self.choice.build(self.options)
+        except BlockstreamError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{blame}: {type(error).__name__}: {error}") from error
+        if not kind.fits(built):
+            raise PluginError(f"{blame}: returned {built!r}, expected {kind.what}")
+        return built
+
+    def written(self) -> str | dict[str, Any]:
+        """Return the choice as YAML has it: a name, or a mapping of the name and every option."""
+        if self.options is None or not type(self.options).model_fields:
+            return self.ref
+        return {"name": self.ref, **self.options.model_dump(mode="json")}
