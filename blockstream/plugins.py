@@ -1,8 +1,8 @@
 """The plugins of one run: imported when named, asked by kind, blamed by name and hook.
 
     plugins = Plugins()
-    chosen = plugins.find("sampler", "lpl")     # imports what the entry point `lpl` names, only that
-    plugins.hook.stage_started(stage=stage)     # every plugin loaded so far
+    plugin, choice = plugins.find("sampler", "lpl")  # imports what the entry point names, only that
+    plugins.hook.stage_started(stage=stage)          # every plugin loaded so far
 
 Each run has a manager of its own, so nothing a run registers outlives it.
 """
@@ -19,7 +19,7 @@ import pluggy
 
 from . import entrypoints, hookspecs
 from .choices import KINDS, Choice, ModelFamily
-from .entrypoints import Installed, nearest
+from .entrypoints import nearest
 from .errors import BlockstreamError, ConfigError, PluginError
 from .pipeline import Merge
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Plugins:
-    """A pluggy manager that loads entry points by name and turns their failures into PluginErrors."""
+    """A pluggy manager that loads entry points by name and blames their failures on them."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager("blockstream")
@@ -133,8 +133,8 @@ class Plugins:
     def family(self, ref: str) -> ModelFamily:
         """Return the model family of that name; `plugin:name` loads that plugin alone.
 
-        A bare name that no loaded plugin knows is looked for in every visible plugin, by name, until
-        one has it: the caller asked for it, and metadata does not list families.
+        A bare name that no loaded plugin knows is looked for in every visible plugin until one has
+        it: the caller asked for it, and metadata does not list families.
         """
         plugin, colon, name = ref.rpartition(":")
         tried = [plugin] if colon else list(dict.fromkeys([*self.loaded, *self.visible]))
@@ -223,8 +223,8 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _guard(plugin: str, hook: str, implementation: pluggy.HookImpl) -> None:
-    """Make a hookimpl's failures PluginErrors that name it; errors of the package pass unchanged."""
-    function = implementation.function
+    """Turn a hookimpl's failures into PluginErrors; errors of the package pass unchanged."""
+    function: Callable[..., Any] = implementation.function
     fits, expected = _EXPECTED.get(hook, (None, ""))
 
     def blame(error: Exception) -> PluginError:
@@ -253,7 +253,7 @@ def _guard(plugin: str, hook: str, implementation: pluggy.HookImpl) -> None:
             raise blame(error) from error
 
     wrapper = implementation.wrapper or implementation.hookwrapper
-    # HookImpl is pluggy's record of one implementation; the multicall reads `function` at each call.
+    # HookImpl is pluggy's record of an implementation; the multicall reads `function` each time.
     implementation.function = wrap if wrapper else call  # type: ignore[misc]
 
 
@@ -271,6 +271,3 @@ def _trace_result(outcome: Any, hook: str, implementations: Any, arguments: Any)
 
 def _names(names: Any) -> str:
     return ", ".join(names) or "none"
-
-
-__all__ = ["KNOWN_HOOKS", "Installed", "Plugins", "activate"]
