@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blockstream.errors import CheckpointError, ConfigError
 
-#: Keys that transformers, mmengine and diffusers write into every config.json; they say nothing of the network.
+#: Keys transformers, mmengine and diffusers write into every config.json; they say nothing of the network.
 BOOKKEEPING = frozenset(
     [
         "architectures",
@@ -65,8 +65,7 @@ class OfficialConfig(BaseModel):
             elif key in cls.fixed:
                 if value != cls.fixed[key]:
                     raise ConfigError(
-                        f"{cls.__name__}: {key} = {value!r} is not supported, "
-                        f"only {cls.fixed[key]!r}"
+                        f"{cls.__name__}: {key} = {value!r} is not supported, only {cls.fixed[key]!r}"
                     )
             elif key not in cls.ignored and key not in BOOKKEEPING:
                 cls.refuse(key)
@@ -105,9 +104,7 @@ def check_keys(
         return
     parts = [_few(missing, "missing"), _few(unexpected, "unexpected")]
     parts.append(
-        _few(
-            [f"{key} is {tuple(shapes[key])}, not {own[key]}" for key in wrong], "of another shape"
-        )
+        _few([f"{key} is {tuple(shapes[key])}, not {own[key]}" for key in wrong], "of another shape")
     )
     variant = likely_variant(shapes)
     hint = f"; it looks like {variant}" if variant else ""
@@ -116,9 +113,7 @@ def check_keys(
     )
 
 
-def load_official(
-    model: nn.Module, state_dict: Mapping[str, Tensor], *, what: str = "checkpoint"
-) -> None:
+def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], *, what: str = "checkpoint") -> None:
     """Load a state dict strictly; on any difference the model is left as it was.
 
     A model on the meta device takes the tensors themselves, any other one copies them.
@@ -137,9 +132,7 @@ def likely_variant(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         depth = len({key.split(".")[1] for key in shapes if key.startswith("spatial_blocks.")})
         return f"an STDiT3 of depth {depth} and hidden_size {width}"
     if "blocks" in heads and any("attn_temp" in key for key in shapes):
-        return (
-            "an Open-Sora 1.0/1.1 checkpoint (STDiT or STDiT2, joint blocks); use OpenSora-STDiT-v3"
-        )
+        return "an Open-Sora 1.0/1.1 checkpoint (STDiT or STDiT2, joint blocks); use OpenSora-STDiT-v3"
     if "double_blocks" in heads or "img_in" in heads:
         return "a Flux-like checkpoint (Open-Sora 2.0 or HunyuanVideo)"
     if {"spatial_vae", "temporal_vae"} <= heads:

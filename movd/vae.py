@@ -168,9 +168,7 @@ class OpenSoraVAE(nn.Module):
         Both posteriors are drawn from, as in the original, or taken at their mean (`sample=False`).
         `noise` gives the draws: [B*T, 4, h, w] in (B T) order and [B, 4, T', h, w].
         """
-        x_z = self.encode_frames(
-            x, sample=sample, generator=generator, noise=noise[0] if noise else None
-        )
+        x_z = self.encode_frames(x, sample=sample, generator=generator, noise=noise[0] if noise else None)
         draws = _Draws(sample, generator, noise[1] if noise else None, dim=2)
         parts = [
             draws(*self.temporal_vae.moments(chunk))
@@ -242,9 +240,7 @@ class _Draws:
         if self.noise is not None:
             noise = self.noise.narrow(self.dim, self.start, n)
         else:
-            noise = torch.randn(
-                mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device
-            )
+            noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
         self.start += n
         return mean + torch.exp(0.5 * logvar) * noise
 

@@ -6,7 +6,6 @@ Key names are those of hpcai-tech/OpenSora-VAE-v1.2 under `temporal_vae.`. All t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from movd.official import OfficialConfig
@@ -55,7 +54,7 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x [B, C, T, H, W]."""
         if self.time_pad:
-            x = F.pad(x, (0, 0, 0, 0, self.time_pad, 0))
+            x = nn.functional.pad(x, (0, 0, 0, 0, self.time_pad, 0))
         return self.conv(x)
 
 
@@ -82,8 +81,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, [B, c_out, T, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(nn.functional.silu(self.norm1(x)))
+        h = self.conv2(nn.functional.silu(self.norm2(h)))
         return h + (self.conv3(x) if self.widens else x)
 
 
@@ -106,9 +105,7 @@ class Encoder(nn.Module):
             c = width
             if i < len(widths) - 1:
                 halves = config.temporal_downsample[i]
-                self.conv_blocks.append(
-                    CausalConv3d(c, c, 3, time_stride=2) if halves else nn.Identity()
-                )
+                self.conv_blocks.append(CausalConv3d(c, c, 3, time_stride=2) if halves else nn.Identity())
         self.res_blocks = _stack(n, c, c, g)
         self.norm1 = ChunkNorm(g, c, eps=1e-5)
         self.conv2 = CausalConv3d(c, 2 * config.latent_embed_dim, 1)
@@ -123,7 +120,7 @@ class Encoder(nn.Module):
                 x = self.conv_blocks[i](x)
         for block in self.res_blocks:
             x = block(x)
-        return self.conv2(F.silu(self.norm1(x)))
+        return self.conv2(nn.functional.silu(self.norm1(x)))
 
 
 class Decoder(nn.Module):
@@ -157,7 +154,7 @@ class Decoder(nn.Module):
                 x = block(x)
             if i > 0 and not isinstance(self.conv_blocks[i - 1], nn.Identity):
                 x = channels_to_time(self.conv_blocks[i - 1](x))
-        return self.conv_out(F.silu(self.norm1(x)))
+        return self.conv_out(nn.functional.silu(self.norm1(x)))
 
 
 def channels_to_time(x: Tensor) -> Tensor:
@@ -190,7 +187,7 @@ class TemporalVAE(nn.Module):
 
         Zero *latent* frames are put in front of a chunk that does not divide, as in the original.
         """
-        x = F.pad(x, (0, 0, 0, 0, self.front(x.shape[2]), 0))
+        x = nn.functional.pad(x, (0, 0, 0, 0, self.front(x.shape[2]), 0))
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 

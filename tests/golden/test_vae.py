@@ -63,10 +63,7 @@ def test_the_temporal_decoders_layers_equal_the_originals(vae, golden):
     for name in want:
         module = vae.temporal_vae.get_submodule(name)
         parts = list(module) if isinstance(module, torch.nn.ModuleList) else [module]
-        hooks += [
-            p.register_forward_hook(lambda m, a, y, name=name: seen.update({name: y}))
-            for p in parts
-        ]
+        hooks += [p.register_forward_hook(lambda m, a, y, name=name: seen.update({name: y})) for p in parts]
     z = golden.given("decode_T34")["z"][:, :, :5]
     vae.temporal_vae.decode(z * vae.scale + vae.shift, 17)
     for hook in hooks:

@@ -1,0 +1,250 @@
+"""Every attention of STDiT3, and the one seam where attention transforms act.
+
+Tokens are [B, T, S, C]: frames, then places. A transform is resolved once a run, by `attention_hooks`, and
+stored on the layer; without one a layer holds `UNCHANGED` and computes as if the seam were not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from blockstream.errors import ModelError
+from blockstream.pipeline import AttentionKernel, AttentionKind, AttentionLayer, Merge
+
+#: cos and sin [T, head_dim / 2] of the frames' angles.
+Rope = tuple[Tensor, Tensor]
+
+#: On the CPU torch's fused attention takes some ten times a plain softmax(qk)v to differentiate in 16-bit
+#: floats when there are few keys, and is no faster forward; scores this narrow are also cheap to hold.
+FEW_KEYS = 32
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v, [B, heads, N, D]; `keep` bool [B, 1, 1, keys] hides keys.
+
+    Which of two ways computes it follows from shape, dtype and device alone: it is numerics.
+    """
+    if q.device.type == "cpu" and q.dtype != torch.float32 and k.shape[-2] <= FEW_KEYS:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if keep is not None:
+            scores = scores.masked_fill(~keep, float("-inf"))
+        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """What one layer was resolved to: its kernel, and a merge with the kernel of the merged layer."""
+
+    layer: AttentionLayer | None = None
+    kernel: AttentionKernel | None = None
+    merge: Merge | None = None
+    merged_layer: AttentionLayer | None = None
+    merged_kernel: AttentionKernel | None = None
+
+    def merging(self) -> Merge | None:
+        """Return the merge where there is one and it is active at this step."""
+        return self.merge if self.merge is not None and self.merge.active() else None
+
+
+UNCHANGED = Seam()
+
+
+class Attention(nn.Module):
+    """What all attentions share: heads, and the seam around the computation."""
+
+    kind: AttentionKind
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = channels // heads
+        self.seam = UNCHANGED
+
+    def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
+        """Return the attention's result for x [B, T, S, C], on merged tokens while a merge is active."""
+        layer = self.seam.layer
+        if layer is not None and x.shape[1:3] != (layer.T, layer.S):
+            raise ModelError(
+                f"{layer.name} was resolved for {layer.T} frames of {layer.S} tokens, "
+                f"not {x.shape[1]} of {x.shape[2]}; resolve the hooks for this shape"
+            )
+        merge = self.seam.merging()
+        if merge is None:
+            return self.attend(x, self.seam.kernel, layer, *context)
+        merged = merge.merge(x)
+        y = self.attend(merged, self.seam.merged_kernel, self.seam.merged_layer, *context)
+        return merge.unmerge(y)
+
+    def attend(
+        self,
+        x: Tensor,
+        kernel: AttentionKernel | None,
+        layer: AttentionLayer | None,
+        *context: Tensor | None,
+    ) -> Tensor:
+        """Return the attention of x [B, T, S, C], whatever T is."""
+        raise NotImplementedError
+
+    def heads_first(self, x: Tensor) -> Tensor:
+        """Return [B, heads, N, D] of [B, N, C]."""
+        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32, then weighted."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised, in its dtype."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Return x [..., T, D] turned by rope [T, D/2]: pairs (2k, 2k+1), computed in float32."""
+    cos, sin = rope
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2).to(x.dtype)
+
+
+class SelfAttention(Attention):
+    """Attention over the places of a frame ("spatial") or the frames of a place ("temporal")."""
+
+    def __init__(self, channels: int, heads: int, kind: AttentionKind, qk_norm: bool = True) -> None:
+        super().__init__(channels, heads)
+        self.kind = kind
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(channels, channels)
+
+    def attend(
+        self,
+        x: Tensor,
+        kernel: AttentionKernel | None,
+        layer: AttentionLayer | None,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+    ) -> Tensor:
+        """Return the attention of x [B, T, S, C]; cos, sin [T, D/2] turn queries and keys."""
+        temporal = self.kind == "temporal"
+        rows = x.transpose(1, 2) if temporal else x  # [B, S, T, C] or [B, T, S, C]
+        q, k, v = self.qkv(rows.flatten(0, 1)).chunk(3, dim=-1)
+        q, k = self.q_norm(self.heads_first(q)), self.k_norm(self.heads_first(k))
+        if cos is not None and sin is not None:
+            q, k = rotate(q, (cos, sin)), rotate(k, (cos, sin))
+        v = self.heads_first(v)
+        y = attention(q, k, v) if kernel is None or layer is None else kernel(q, k, v, layer)
+        y = self.proj(y.transpose(1, 2).flatten(2)).view(rows.shape)
+        return y.transpose(1, 2) if temporal else y
+
+
+class CrossAttention(Attention):
+    """Attention of all tokens to their sample's own text."""
+
+    kind = "cross"
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__(channels, heads)
+        self.q_linear = nn.Linear(channels, channels)
+        self.kv_linear = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def attend(
+        self,
+        x: Tensor,
+        kernel: AttentionKernel | None,
+        layer: AttentionLayer | None,
+        y: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Return the attention of x [B, T, S, C] to y [B, L, C]; `keep` bool [B, L], None: all."""
+        if y is None:
+            raise ModelError("cross-attention needs text tokens")
+        q = self.heads_first(self.q_linear(x.flatten(1, 2)))
+        k, v = (self.heads_first(part) for part in self.kv_linear(y).chunk(2, dim=-1))
+        if kernel is None or layer is None:
+            out = attention(q, k, v, None if keep is None else keep[:, None, None])
+        elif keep is None:
+            out = kernel(q, k, v, layer)
+        else:
+            out = torch.cat(
+                [
+                    kernel(q[i : i + 1], k[i : i + 1, :, own], v[i : i + 1, :, own], layer)
+                    for i, own in enumerate(keep)
+                ]
+            )
+        return self.proj(out.transpose(1, 2).flatten(2)).view(x.shape)
+
+
+def attention_layers(
+    model: nn.Module, T: int, S: int, text_tokens: int
+) -> list[tuple[Attention, AttentionLayer]]:
+    """Return each attention of a model with what a transform is told of it, for one run's shapes."""
+    return [
+        (
+            module,
+            AttentionLayer(
+                name=name,
+                kind=module.kind,
+                T=T,
+                S=S,
+                C=module.heads * module.head_dim,
+                heads=module.heads,
+                text_tokens=text_tokens if module.kind == "cross" else 0,
+            ),
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, Attention)
+    ]
+
+
+@contextmanager
+def attention_hooks(
+    model: nn.Module,
+    *,
+    T: int,
+    S: int,
+    text_tokens: int,
+    token_merge: Callable[[AttentionLayer], Merge | None] | None = None,
+    attention_kernel: Callable[[AttentionLayer], AttentionKernel | None] | None = None,
+) -> Iterator[list[AttentionLayer]]:
+    """Resolve the attention transforms of a run, and clear them when it ends.
+
+    `T` frames of `S` tokens reach the blocks (`STDiT3.grid` gives both), at most `text_tokens` of text.
+    Each hook is called once a layer; where a merge applies, `attention_kernel` is asked for the merged
+    layer too.
+    Yields the layers that a transform changed.
+    """
+    changed = []
+    layers = attention_layers(model, T, S, text_tokens)
+    try:
+        for module, layer in layers:
+            kernel = attention_kernel(layer) if attention_kernel else None
+            merge = token_merge(layer) if token_merge else None
+            if kernel is None and merge is None:
+                continue
+            shorter = replace(layer, T=len(merge.positions)) if merge else None
+            module.seam = Seam(
+                layer=layer,
+                kernel=kernel,
+                merge=merge,
+                merged_layer=shorter,
+                merged_kernel=attention_kernel(shorter) if attention_kernel and shorter else None,
+            )
+            changed.append(layer)
+        yield changed
+    finally:
+        for module, _ in layers:
+            module.seam = UNCHANGED
