@@ -1,0 +1,150 @@
+"""What a checkpoint says about its bytes: the file's stamp and one entry a tensor. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+from blockstream.errors import CheckpointError
+
+#: Bytes of one element, by the names safetensors uses.
+ITEM_NBYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+    "C64": 8,
+    "C128": 16,
+}
+#: Offsets and sizes must fit a signed 64-bit number, as they do in every file system.
+MOST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """One file as it was when its header was read: what a later look at it is compared with.
+
+    `mtime_ns` in nanoseconds. `header_hash` is the SHA-256, in hexadecimal, of the bytes that
+    describe the tensors: `header_nbytes` from `header_offset` (a torch zip file's are at its end).
+    """
+
+    path: Path
+    nbytes: int
+    mtime_ns: int
+    header_offset: int
+    header_nbytes: int
+    header_hash: str
+
+    @classmethod
+    def take(cls, stream: BinaryIO, path: Path, offset: int, nbytes: int) -> FileStamp:
+        """Return the stamp of an open file whose header is `nbytes` from `offset`."""
+        stat = os.fstat(stream.fileno())
+        digest = _hash(stream, offset, nbytes)
+        return cls(path, stat.st_size, stat.st_mtime_ns, offset, nbytes, digest)
+
+    def changes(self, now: os.stat_result) -> list[str]:
+        """Return in words what a `stat` of the file shows to differ from this stamp."""
+        found = []
+        if now.st_nlink == 0:
+            found.append("it was deleted or replaced")
+        if now.st_size != self.nbytes:
+            found.append(f"its size was {self.nbytes} bytes and is {now.st_size}")
+        if now.st_mtime_ns != self.mtime_ns:
+            found.append(f"its modification time was {self.mtime_ns} ns and is {now.st_mtime_ns}")
+        return found
+
+    def check(self) -> None:
+        """Refuse a file that is not the one whose header was read: size, time and header's hash.
+
+        Raises CheckpointError saying what changed.
+        """
+        try:
+            with self.path.open("rb") as stream:
+                found = self.changes(os.fstat(stream.fileno()))
+                if not found and _hash(stream, self.header_offset, self.header_nbytes) != (self.header_hash):
+                    found = ["its header is another"]
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if found:
+            raise CheckpointError(
+                f"{self.path}: has changed since its header was read: {', '.join(found)}; "
+                "open the checkpoint again"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor's bytes lie: `nbytes` from `offset` of a file, contiguous, little-endian."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: FileStamp
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """Return the first byte after the tensor in its file."""
+        return self.offset + self.nbytes
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error for a file the system refuses to open or read."""
+    return CheckpointError(
+        f"{path}: cannot be read: {error.strerror or error}; check the path and its permissions"
+    )
+
+
+def _hash(stream: BinaryIO, offset: int, nbytes: int) -> str:
+    digest = hashlib.sha256()
+    stream.seek(offset)
+    while nbytes > 0 and (text := stream.read(min(nbytes, 1 << 20))):
+        digest.update(text)
+        nbytes -= len(text)
+    return digest.hexdigest()
+
+
+def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Return the bytes of a contiguous tensor; KeyError for a dtype without a fixed size."""
+    return prod(shape) * ITEM_NBYTES[dtype]
+
+
+def check_extents(path: Path, extents: Iterable[tuple[str, int, int]], start: int, end: int) -> None:
+    """Refuse extents (name, offset, end) that overlap or leave [start, end) of a file.
+
+    Raises CheckpointError naming the file, the tensors and the numbers.
+    """
+    ordered = sorted(extents, key=lambda e: (e[1], e[2]))
+    for name, a, b in ordered:
+        if not start <= a <= b <= end:
+            raise CheckpointError(
+                f"{path}: {name!r} lies at bytes {a} to {b}, the file holds data from {start} to "
+                f"{end}; the file is truncated or damaged: fetch it again"
+            )
+    for (name, _, b), (other, a, _) in pairwise(e for e in ordered if e[1] < e[2]):
+        if a < b:
+            raise CheckpointError(
+                f"{path}: {name!r} ends at byte {b}, after {other!r} begins at {a}; two tensors of "
+                "such a file cannot overlap: fetch it again"
+            )

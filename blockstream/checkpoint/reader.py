@@ -1,0 +1,245 @@
+"""Read extents of files straight into memory, past the page cache, several requests at a time.
+
+On Linux files are opened with O_DIRECT: the device writes into the room, nothing is cached and
+nothing copied. macOS has F_NOCACHE. Where the file system refuses (tmpfs, some networks) reads are
+buffered and the pages dropped after each request; `Reader.mode` says which it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from blockstream.errors import CheckpointError, EngineError
+
+from .entries import unreadable
+
+BLOCK = 4096
+#: One call reads at most this much (Linux: 2 GiB - 4 KiB), whatever is asked.
+MOST_NBYTES = 0x7FFFF000
+REQUEST_NBYTES = 8 << 20
+THREADS = 2
+_F_NOCACHE = 48  # macOS; Python has no name for it
+
+Mode = Literal["direct", "nocache", "buffered"]
+#: pread(descriptor, view, offset) -> bytes read; the seam where tests inject faults.
+Pread = Callable[[int, memoryview, int], int]
+
+
+def pread(descriptor: int, view: memoryview, offset: int) -> int:
+    """Read from a file into a view with one system call; return the bytes read, 0 at the end."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [view], offset)
+    data = os.pread(descriptor, len(view), offset)
+    view[: len(data)] = data
+    return len(data)
+
+
+class Wanted(NamedTuple):
+    """Bytes to read: into `view` from `offset`; the file may end after `need` of them."""
+
+    file: ReadFile
+    offset: int
+    need: int
+    view: memoryview
+
+
+class ReadFile:
+    """One open file and how it is read. Made by `Reader.open`."""
+
+    def __init__(self, path: Path, direct: bool) -> None:
+        self.path = path
+        self.mode: Mode = "buffered"
+        flag = getattr(os, "O_DIRECT", 0) if direct else 0
+        try:
+            try:
+                self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
+                self.mode = "direct" if flag else "buffered"
+            except OSError as error:
+                if not flag or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+                self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if direct and not flag and hasattr(fcntl, "F_NOCACHE"):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self.descriptor, _F_NOCACHE, 1)
+                self.mode = "nocache"
+
+    def fall_back(self) -> None:
+        """Go on buffered: the file system took the flag but not the reads."""
+        flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~getattr(os, "O_DIRECT", 0))
+        self.mode = "buffered"
+
+    def drop_cached(self, offset: int, nbytes: int) -> None:
+        """Drop the pages a buffered read left in the cache."""
+        if hasattr(os, "posix_fadvise"):
+            start, end = offset // BLOCK * BLOCK, -(-(offset + nbytes) // BLOCK) * BLOCK
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+
+
+class Batch:
+    """Reads in flight."""
+
+    def __init__(self, futures: list[Future[None]]) -> None:
+        self._futures = futures
+
+    def wait(self) -> None:
+        """Return when all is read; raise the first failure once no request writes any more."""
+        _, pending = wait(self._futures, return_when=FIRST_EXCEPTION)
+        for future in pending:
+            future.cancel()
+        wait(self._futures)
+        try:
+            for future in sorted(self._futures, key=Future.cancelled):
+                future.result()
+        except CancelledError:
+            raise EngineError("the reader was closed while it read") from None
+
+
+class Reader:
+    """Reads with `threads` requests of `request_nbytes` in flight, at most.
+
+    `pread` replaces the system call in tests. Closing it joins the threads and closes the files.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int = THREADS,
+        request_nbytes: int = REQUEST_NBYTES,
+        direct: bool = True,
+        pread: Pread = pread,
+    ) -> None:
+        if threads < 1 or request_nbytes < BLOCK:
+            raise ValueError(f"{threads} threads, requests of {request_nbytes} bytes")
+        self.request_nbytes = min(request_nbytes, MOST_NBYTES) // BLOCK * BLOCK
+        self.threads = threads
+        self.direct = direct
+        self._pread = pread
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blockstream-reader")
+        self._lock = threading.Lock()
+        self._files: list[ReadFile] = []
+        self._closed = False
+        #: Bytes that arrived, and calls made, since the reader was made.
+        self.read_nbytes = 0
+        self.calls = 0
+
+    def open(self, path: str | os.PathLike[str]) -> ReadFile:
+        """Return a file to read from, open until the reader closes."""
+        with self._lock:
+            if self._closed:
+                raise EngineError("the reader is closed; open the checkpoint again")
+            file = ReadFile(Path(path), self.direct)
+            self._files.append(file)
+            return file
+
+    @property
+    def mode(self) -> Mode:
+        """Return how files are read; "buffered" if any of them is."""
+        modes = {f.mode for f in self._files}
+        ranked: tuple[Mode, ...] = ("buffered", "nocache", "direct")
+        return next((m for m in ranked if m in modes), "direct")
+
+    def submit(self, wanted: Iterable[Wanted]) -> Batch:
+        """Start reading and return what to wait for; `EngineError` once closed.
+
+        Direct reads need offset, length and address at multiples of the block (the address: of
+        what the device asks); others are refused by the system and then read buffered.
+        """
+        futures: list[Future[None]] = []
+        try:
+            for w in wanted:
+                for at in range(0, w.need, self.request_nbytes):
+                    view = w.view[at : at + self.request_nbytes]
+                    need = min(self.request_nbytes, w.need - at)
+                    futures.append(self._pool.submit(self._fill, w.file, w.offset + at, view, need))
+        except RuntimeError as error:
+            Batch(futures).wait()
+            raise EngineError("the reader is closed; open the checkpoint again") from error
+        return Batch(futures)
+
+    def read(self, wanted: Iterable[Wanted]) -> None:
+        """Read and wait. Raises OSError naming the file, or CheckpointError where one ends early."""
+        self.submit(wanted).wait()
+
+    def close(self) -> None:
+        """Drop requests not yet begun, join the threads, close the files. Idempotent."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._closed = True
+            files, self._files = self._files, []
+        for file in files:
+            os.close(file.descriptor)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _fill(self, file: ReadFile, offset: int, view: memoryview, need: int) -> None:
+        """Read one request, however many calls it takes."""
+        done = calls = 0
+        while done < need:
+            direct = file.mode == "direct"  # asked once: another thread may fall back meanwhile
+            want = view[done:] if direct else view[done:need]
+            calls += 1
+            try:
+                n = self._pread(file.descriptor, want, offset + done)
+            except InterruptedError:
+                continue
+            except OSError as error:
+                if error.errno == errno.EINVAL and direct:
+                    file.fall_back()
+                    continue
+                what = f"{error.strerror} while reading {len(want)} bytes at {offset + done}"
+                raise OSError(error.errno, what, str(file.path)) from error
+            if n == 0:
+                raise CheckpointError(
+                    f"{file.path}: ends at byte {offset + done}, {need - done} bytes early; "
+                    "the file was cut short: fetch it again"
+                )
+            done += n
+            if done < need and done % BLOCK and direct:
+                # A short direct read may stop inside a block: go on from its start.
+                if n > done % BLOCK:
+                    done -= done % BLOCK
+                else:
+                    file.fall_back()
+        if file.mode == "buffered":
+            file.drop_cached(offset, need)
+        with self._lock:
+            self.read_nbytes += done
+            self.calls += calls
+
+
+def probe_memory_align(path: str | os.PathLike[str]) -> int:
+    """Return what the addresses of direct reads of a file must be multiples of, by trying.
+
+    1 where reads are buffered. NVMe devices mostly take 4, others 512; up to `BLOCK` is tried.
+    """
+    file = ReadFile(Path(path), direct=True)
+    try:
+        if file.mode != "direct":
+            return 1
+        room = memoryview(mmap.mmap(-1, 3 * BLOCK))
+        for align in (4, 8, 16, 32, 64, 512):
+            try:
+                pread(file.descriptor, room[align : align + BLOCK], 0)
+            except OSError:
+                continue
+            return align
+        return BLOCK
+    finally:
+        os.close(file.descriptor)

@@ -1,0 +1,224 @@
+"""FileStore: segments from checkpoint files into the arena. The engine's `Store` for weights on disk.
+
+One load: all reads of the segment's layout in flight together; then the moves that align what
+landed misaligned; then the staged chunks, each converted while the next is read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from blockstream.arena import Arena
+from blockstream.errors import BlockstreamError, EngineError, SegmentLoadError
+from blockstream.segments import Extent
+
+from .convert import convert
+from .entries import FileStamp
+from .layout import Chunk, Placed, Read, SegmentLayout
+from .reader import Reader, ReadFile, Wanted
+
+
+@dataclass(slots=True)
+class LoadCounts:
+    """What loads did, in bytes and seconds: one load's, or the sum of a store's."""
+
+    loads: int = 0
+    read_nbytes: int = 0
+    bound_nbytes: int = 0
+    moved_nbytes: int = 0
+    converted_nbytes: int = 0
+    read_s: float = 0.0
+    move_s: float = 0.0
+    convert_s: float = 0.0
+
+    def add(self, other: LoadCounts) -> None:
+        """Add another's counts to these."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+class FileHandle:
+    """A loaded segment: where its parameters lie in the arena, until it is released."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        room: Extent,
+        layout: SegmentLayout,
+        counts: LoadCounts,
+        on_release: Callable[[FileHandle], None] | None,
+    ) -> None:
+        self.room, self.layout, self.counts = room, layout, counts
+        self._arena, self._on_release = arena, on_release
+        self._released = False
+
+    def extent(self, param: str) -> Extent:
+        """Return where a parameter lies in the arena; KeyError for one the layout lacks."""
+        placed = self.layout.tensors[param]
+        return Extent(self.room.offset + placed.offset, placed.nbytes)
+
+    def buffers(self) -> dict[str, tuple[Placed, memoryview]]:
+        """Return each parameter's place and bytes, for `frombuffer`; EngineError once released."""
+        if self._released:
+            raise EngineError(f"segment {self.layout.name!r} was released; load it again")
+        tensors = self.layout.tensors.items()
+        return {name: (placed, self._arena.view(self.extent(name))) for name, placed in tensors}
+
+    @property
+    def released(self) -> bool:
+        """Return whether the segment has been given up."""
+        return self._released
+
+    def release(self) -> None:
+        """Give the segment up; the room is the engine's again. Idempotent.
+
+        The pages stay committed: whether the next load wants them is the engine's to know, and
+        `Arena.discard` its means; the store's `on_release` is the place to call it from.
+        """
+        if not self._released:
+            self._released = True
+            if self._on_release is not None:
+                self._on_release(self)
+
+
+class FileStore:
+    """Loads segments of checkpoint files into an arena. Implements `blockstream.store.Store`.
+
+    `stages` maps stage -> segment -> layout. Files are opened once, here, and must still be those
+    whose headers were read; each load looks again. `load` belongs to one thread at a time,
+    `close` to any.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        stages: Mapping[str, Mapping[str, SegmentLayout]],
+        *,
+        reader: Reader | None = None,
+        on_release: Callable[[FileHandle], None] | None = None,
+    ) -> None:
+        self.arena = arena
+        self.stages = {stage: dict(layouts) for stage, layouts in stages.items()}
+        self.reader = reader or Reader()
+        self.on_release = on_release
+        #: Sums over all loads.
+        self.totals = LoadCounts()
+        self._files: dict[FileStamp, ReadFile] = {}
+        try:
+            for layouts in self.stages.values():
+                for layout in layouts.values():
+                    self._open(layout)
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def _open(self, layout: SegmentLayout) -> None:
+        for stamp in layout.files:
+            if stamp not in self._files:
+                stamp.check()
+                self._files[stamp] = self.reader.open(stamp.path)
+
+    def add(self, stage: str, layouts: Mapping[str, SegmentLayout]) -> None:
+        """Add a stage, or more segments to one; CheckpointError if a file is not what it was."""
+        for layout in layouts.values():
+            self._open(layout)
+        self.stages.setdefault(stage, {}).update(layouts)
+
+    def load(self, stage: str, segment: str, room: Extent | None) -> FileHandle:
+        """Return the segment, its bytes at `room` of the arena.
+
+        Blocks until all is read, aligned and converted. Raises SegmentLoadError naming segment,
+        file and cause; nothing writes into the room after it has returned or raised.
+        """
+        try:
+            layout = self.stages[stage][segment]
+        except KeyError:
+            raise SegmentLoadError(f"{stage}: there is no segment {segment!r} to load") from None
+        self._check_room(stage, layout, room)
+        assert room is not None
+        try:
+            counts = self._bring_in(layout, room)
+        except (OSError, BlockstreamError) as error:
+            changed = self._changed(layout)
+            cause = changed or str(error)
+            if isinstance(error, OSError) and not changed:
+                cause = f"{error.filename}: {error.strerror}; check the disk, then start again"
+            raise SegmentLoadError(f"{stage}: segment {segment!r}: {cause}") from error
+        changed = self._changed(layout)
+        if changed:
+            raise SegmentLoadError(f"{stage}: segment {segment!r}: {changed}")
+        self.totals.add(counts)
+        return FileHandle(self.arena, room, layout, counts, self.on_release)
+
+    def close(self) -> None:
+        """Join the reader's threads and close the files. Idempotent; a load under way fails."""
+        self.reader.close()
+
+    def _check_room(self, stage: str, layout: SegmentLayout, room: Extent | None) -> None:
+        if room is None or room.nbytes < layout.nbytes or room.offset % layout.align:
+            raise SegmentLoadError(
+                f"{stage}: segment {layout.name!r} needs a room of {layout.nbytes} bytes at a "
+                f"multiple of {layout.align}, it was given {room}; plan with the layout's nbytes"
+            )
+
+    def _bring_in(self, layout: SegmentLayout, room: Extent) -> LoadCounts:
+        view = self.arena.view(room)
+        begin = time.perf_counter()
+        self.reader.read([self._wanted(r, view) for r in layout.reads])
+        read = time.perf_counter()
+        base = self.arena.address + room.offset
+        for move in layout.moves:  # memmove through ctypes leaves other threads running
+            ctypes.memmove(base + move.dst, base + move.src, move.nbytes)
+        moved = time.perf_counter()
+        convert_s = self._convert(layout.chunks, view)
+        chunks_s = time.perf_counter() - moved
+        return LoadCounts(
+            loads=1,
+            read_nbytes=layout.read_nbytes,
+            bound_nbytes=layout.bound_nbytes,
+            moved_nbytes=layout.moved_nbytes,
+            converted_nbytes=layout.converted_nbytes,
+            read_s=read - begin + chunks_s - convert_s,
+            move_s=moved - read,
+            convert_s=convert_s,
+        )
+
+    def _convert(self, chunks: tuple[Chunk, ...], view: memoryview) -> float:
+        """Read and convert staged chunks, one ahead; return the seconds spent converting."""
+        spent = 0.0
+        batches = [self.reader.submit([self._wanted(c.read, view)]) for c in chunks[:1]]
+        try:
+            for i, chunk in enumerate(chunks):
+                batches.pop(0).wait()
+                if i + 1 < len(chunks):
+                    batches.append(self.reader.submit([self._wanted(chunks[i + 1].read, view)]))
+                begin = time.perf_counter()
+                for p in chunk.parts:
+                    src = view[p.src : p.src + p.src_nbytes]
+                    dst = view[p.dst : p.dst + p.dst_nbytes]
+                    convert(src, p.src_dtype, dst, p.dst_dtype)
+                spent += time.perf_counter() - begin
+        except BaseException:
+            for batch in batches:  # nothing may write into the room after this load is over
+                batch.wait()
+            raise
+        return spent
+
+    def _wanted(self, read: Read, view: memoryview) -> Wanted:
+        into = view[read.room_offset : read.room_offset + read.nbytes]
+        return Wanted(self._files[read.file], read.offset, read.need, into)
+
+    def _changed(self, layout: SegmentLayout) -> str:
+        """Return in words what happened to the segment's files since they were opened."""
+        for stamp in layout.files:
+            try:
+                found = stamp.changes(os.fstat(self._files[stamp].descriptor))
+            except OSError as error:
+                found = [f"it cannot be looked at ({error.strerror})"]
+            if found:
+                return f"{stamp.path} changed while it was in use: {', '.join(found)}; start again"
+        return ""
