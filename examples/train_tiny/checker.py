@@ -55,18 +55,12 @@ def read(frames: np.ndarray) -> Reading:
     Raises ValueError for another size: the templates and bounds are in pixels.
     """
     if frames.ndim != 4 or frames.shape[1:] != (data.SIZE, data.SIZE, 3):
-        raise ValueError(
-            f"a clip is [T, {data.SIZE}, {data.SIZE}, 3], this one is {list(frames.shape)}"
-        )
+        raise ValueError(f"a clip is [T, {data.SIZE}, {data.SIZE}, 3], this one is {list(frames.shape)}")
     pixels = frames.astype(np.float32)
-    border = np.concatenate(
-        [pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1
-    )
+    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
     behind = np.median(border, axis=1)
     distance = np.linalg.norm(pixels - behind[:, None, None], axis=-1)
-    peak = np.sort(distance.reshape(len(frames), -1), axis=1)[:, -40:].mean(
-        1
-    )  # of the 40 farthest pixels
+    peak = np.sort(distance.reshape(len(frames), -1), axis=1)[:, -40:].mean(1)  # of the 40 farthest pixels
     seen = peak > CONTRAST
     # The middle of the ramp is the outline; its ends absorb noise and uneven paint.
     share = distance / np.maximum(peak, 1e-6)[:, None, None]
@@ -77,9 +71,7 @@ def read(frames: np.ndarray) -> Reading:
     shapes = _shapes(cover, x, y, area)
     motion, speed = UNNAMED, UNNAMED
     if seen.mean() >= STEADY:
-        motion, speed = _motion(
-            x[seen], y[seen], np.sqrt(area[seen]), np.linspace(0, 1, len(frames))[seen]
-        )
+        motion, speed = _motion(x[seen], y[seen], np.sqrt(area[seen]), np.linspace(0, 1, len(frames))[seen])
     return Reading(
         shapes=tuple(np.where(seen, shapes, UNNAMED)),
         colours=tuple(np.where(seen, _nearest(colour, data.COLOURS), UNNAMED)),
@@ -105,9 +97,7 @@ def _shapes(cover: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray) -
     overlaps = []
     for shape in data.SHAPES:
         template = data.coverage(shape, x, y, np.sqrt(area / data.unit_area(shape)))
-        overlaps.append(
-            np.minimum(cover, template).sum((1, 2)) / np.maximum(cover, template).sum((1, 2))
-        )
+        overlaps.append(np.minimum(cover, template).sum((1, 2)) / np.maximum(cover, template).sum((1, 2)))
     best = np.argmax(overlaps, axis=0)
     return np.where(np.max(overlaps, axis=0) >= OVERLAP, np.array(data.SHAPES)[best], UNNAMED)
 
@@ -163,9 +153,7 @@ def _circling(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> tuple[str, str]:
 def _bouncing(y: np.ndarray, u: np.ndarray) -> tuple[str, str]:
     """Tell slow bounces from quick ones by the correlation with each."""
     arcs = {speed: -np.abs(np.sin(np.pi * count * u)) for speed, count in data.BOUNCES.items()}
-    return _best(
-        "bouncing", {speed: float(np.corrcoef(arc, y)[0, 1]) for speed, arc in arcs.items()}
-    )
+    return _best("bouncing", {speed: float(np.corrcoef(arc, y)[0, 1]) for speed, arc in arcs.items()})
 
 
 def _best(motion: str, scores: dict[str, float]) -> tuple[str, str]:

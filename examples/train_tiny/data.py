@@ -105,9 +105,7 @@ def scenes(held: bool | None = None) -> list[Scene]:
     ]
 
 
-def coverage(
-    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int = SIZE
-) -> np.ndarray:
+def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int = SIZE) -> np.ndarray:
     """Return how much of each pixel the shape covers, float32 [n, size, size] in 0..1.
 
     x, y, radius: [n], in pixels; (x, y) is the centroid. Edges are one pixel soft.
@@ -123,16 +121,12 @@ def unit_area(shape: str) -> float:
     return float(tips * outer * inner * np.sin(np.pi / tips))
 
 
-def near(
-    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, margin: float = 2.0
-) -> np.ndarray:
+def near(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, margin: float = 2.0) -> np.ndarray:
     """Return which pixels lie inside the shape or within `margin` of it, bool [n, SIZE, SIZE]."""
     return _distance(shape, x, y, radius, SIZE) < margin
 
 
-def _distance(
-    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int
-) -> np.ndarray:
+def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int) -> np.ndarray:
     """Return the signed distance to the outline, negative inside; tips fold into one edge."""
     grid = np.arange(size, dtype=np.float32) + 0.5
     dx = grid[None, None, :] - np.asarray(x, np.float32)[:, None, None]
@@ -143,9 +137,7 @@ def _distance(
         return rho - r
     tips, outer, inner = _POLYGONS[shape]
     half = np.pi / tips
-    first_tip = (
-        np.pi / 4 if shape == "square" else -np.pi / 2
-    )  # a square lies flat, the others point up
+    first_tip = np.pi / 4 if shape == "square" else -np.pi / 2  # a square lies flat, the others point up
     angle = np.abs(np.mod(np.arctan2(dy, dx) - first_tip + half, 2 * half) - half)
     px, py = rho * np.cos(angle), rho * np.sin(angle)
     tip, notch = np.array([outer, 0.0]), inner * np.array([np.cos(half), np.sin(half)])
@@ -190,9 +182,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 def paint(scene: Scene, cover: np.ndarray) -> np.ndarray:
     """Blend the scene's colours by coverage [n, h, w] into uint8 [n, h, w, 3]."""
-    fore, back = (
-        np.array(c, np.float32) for c in (COLOURS[scene.colour], BACKGROUNDS[scene.background])
-    )
+    fore, back = (np.array(c, np.float32) for c in (COLOURS[scene.colour], BACKGROUNDS[scene.background]))
     return np.rint(back + cover[..., None] * (fore - back)).astype(np.uint8)
 
 

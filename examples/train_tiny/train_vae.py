@@ -84,9 +84,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = AutoencoderKL.from_config(CONFIG)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     step, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -117,8 +115,7 @@ def main() -> None:
         if step % 250 == 0 or step == args.steps:
             seconds = time.monotonic() - began
             print(
-                f"{step} {seconds / 60:.2f} min loss {loss.item():.4f} "
-                f"psnr {validate(average):.2f} dB",
+                f"{step} {seconds / 60:.2f} min loss {loss.item():.4f} psnr {validate(average):.2f} dB",
                 flush=True,
             )
             state = {
