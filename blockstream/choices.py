@@ -13,6 +13,7 @@ from .errors import BlockstreamError, PluginError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic_core import CoreSchema
     from torch import nn
 
 
@@ -57,9 +58,7 @@ def _is_policies(built: Any) -> bool:
     from .retention import RetentionPolicy
 
     return (
-        isinstance(built, list | tuple)
-        and bool(built)
-        and all(isinstance(p, RetentionPolicy) for p in built)
+        isinstance(built, list | tuple) and bool(built) and all(isinstance(p, RetentionPolicy) for p in built)
     )
 
 
@@ -108,8 +107,15 @@ class Chosen:
             raise PluginError(f"{blame}: returned {built!r}, expected {kind.what}")
         return built
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        """Let a pydantic model hold a choice as it is."""
+        from pydantic_core import core_schema
+
+        return core_schema.is_instance_schema(cls)
+
     def written(self) -> str | dict[str, Any]:
         """Return the choice as YAML has it: a name, or a mapping of the name and every option."""
         if self.options is None or not type(self.options).model_fields:
             return self.ref
-        return {"name": self.ref, **self.options.model_dump(mode="json")}
+        return {"name": self.ref, **self.options.model_dump(mode="json", by_alias=True)}
