@@ -9,6 +9,7 @@ is named. All that is wrong is reported at once, each with its key, its line and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +43,19 @@ def _no_percentage(value: str | int) -> str | int:
     return value
 
 
+def _device(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(DEVICE, value):
+        raise ValueError(f"{value!r} is no device; write auto, cpu, mps, cuda or cuda:1")
+    return value
+
+
+def _threads(value: Any) -> Any:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError(f"{value!r} is no number of threads; write auto or a whole number from 1")
+    return value
+
+
+DEVICE = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 Amount = Annotated[int | str, BeforeValidator(_amount)]
 
 
@@ -60,8 +74,10 @@ class Settings(BaseModel):
     arena: Annotated[Amount, AfterValidator(_no_percentage)] = Field(
         "auto", description='most bytes of weights held at once: "96MiB", or auto: what is left'
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="where to compute")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = Field(
+    device: Annotated[str, BeforeValidator(_device)] = Field(
+        "auto", pattern=DEVICE, description="where to compute: auto, cpu, mps, cuda or cuda:1"
+    )
+    threads: Annotated[Literal["auto"] | int, BeforeValidator(_threads)] = Field(
         "auto", description="threads that compute; changes the last bits of a result"
     )
     output: str | None = Field(None, min_length=1, description="folder of the run, unless --out")
@@ -142,7 +158,8 @@ def make_config(document: Document | Mapping[str, Any], plugins: Plugins | None 
         document = Document("config", dict(document))
     plugins = plugins or Plugins()
     problems: list[Problem] = []
-    own = {k: v for k, v in document.data.items() if k in Settings.model_fields}
+    data = document.data
+    own = {k: data[k] for k in Settings.model_fields if data.get(k) is not None}
     settings, found = validate(Settings, own)
     problems += found
     chosen = choose(document, plugins, problems)

@@ -6,6 +6,7 @@ keys at the top level from the engine and from the pipeline.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,8 +26,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def offered_by(plugins: Plugins, names: Iterable[str]) -> dict[str, dict[str, Choice]]:
     """Return what the plugins of those names offer, loading them, by kind and written name.
 
-    An item is `plugin:item`, except that a built-in item, and the only item or namesake of a plugin,
-    has a bare name too.
+    An item is written `plugin:item`, a built-in one by its bare name, and the only item or the
+    namesake of a plugin by the plugin's name too.
     """
     offered: dict[str, dict[str, Choice]] = {key: {} for key in KINDS}
     for plugin in dict.fromkeys(names):
@@ -36,8 +37,9 @@ def offered_by(plugins: Plugins, names: Iterable[str]) -> dict[str, dict[str, Ch
             for name, choice in items.items():
                 if plugin == "builtin":
                     found[name] = choice
-                elif name == plugin or len(items) == 1:
-                    found.setdefault(plugin, choice)
+                    continue
+                if name == plugin or (len(items) == 1 and plugin not in found):
+                    found[plugin] = choice
                 found[f"{plugin}:{name}"] = choice
     return offered
 
@@ -81,21 +83,21 @@ def _choice(
     offered: Mapping[str, Choice], own: Mapping[type[BaseModel], Any], default: Any
 ) -> dict[str, Any]:
     """Return the schema of one choice: a name, or a mapping of the name and its options."""
-    variants: list[dict[str, Any]] = []
     bare = [n for n, c in offered.items() if not (c.options and own[c.options].get("required"))]
-    if bare:
-        variants.append({"enum": bare})
-    for choice, names in _by_choice(offered):
-        options = own[choice.options] if choice.options else {}
-        shape = {
-            "type": "object",
-            "properties": {"name": {"enum": names}, **options.get("properties", {})},
-            "required": ["name", *options.get("required", [])],
-            "additionalProperties": False,
-        }
-        if choice.summary:
-            shape["description"] = choice.summary
-        variants.append(shape)
+    variants: list[dict[str, Any]] = [{"enum": bare}] if bare else []
+    by_options: dict[type[BaseModel] | None, list[str]] = {}
+    for name, choice in offered.items():
+        by_options.setdefault(choice.options, []).append(name)
+    for model, names in by_options.items():
+        options = own[model] if model is not None else {}
+        variants.append(
+            {
+                "type": "object",
+                "properties": {"name": {"enum": names}, **options.get("properties", {})},
+                "required": ["name", *options.get("required", [])],
+                "additionalProperties": False,
+            }
+        )
     if default is None:
         variants.append({"type": "null"})
     schema: dict[str, Any] = {"anyOf": variants} if variants else {"not": {}}
@@ -114,11 +116,17 @@ def _definitions(
     options: Iterable[type[BaseModel] | None],
 ) -> tuple[dict[str, Any], dict[type[BaseModel], Any]]:
     """Return ($defs of the models inside, the schema of each model itself)."""
-    models = list(dict.fromkeys([Settings, *(model for model in options if model is not None)]))
-    refs, schema = models_json_schema([(m, "validation") for m in models], by_alias=True)
+    models: list[type[BaseModel]] = [Settings, *(model for model in options if model is not None)]
+    refs, schema = models_json_schema([(m, "validation") for m in dict.fromkeys(models)])
     definitions: dict[str, Any] = schema["$defs"]
-    own = {m: definitions[refs[m, "validation"]["$ref"].rpartition("/")[2]] for m in models}
-    for inner in definitions.values():
-        if inner.get("type") == "object" and "properties" in inner:
-            inner["additionalProperties"] = False
-    return definitions, own
+    for definition in definitions.values():
+        if "properties" in definition:
+            definition["additionalProperties"] = False
+    own = {m: definitions[_name_of(refs[m, "validation"])] for m in models}
+    text = json.dumps(definitions)
+    inner = {name: d for name, d in definitions.items() if f'"#/$defs/{name}"' in text}
+    return inner, own
+
+
+def _name_of(ref: Mapping[str, Any]) -> str:
+    return str(ref["$ref"]).rpartition("/")[2]

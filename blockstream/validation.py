@@ -83,9 +83,9 @@ def _message(model: type[BaseModel], item: Any, also_known: Iterable[str]) -> st
     if kind == "missing":
         return "missing"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message[:1].lower() + message[1:]
-    if kind in ("value_error", "assertion_error") or isinstance(given, BaseModel):
+    if kind in ("value_error", "assertion_error"):
         return message
+    message = (message[:1].lower() + message[1:]).replace("valid tuple", "valid list")
     return f"{message}, not {reprlib.repr(given)}"
 
 
