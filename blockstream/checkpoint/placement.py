@@ -115,9 +115,7 @@ def _want(name: str, r: Request) -> _Want:
             merged.append(s)
     shape = _shape(r)
     single = len(r.tensors) == 1
-    if have != tensor_nbytes(dtype, shape) or (
-        single and shape not in (first.shape, (1, *first.shape))
-    ):
+    if have != tensor_nbytes(dtype, shape) or (single and shape not in (first.shape, (1, *first.shape))):
         own = f"{len(r.tensors)} tensors of " if len(r.tensors) > 1 else ""
         raise CheckpointError(
             f"{first.file.path}: {first.name!r} holds {own}shape {list(first.shape)} and parameter "
