@@ -14,21 +14,25 @@ from pathlib import Path, PurePosixPath
 from .mounts import ROOT, Mount, mounts, read_text
 
 #: Version 1 says "no limit" with the largest multiple of the page size that fits 63 bits.
-_UNLIMITED = 1 << 60
+UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One control group as a folder of files; `name` is its path as its hierarchy calls it."""
+    """One control group as a folder of files; `name` is its path as its hierarchy calls it.
+
+    `own` marks the group the process is in, as far as it is visible; the others are its ancestors.
+    """
 
     version: int
     name: str
     folder: Path
+    own: bool
 
     def number(self, file: str) -> int | None:
         """Return the number in `file`, None where there is none: missing, "max", -1, no limit."""
         text = read_text(self.folder / file).strip()
-        if not text.isdigit() or int(text) >= _UNLIMITED:
+        if not text.isdigit() or int(text) >= UNLIMITED:
             return None
         return int(text)
 
@@ -85,4 +89,4 @@ def _walk(mount: Mount, version: int, path: str, root: Path) -> Iterator[Group]:
         if (top / inner).is_dir():
             below = inner
     for inner in (below, *below.parents):
-        yield Group(version, str(shown / inner), top / inner)
+        yield Group(version, str(shown / inner), top / inner, inner == below)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from .cgroups import Group, groups
+from .cgroups import UNLIMITED, Group, groups
 from .mounts import ROOT, read_text
 
 
@@ -87,8 +87,8 @@ def headroom(root: Path = ROOT, system: SystemMemory | None = None) -> Headroom:
     machine = Limit("available memory", system.total, system.total - system.available)
     memory = groups("memory", root)
     limits = [machine, *_process_limits(root)]
-    for nearest, group in enumerate(memory):
-        limits += _version_2(group) if group.version == 2 else _version_1(group, nearest == 0)
+    for group in memory:
+        limits += _version_2(group) if group.version == 2 else _version_1(group)
     return Headroom(tuple(limits), _swap_free(memory, system))
 
 
@@ -114,9 +114,9 @@ def _version_2(group: Group) -> Iterator[Limit]:
             yield Limit(source, limit, max(0, usage - droppable), droppable, soft)
 
 
-def _version_1(group: Group, own: bool) -> Iterator[Limit]:
+def _version_1(group: Group) -> Iterator[Limit]:
     # An ancestor without use_hierarchy does not count its children; newer kernels have only 1.
-    if not own and group.number("memory.use_hierarchy") == 0:
+    if not group.own and group.number("memory.use_hierarchy") == 0:
         return
     stat = group.stat("memory.stat")
     droppable = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
@@ -126,11 +126,12 @@ def _version_1(group: Group, own: bool) -> Iterator[Limit]:
         ("memory.memsw.", "hierarchical_memsw_limit"),
     ):
         usage = group.number(f"{prefix}usage_in_bytes")
-        named = group.number(f"{prefix}limit_in_bytes")
-        above = stat.get(inherited, 1 << 63)
-        limit = min(named if named is not None else 1 << 63, above)
-        if usage is not None and limit < 1 << 60:
-            file = f"{prefix}limit_in_bytes" if limit == named else inherited
+        limits = {
+            f"{prefix}limit_in_bytes": group.number(f"{prefix}limit_in_bytes") or UNLIMITED,
+            inherited: stat.get(inherited, UNLIMITED),
+        }
+        file, limit = min(limits.items(), key=lambda item: item[1])
+        if usage is not None and limit < UNLIMITED:
             source = f"cgroup v1 {file} of {group.name}"
             yield Limit(source, limit, max(0, usage - droppable), droppable)
 
@@ -161,6 +162,11 @@ def _swap_free(memory: tuple[Group, ...], system: SystemMemory) -> int:
         limit, used = group.number("memory.swap.max"), group.number("memory.swap.current")
         if limit is not None and used is not None:
             free.append(max(0, limit - used))
+        # Version 1 limits memory and swap together: what that allows beyond memory can be swap.
+        both, alone = group.number("memory.memsw.limit_in_bytes"), group.number("memory.limit_in_bytes")
+        if both is not None and alone is not None:
+            swapped = group.stat("memory.stat").get("total_swap", 0)
+            free.append(max(0, both - alone - swapped))
     return min(free)
 
 

@@ -14,13 +14,10 @@ from typing import Literal
 #: The machine's own tree. Tests pass a folder that holds a made-up /proc and /sys instead.
 ROOT = Path("/")
 
-
-_NETWORK = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs", "lustre")
-    + ("ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs", "sshfs", "virtiofs")
-)
-_OVERLAY = frozenset({"aufs", "overlay", "overlayfs", "unionfs"})
-_MEMORY = frozenset({"ramfs", "tmpfs"})
+_NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre", "nfs"}
+_NETWORK |= {"nfs4", "orangefs", "smb3", "smbfs", "sshfs", "virtiofs"}
+_OVERLAY = {"aufs", "fuse-overlayfs", "overlay", "overlayfs", "unionfs"}
+_MEMORY = {"ramfs", "tmpfs"}
 
 Kind = Literal["local", "network", "overlay", "memory", "unknown"]
 
@@ -88,11 +85,11 @@ def file_system(path: Path | str, root: Path = ROOT) -> FileSystem:
     mount = mount_of(Path(path).resolve(), root)
     if mount is None:
         return FileSystem("unknown", "", "", "unknown")
-    name = mount.fstype.removeprefix("fuse.").removeprefix("fuseblk.")
+    name = mount.fstype.removeprefix("fuse.")
     kind: Kind = "local"
     if name in _NETWORK or (mount.fstype.startswith("fuse") and ":" in mount.source):
         kind = "network"
-    elif name in _OVERLAY or name == "fuse-overlayfs":
+    elif name in _OVERLAY:
         kind = "overlay"
     elif name in _MEMORY:
         kind = "memory"
