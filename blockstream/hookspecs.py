@@ -114,7 +114,8 @@ def attention_kernel(layer: AttentionLayer) -> AttentionKernel | None:
 def run_started(run: Any) -> None:
     """Observe that a run begins: its config is resolved and nothing has been loaded yet.
 
-    `run` has `config` (the RunConfig) and `out` (the folder it writes, a Path).
+    `run` has `config` (the RunConfig), `out` (the folder it writes, a Path), `budget_nbytes`, and
+    `predicted_s`: the predicted seconds of each stage by name, in order, kept up to date.
     """
 
 

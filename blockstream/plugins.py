@@ -142,13 +142,16 @@ class Plugins:
         for candidate in tried:
             if candidate not in self.loaded:
                 self.load(candidate)
-            families: dict[str, ModelFamily] = self._ask("model_families", candidate)
-            if name in families:
+            if name in (families := self.families(candidate)):
                 return families[name]
             known += families
         raise ConfigError(
             f"no model family {name!r}{nearest(name, known)} (in {_names(tried)}: {_names(known)})"
         )
+
+    def families(self, plugin: str) -> dict[str, ModelFamily]:
+        """Return the model families of a loaded plugin, by name."""
+        return self._ask("model_families", plugin)
 
     def hooks_of(self, plugin: str) -> tuple[str, ...]:
         """Return the names of the hooks a loaded plugin implements."""
@@ -204,9 +207,7 @@ def activate(config: RunConfig) -> Plugins:
     return plugins
 
 
-KNOWN_HOOKS = tuple(
-    name for name, value in vars(hookspecs).items() if hasattr(value, "blockstream_spec")
-)
+KNOWN_HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "blockstream_spec"))
 
 
 def _is_list_of(kind: type) -> Callable[[Any], bool]:
@@ -239,8 +240,7 @@ def _guard(plugin: str, hook: str, implementation: pluggy.HookImpl) -> None:
             raise blame(error) from error
         if fits is not None and not fits(result):
             raise PluginError(
-                f"plugin {plugin!r}, hook {hook}: returned {reprlib.repr(result)}, "
-                f"expected {expected}"
+                f"plugin {plugin!r}, hook {hook}: returned {reprlib.repr(result)}, expected {expected}"
             )
         return result
 

@@ -1,0 +1,1 @@
+"""The `blockstream` command: one file a command."""

@@ -1,0 +1,58 @@
+"""What several commands share: the CONFIG argument, and output for people or for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blockstream.config import RunConfig
+    from blockstream.yamlfile import Document
+
+
+def add_config(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Add CONFIG and --set to a command."""
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?" if optional else None,
+        help="a YAML file, or the name of a packaged example such as movd.yaml",
+    )
+    parser.add_argument(
+        "--set",
+        dest="sets",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set one key, e.g. --set steps=10 or --set sampler.tau=0.1; may be repeated",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --json to a command."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def read_document(name: str, sets: list[str]) -> Document:
+    """Return the document of a config; a packaged example is announced on stderr."""
+    from blockstream.config import read_config
+
+    document = read_config(name, sets)
+    if document.packaged is not None:
+        print(f"{document.name}: the example packaged in {document.packaged}", file=sys.stderr)
+    return document
+
+
+def load_config(name: str, sets: list[str]) -> RunConfig:
+    """Return the validated configuration of a config."""
+    from blockstream.config import make_config
+
+    return make_config(read_document(name, sets))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    print()

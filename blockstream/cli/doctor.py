@@ -1,0 +1,154 @@
+"""`blockstream doctor`: measure this machine and say what limits a run here."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from blockstream.budget import format_nbytes
+
+from .common import add_json, print_json
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+DISTRIBUTION = "blockstream-engine"
+
+#: Extras that only who develops the project needs.
+DEVELOPMENT = frozenset({"test", "dev"})
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        nargs="?",
+        default=".",
+        help="a folder, or a large file, on the disk to measure (default: here)",
+    )
+    parser.add_argument("--no-disk", action="store_true", help="leave the disk alone")
+    add_json(parser, "the facts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts about this machine."""
+    from blockstream.machine import doctor_facts
+
+    if not (args.json or args.no_disk):
+        print("reading the disk with nothing cached, about three seconds ...", file=sys.stderr)
+    facts = {
+        "schema": 1,
+        **doctor_facts(args.path, measure=not args.no_disk),
+        "devices": devices(),
+        "missing": missing_extras(),
+    }
+    if args.json:
+        print_json(facts)
+    else:
+        for title, text in _lines(facts):
+            print(f"{title:<10} {text}".rstrip())
+    return 0
+
+
+def devices() -> list[dict[str, str]]:
+    """Return the devices of this machine, without importing torch: kind, name, and what it lacks."""
+    found = [{"kind": "cpu", "name": _cpu_name()}]
+    if sys.platform == "darwin":
+        return [*found, {"kind": "mps", "name": "Apple GPU"}] if _cpu_name() == "arm" else found
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return found
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return [*found, {"kind": "cuda", "name": f"nvidia-smi failed: {error}"}]
+    return found + [{"kind": "cuda", "name": line.strip()} for line in listed.stdout.splitlines()]
+
+
+def missing_extras() -> dict[str, list[str]]:
+    """Return, for each extra of the package that is incomplete, the requirements it lacks."""
+    from packaging.requirements import Requirement
+
+    try:
+        described = metadata.metadata(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return {}
+    extras = [e for e in described.get_all("Provides-Extra") or [] if e not in DEVELOPMENT]
+    required = [Requirement(text) for text in described.get_all("Requires-Dist") or []]
+    lacking = {
+        extra: [
+            str(r.name) + str(r.specifier)
+            for r in required
+            if r.marker is not None
+            and r.marker.evaluate({"extra": extra})
+            and not r.marker.evaluate({"extra": ""})
+            and not _satisfied(r)
+        ]
+        for extra in extras
+    }
+    return {extra: names for extra, names in lacking.items() if names}
+
+
+def _satisfied(requirement: Requirement) -> bool:
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(version, prereleases=True)
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (title, text) of each line for people; what continues a line has no title."""
+    system, memory, cpu, disk = (facts[key] for key in ("system", "memory", "cpu", "disk"))
+    yield "system", f"{system['platform']}, Python {system['python']}"
+    yield "memory", f"{format_nbytes(memory['nbytes'])} free under {memory['source']}"
+    for limit in memory["limits"]:
+        used = f"{format_nbytes(limit['used_nbytes'])} used"
+        yield "", f"{limit['source']}: {used} of {format_nbytes(limit['limit_nbytes'])}"
+    yield "", f"this process holds {format_nbytes(facts['held']['nbytes'])}"
+    yield "processors", f"{cpu['threads']} to compute with: {cpu['source']}"
+    for device in facts["devices"]:
+        yield "device", f"{device['kind']}: {device['name']}"
+    yield from _disk_lines(disk)
+    installed = {name: version for name, version in facts["versions"].items() if version}
+    yield "versions", ", ".join(f"{name} {version}" for name, version in installed.items())
+    for extra, names in facts["missing"].items():
+        yield "missing", f"{', '.join(names)}: pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def _disk_lines(disk: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if disk is None:
+        return
+    where = disk["file_system"]
+    yield "disk", f"{disk['path']}: {where['fstype']} on {where['source']}, read cold"
+    for mode in ("direct", "buffered"):
+        best = disk[mode]
+        if best is not None:
+            size = format_nbytes(best["request_nbytes"])
+            speed = f"{best['bytes_per_s'] / 1e9:.2f} GB/s"
+            yield "", f"{mode:<8} {speed}, {best['depth']} reader threads, requests of {size}"
+    if disk["direct_refused"]:
+        yield "", f"no direct reads: {disk['direct_refused']}"
+    for note in disk["notes"]:
+        yield "", note
+
+
+def _cpu_name() -> str:
+    """Return the processor's name, as far as the system tells."""
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,146 @@
+"""The command line: find the command, run it, turn errors into one message and an exit code.
+
+Exit codes: 0 well, 1 the run failed, 2 wrong usage or config, 130 interrupted. A command is an object
+with `configure(parser)` and `run(args) -> int`; only the one that is named is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from blockstream import entrypoints
+from blockstream.entrypoints import Installed, nearest
+from blockstream.errors import BlockstreamError, ConfigError, PluginError
+
+#: The built-in commands: module and summary, so that help imports none of them.
+BUILT_IN = {
+    "run": ("blockstream.cli.run", "run a config and write its result to a folder"),
+    "plan": ("blockstream.cli.plan", "predict a run: what stays, how long, how much memory"),
+    "schema": ("blockstream.cli.schema", "print the JSON Schema of config files"),
+    "plugins": ("blockstream.cli.plugins", "list what is installed, without importing it"),
+    "doctor": ("blockstream.cli.doctor", "measure this machine: disk, memory, processors"),
+}
+
+ENVIRONMENT = """environment:
+  BLOCKSTREAM_DISABLE=a,b          hide plugins, and the commands of their packages
+  BLOCKSTREAM_TRACE_PLUGINS=1      print every hook call
+  BLOCKSTREAM_DEBUG=1              print the traceback of an error
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read the output has left; the interpreter must not flush into the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ConfigError as error:
+        return _failed(str(error), 2)
+    except BlockstreamError as error:
+        return _failed(str(error), 1)
+    except Exception as error:
+        hint = "" if _debug() else " (BLOCKSTREAM_DEBUG=1 shows where)"
+        return _failed(f"{type(error).__name__}: {error}{hint}", 1)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    added = _by_name(entrypoints.commands())
+    words = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    for length in range(words, 0, -1):
+        name = ".".join(argv[:length])
+        if name in BUILT_IN or name in added:
+            return _run(name, added.get(name, []), argv[length:])
+    if words == 0:
+        return _top_level(argv, added)
+    below = sorted(name for name in added if name.startswith(f"{argv[0]}."))
+    if below:
+        print(_listing(f"usage: blockstream {argv[0]} COMMAND", {n: added[n] for n in below}))
+        return 0 if {"-h", "--help"} & set(argv) else 2
+    known = [*BUILT_IN, *(name.replace(".", " ") for name in added)]
+    raise ConfigError(f"no command {argv[0]!r}{nearest(argv[0], known)} (commands: {', '.join(known)})")
+
+
+def _run(name: str, added: list[Installed], rest: list[str]) -> int:
+    """Import one command, parse its arguments and run it; a package's command is blamed by name."""
+    parser = argparse.ArgumentParser(f"blockstream {name.replace('.', ' ')}", allow_abbrev=False)
+    if name in BUILT_IN:
+        module, parser.description = BUILT_IN[name]
+        command: Any = importlib.import_module(module)
+        command.configure(parser)
+        return int(command.run(parser.parse_args(rest)))
+    if len(added) > 1:
+        providers = ", ".join(command.provider for command in added)
+        raise PluginError(f"command {name!r} is registered by {providers}; uninstall all but one")
+    command = entrypoints.load(added[0], "command")
+    try:
+        command.configure(parser)
+        return int(command.run(parser.parse_args(rest)) or 0)
+    except (BlockstreamError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"command {name!r} of {added[0].provider}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _top_level(argv: list[str], added: Mapping[str, list[Installed]]) -> int:
+    if argv == ["--version"]:
+        print(f"blockstream {metadata.version('blockstream-engine')}")
+        return 0
+    asked = bool(argv) and set(argv) <= {"-h", "--help"}
+    if argv and not asked:
+        raise ConfigError(f"unknown option {argv[0]!r}; write blockstream COMMAND [options]")
+    print(_help(added), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def _help(added: Mapping[str, list[Installed]]) -> str:
+    lines = [
+        "usage: blockstream COMMAND [options]   (blockstream COMMAND --help, blockstream --version)",
+        "",
+        "Run transformers that do not fit in memory, inside a byte budget.",
+        "",
+        "commands:",
+        *(f"  {name:<14} {summary}" for name, (_, summary) in BUILT_IN.items()),
+    ]
+    own = {name: found for name, found in added.items() if name not in BUILT_IN}
+    if own:
+        lines += ["", _listing("commands of installed packages:", own)]
+    examples = ", ".join(sorted(entrypoints.examples())) or "none"
+    return "\n".join([*lines, "", f"packaged configs: {examples}", "", ENVIRONMENT.rstrip()])
+
+
+def _listing(title: str, added: Mapping[str, list[Installed]]) -> str:
+    rows = [f"  {n.replace('.', ' '):<14} from {found[0].provider}" for n, found in added.items()]
+    return "\n".join([title, *rows])
+
+
+def _by_name(commands: Sequence[Installed]) -> dict[str, list[Installed]]:
+    named: dict[str, list[Installed]] = {}
+    for command in commands:
+        named.setdefault(command.name, []).append(command)
+    return named
+
+
+def _debug() -> bool:
+    return os.environ.get("BLOCKSTREAM_DEBUG", "") not in ("", "0")
+
+
+def _failed(message: str, code: int) -> int:
+    if _debug():
+        traceback.print_exc()
+    print(f"blockstream: {message}", file=sys.stderr)
+    return code

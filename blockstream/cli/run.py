@@ -1,0 +1,56 @@
+"""`blockstream run CONFIG`: run a config and write its result to a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from blockstream.errors import ConfigError
+
+from .common import add_config, add_json, load_config, print_json
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config(parser, optional=True)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write; refused when it is not empty"
+    )
+    where.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the interrupted run in DIR, by default with DIR/config.yaml",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier run left in the folder"
+    )
+    add_json(parser, "the report")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the config and print predicted against measured."""
+    if args.resume is not None and args.overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite replaces it; choose one")
+    if args.config is None and args.resume is None:
+        raise ConfigError("name a config, e.g. blockstream run movd.yaml, or --resume DIR")
+    config = load_config(args.config or str(args.resume / "config.yaml"), args.sets)
+
+    from blockstream import runner
+    from blockstream.report.progress import Progress
+    from blockstream.report.tables import print_run
+
+    with Progress() as progress:
+        report = runner.run(
+            config,
+            args.resume or args.out,
+            resume=args.resume is not None,
+            overwrite=args.overwrite,
+            observers=[progress],
+        )
+    if args.json:
+        print_json(report)
+    else:
+        print_run(report)
+    return 0

@@ -1,0 +1,150 @@
+"""The live line of a run: stage, pass, time left, read speed, memory against the budget.
+
+An observer: register it with the run's plugins, or call its methods. It shows on a terminal only,
+and only once the run has taken two seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from blockstream.budget import format_nbytes
+from blockstream.hookspecs import hookimpl
+from blockstream.ledger import Span
+from blockstream.memory import held
+from blockstream.segments import Stage
+
+#: A run shorter than this shows nothing, in seconds.
+QUIET_S = 2.0
+
+#: The read speed is that of the last seconds.
+WINDOW_S = 5.0
+
+
+class Progress:
+    """What is known of a run in progress, and the line that says it.
+
+    Use it as a context manager around the run: leaving it ends the display, whatever happened. Spans
+    come from the loader thread too, and the display has a thread: one lock guards what they share.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        held_nbytes: Callable[[], int] = lambda: held().nbytes,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._held_nbytes = held_nbytes
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._run: Any = None
+        self._stage: Stage | None = None
+        self._pass_index = self._visits = 0
+        self._began = self._stage_began = clock()
+        self._loads: deque[tuple[float, int]] = deque()
+
+    def __enter__(self) -> Progress:
+        self._began = self._clock()
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._line, console=self._console, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @hookimpl
+    def run_started(self, run: Any) -> None:
+        """Remember the run: its budget and its predicted times are shown."""
+        self._run = run
+
+    @hookimpl
+    def stage_started(self, stage: Stage) -> None:
+        """Begin a stage."""
+        with self._lock:
+            self._stage, self._stage_began = stage, self._clock()
+            self._pass_index = self._visits = 0
+
+    @hookimpl
+    def stage_finished(self, stage: Stage) -> None:
+        """End a stage."""
+        with self._lock:
+            self._stage = None
+
+    @hookimpl
+    def pass_started(self, stage: Stage, pass_index: int) -> None:
+        """Begin a pass of the stage."""
+        with self._lock:
+            self._pass_index, self._visits = pass_index, 0
+
+    @hookimpl
+    def segment_loaded(self, span: Span) -> None:
+        """Count what was read."""
+        with self._lock:
+            self._loads.append((self._clock(), span.nbytes))
+
+    @hookimpl
+    def segment_executed(self, span: Span) -> None:
+        """Count a visit."""
+        with self._lock:
+            self._visits += 1
+
+    def text(self) -> str:
+        """Return the line as it is now; "" for a run that is young or between stages."""
+        now = self._clock()
+        with self._lock:
+            stage, speed = self._stage, self._speed(now)
+            if stage is None or now - self._began < QUIET_S:
+                return ""
+            passes, total = self._pass_index, stage.passes.most
+            done = (passes + min(1.0, self._visits / len(stage.order))) / total if total else None
+            elapsed = now - self._stage_began
+        parts = [stage.name, f"pass {passes + 1}" + (f" of {total}" if total else "")]
+        if done is not None:
+            parts.append(f"{done:.0%}")
+            if 0 < done < 1:
+                left = elapsed / done * (1 - done) + self._later_s(stage.name)
+                parts.append(f"{_duration(left)} left")
+        parts.append(f"{speed / 1e9:.2f} GB/s")
+        budget = getattr(self._run, "budget_nbytes", None)
+        of = f" of {format_nbytes(budget)}" if budget else ""
+        return "  ".join([*parts, f"{format_nbytes(self._held_nbytes())}{of}"])
+
+    def _line(self) -> Text:
+        return Text(self.text(), no_wrap=True, overflow="ellipsis")
+
+    def _speed(self, now: float) -> float:
+        """Return the bytes per second read in the last seconds."""
+        while self._loads and self._loads[0][0] < now - WINDOW_S:
+            self._loads.popleft()
+        window = min(WINDOW_S, now - self._began)
+        return sum(nbytes for _, nbytes in self._loads) / window if window > 0 else 0.0
+
+    def _later_s(self, name: str) -> float:
+        """Return the predicted seconds of the stages after the one of that name."""
+        predicted = dict(getattr(self._run, "predicted_s", None) or {})
+        names = list(predicted)
+        after = names[names.index(name) + 1 :] if name in names else []
+        return float(sum(predicted[later] for later in after))
+
+
+def _duration(seconds: float) -> str:
+    """Return a time for people: 0:07, 12:30, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
