@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 
@@ -84,33 +83,36 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
-def check_keys(
-    model: nn.Module,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    what: str = "checkpoint",
-    optional: Iterable[str] = (),
-) -> None:
+def tied_keys(model: nn.Module) -> list[set[str]]:
+    """Return the groups of keys under which a model lists one and the same tensor."""
+    groups: dict[int, set[str]] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        groups.setdefault(id(tensor), set()).add(key)
+    return [keys for keys in groups.values() if len(keys) > 1]
+
+
+def check_keys(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, what: str = "checkpoint") -> None:
     """Check that a checkpoint holds exactly the model's keys, each in the model's shape.
 
-    `shapes` may come from file headers alone: nothing is loaded. `optional` keys may be missing.
+    `shapes` may come from file headers alone: nothing is loaded. Of keys that are one tensor, one is enough.
     Raises CheckpointError with the first few keys that differ and the variant they point to.
     """
     own = shapes_of(model.state_dict())
-    missing = sorted(own.keys() - shapes.keys() - set(optional))
+    spare = {key for keys in tied_keys(model) if keys & shapes.keys() for key in keys}
+    missing = sorted(own.keys() - shapes.keys() - spare)
     unexpected = sorted(shapes.keys() - own.keys())
-    wrong = sorted(key for key in own.keys() & shapes.keys() if own[key] != tuple(shapes[key]))
+    wrong = [
+        f"{key} is {tuple(shapes[key])}, not {own[key]}"
+        for key in sorted(own.keys() & shapes.keys())
+        if own[key] != tuple(shapes[key])
+    ]
     if not (missing or unexpected or wrong):
         return
-    parts = [_few(missing, "missing"), _few(unexpected, "unexpected")]
-    parts.append(
-        _few([f"{key} is {tuple(shapes[key])}, not {own[key]}" for key in wrong], "of another shape")
-    )
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
+    parts = [_few(keys, word) for word, keys in found.items() if keys]
     variant = likely_variant(shapes)
     hint = f"; it looks like {variant}" if variant else ""
-    raise CheckpointError(
-        f"{what} does not fit {type(model).__name__}: {', '.join(p for p in parts if p)}{hint}"
-    )
+    raise CheckpointError(f"{what} does not fit {type(model).__name__}: {', '.join(parts)}{hint}")
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], *, what: str = "checkpoint") -> None:
@@ -119,9 +121,14 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], *, what: s
     A model on the meta device takes the tensors themselves, any other one copies them.
     """
     check_keys(model, shapes_of(state_dict), what=what)
-    meta = any(p.is_meta for p in model.parameters())
-    with torch.no_grad():
-        model.load_state_dict(dict(state_dict), strict=True, assign=meta)
+    tensors = dict(state_dict)
+    for keys in tied_keys(model):
+        tensor = next(tensors[key] for key in sorted(keys) if key in tensors)
+        tensors.update(dict.fromkeys(keys, tensor))
+    meta = any(tensor.is_meta for tensor in model.state_dict().values())
+    model.load_state_dict(tensors, strict=True, assign=meta)
+    if meta and hasattr(model, "tie_weights"):
+        model.tie_weights()
 
 
 def likely_variant(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -146,8 +153,6 @@ def likely_variant(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
-def _few(items: list[str], word: str, n: int = 3) -> str:
-    if not items:
-        return ""
-    more = f" and {len(items) - n} more" if len(items) > n else ""
-    return f"{len(items)} {word} ({', '.join(items[:n])}{more})"
+def _few(keys: list[str], word: str, n: int = 3) -> str:
+    more = f" and {len(keys) - n} more" if len(keys) > n else ""
+    return f"{len(keys)} {word} ({', '.join(keys[:n])}{more})"

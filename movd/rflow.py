@@ -79,10 +79,10 @@ class OpenSoraFlow:
     """The `Flow` of one run: a model, its text, its times, guidance and the frames that are known.
 
     `y` [B, 1, L, caption] and `mask` [n, L] are the text; its unconditional half is the model's learned
-    caption under the prompt's own mask. `frames`, `height`, `width` are in pixel space, `fps` frames a second.
-    `x_mask` [B, T] gives each latent frame's share of generation: 1 generate, 0 keep as it is in z, between:
-    keep until t <= x_mask, then noise it to t (drawn from `generator`) and generate. `on_step(i, z, memory)` and
-    `on_remaining(n)` are called where a sampler reports.
+    caption under the prompt's own mask. `frames`, `height`, `width` are in pixels, `fps` a second.
+    `x_mask` [B, T] gives each latent frame's share of generation: 1 generate, 0 keep as it is in z,
+    between: keep until t <= x_mask, then noise it to t (drawn from `generator`) and generate.
+    `on_step(i, z, memory)` and `on_remaining(n)` are called where a sampler reports.
     """
 
     straight = True

@@ -378,5 +378,5 @@ def position_table(channels: int, rows: int, columns: int, scale: float, base: i
     return torch.cat((across, down), -1).flatten(0, 1)
 
 
-#: hpcai-tech/OpenSora-STDiT-v3: 1.1 B parameters.
+#: hpcai-tech/OpenSora-STDiT-v3: 1.21 B parameters.
 STDIT3_XL_2 = STDiT3Config()
