@@ -51,10 +51,12 @@ def groups(controller: str, root: Path = ROOT) -> tuple[Group, ...]:
     seen = mounts(root)
     found: dict[Path, Group] = {}
     for version, path in _memberships(controller, root):
-        for mount in seen:
-            if _shows(mount, version, controller):
-                for group in _walk(mount, version, path, root):
-                    found.setdefault(group.folder, group)
+        places = [m for m in seen if _shows(m, version, controller)]
+        # A bind mount of a foreign group says nothing of this process, unless it is all there is: a
+        # container that knows its group by the host's path sees the group at the mount point.
+        for mount in [m for m in places if _inside(m, path) is not None] or places:
+            for group in _walk(mount, version, path, root):
+                found.setdefault(group.folder, group)
     return tuple(found.values())
 
 
@@ -75,18 +77,17 @@ def _shows(mount: Mount, version: int, controller: str) -> bool:
     return mount.fstype == "cgroup" and controller in mount.options
 
 
-def _walk(mount: Mount, version: int, path: str, root: Path) -> Iterator[Group]:
-    """Yield the group at `path` and its ancestors as far as the mount shows them.
+def _inside(mount: Mount, path: str) -> PurePosixPath | None:
+    """Return where below its mount point a mount shows the group at `path`, None if it does not."""
+    group = PurePosixPath(path)
+    if not group.is_relative_to(mount.root):
+        return None
+    inside = group.relative_to(mount.root)
+    return None if ".." in inside.parts else inside
 
-    A group the mount does not show (a container that sees the host's path, a process outside its
-    namespace's root) is taken to be below the mount point, whose own limits bind it still.
-    """
-    top = root / mount.point.lstrip("/")
-    group, shown = PurePosixPath(path), PurePosixPath(mount.root)
-    below = PurePosixPath()
-    if group.is_relative_to(shown) and ".." not in group.parts:
-        inner = group.relative_to(shown)
-        if (top / inner).is_dir():
-            below = inner
+
+def _walk(mount: Mount, version: int, path: str, root: Path) -> Iterator[Group]:
+    """Yield the group at `path` and its ancestors as far as the mount shows them."""
+    top, below = root / mount.point.lstrip("/"), _inside(mount, path) or PurePosixPath()
     for inner in (below, *below.parents):
-        yield Group(version, str(shown / inner), top / inner, inner == below)
+        yield Group(version, str(PurePosixPath(mount.root) / inner), top / inner, inner == below)

@@ -263,8 +263,6 @@ class _Reader:
                 os.preadv(self._fd, [buffer], 0)
         except OSError as error:
             return os.strerror(error.errno or 0)
-        finally:
-            self._set_direct(False)
         return None
 
     def measure(self, mode: Mode, request: int, depth: int, limit_s: float) -> float:
@@ -277,7 +275,6 @@ class _Reader:
             for buffer in buffers:
                 buffer.write(bytes(request))  # its pages are there before the clock starts
             stack.callback(self.drop)
-            stack.callback(self._set_direct, False)
             self.drop()
             self._set_direct(mode == "direct")
             began = time.monotonic()

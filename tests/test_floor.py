@@ -117,6 +117,21 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path):
     assert runtime_floor([], tmp_path / "file/cache").measured
 
 
+def test_a_cache_file_that_cannot_be_replaced_leaves_no_draft(tmp_path):
+    runtime_floor([], tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.mkdir()
+    assert runtime_floor([], tmp_path).measured
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_module_of_the_working_folder_does_not_stand_in_for_an_installed_one(tmp_path, monkeypatch):
+    (tmp_path / "psutil.py").write_text("raise RuntimeError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    assert runtime_floor(["psutil"], tmp_path / "cache").nbytes > 0
+
+
 def test_measuring_at_the_same_time_leaves_one_good_file(tmp_path):
     threads = [threading.Thread(target=runtime_floor, args=([], tmp_path)) for _ in range(3)]
     for thread in threads:

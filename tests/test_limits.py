@@ -77,6 +77,9 @@ def test_v1_ancestors_count_too_unless_they_do_not_count_their_children(machine)
     assert room(machine).nbytes == 300 * MIB
     machine.write("sys/fs/cgroup/memory/a/memory.use_hierarchy", 0)
     assert room(machine).source == "available memory"
+    machine.write("sys/fs/cgroup/memory/a/b/memory.use_hierarchy", 0)
+    machine.write("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", 150 * MIB)
+    assert room(machine).nbytes == 50 * MIB  # the group's own limit binds in any case
 
 
 def test_a_v1_ancestor_outside_the_container_binds_through_the_hierarchical_limit(machine):
@@ -137,6 +140,7 @@ def test_both_versions_at_once_are_both_read(machine):
         ("/docker/abc", "/", ""),  # the host's path, but only the container's group is mounted
         ("/../other", "/", ""),  # moved out of its namespace's root
         ("/", "/../..", ""),  # the mount shows ancestors of the namespace's root
+        ("/../../job", "/../..", "job"),  # and the process is in one beside it
         ("/job (deleted)", "/", ""),  # the group is gone
         ("/with space:and colon", "/", "with space:and colon"),
     ],
@@ -144,6 +148,15 @@ def test_both_versions_at_once_are_both_read(machine):
 def test_the_group_is_found_however_the_container_shows_it(machine, path, root, folder):
     machine.process(f"0::{path}", V2.format(root=root))
     machine.v2(folder, 100 * MIB, 40 * MIB)
+    machine.v2("../other", 100 * MIB, 99 * MIB)  # no group: outside the mount
+    assert room(machine).nbytes == 60 * MIB
+
+
+def test_a_foreign_group_mounted_elsewhere_does_not_count(machine):
+    foreign = V2.format(root="/foreign").replace("/sys/fs/cgroup ", "/mnt/foreign ")
+    machine.process("0::/job", foreign, V2.format(root="/"))
+    machine.v2("job", 100 * MIB, 40 * MIB)
+    machine.v2("../../../mnt/foreign", 10 * MIB, 9 * MIB)
     assert room(machine).nbytes == 60 * MIB
 
 

@@ -13,6 +13,7 @@ import pytest
 from blockstream import memory
 from blockstream.errors import EngineError
 from blockstream.memory import Held, HeldReader, MemoryWatch, PinnedBytes, held, split
+from tests.support.cgroup import limited, why_not
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -250,3 +251,29 @@ def test_causes_that_claim_more_than_was_held_get_what_is_left_in_their_order():
     parts = split(100, {"arena": 70, "runtime": 50, "activations": 5})
     assert parts == {"arena": 70, "runtime": 30, "activations": 0, "other": 0}
     assert split(5, {"arena": -3}) == {"arena": 0, "other": 5}
+
+
+BURST = """
+import sys, threading
+from blockstream.memory import MemoryWatch
+pause = threading.Event()
+with MemoryWatch() as watch:
+    watch.sample("burst")
+    x = bytearray(b"x") * (int(sys.argv[1]) << 20)
+    pause.wait(0.2)  # twenty samples long
+    del x
+    watch.sample("calm")
+print(watch.peak_nbytes, watch.peak_at)
+"""
+
+
+@pytest.mark.skipif(bool(why_not("memory")), reason=why_not("memory") or "")
+def test_the_peak_of_a_burst_between_visits_is_what_the_kernel_charged_for_it():
+    with limited(memory_nbytes=400 * MIB) as group:
+        done = group.run([sys.executable, "-c", BURST, "150"])
+        charged = group.peak_nbytes
+    assert done.returncode == 0, done.stderr
+    peak, label = done.stdout.split()
+    assert label == "burst"
+    assert 150 * MIB < int(peak) <= charged  # the charge includes page cache and page tables
+    assert charged - int(peak) < 60 * MIB
