@@ -31,6 +31,7 @@ ALIGNMENT = 4096
 REQUESTS = (1 << 20, 4 << 20, 16 << 20)
 DEPTHS = (1, 2, 4)
 
+_FIRST_BIT = bytes(state & 1 for state in range(256))
 _LEAST_NBYTES = 16 << 20
 _KEEP_FREE_NBYTES = 256 << 20
 Mode = Literal["direct", "buffered"]
@@ -116,6 +117,8 @@ def disk(
     busy moment hits all of them. Raises ConfigError when the path cannot be used, and OSError from
     a disk that fails.
     """
+    if not hasattr(os, "preadv"):
+        raise ConfigError("this system has no preadv: its disks cannot be measured, nor streamed from")
     began = time.monotonic()
     path = Path(path)
     with _opened(path, nbytes, limit_s / 3) as (fd, size, fresh):
@@ -200,7 +203,7 @@ def cached_nbytes(file: int | Path | str) -> int | None:
         address = ctypes.c_void_p(ctypes.addressof(start))
         failed = ctypes.CDLL(None).mincore(address, ctypes.c_size_t(size), pages)
         del start
-    return None if failed else page * sum(state & 1 for state in pages)
+    return None if failed else page * bytes(pages).translate(_FIRST_BIT).count(1)
 
 
 @contextlib.contextmanager
@@ -312,9 +315,7 @@ class _Reader:
 
     def _set_direct(self, on: bool) -> None:
         """Turn direct reads on or off; raises OSError where the file system refuses them."""
-        if sys.platform == "win32":
-            raise OSError(95, "direct reads are not supported on this system")
-        import fcntl
+        import fcntl  # not on every system, and the facts without a disk are
 
         if sys.platform == "darwin":
             fcntl.fcntl(self._fd, fcntl.F_NOCACHE, int(on))
