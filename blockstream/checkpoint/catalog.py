@@ -71,9 +71,9 @@ class Checkpoint:
         marker = folder / SYNTHETIC_NAME
         synthetic = dict(read_json(marker)) if marker.is_file() else None
         if (folder / MANIFEST_NAME).is_file() and path in (folder, folder / MANIFEST_NAME):
-            from .manifest import read_manifest
+            from .manifest import open_pack  # it needs this module's names
 
-            return cls(path, "packed", read_manifest(folder).entries(), synthetic)
+            return cls(path, "packed", open_pack(folder).entries(), synthetic)
         form, entries = _open_plain(_find(path) if path.is_dir() else path)
         return cls(path, form, entries, synthetic)
 

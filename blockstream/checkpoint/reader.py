@@ -25,7 +25,7 @@ from .entries import unreadable
 BLOCK = 4096
 #: One call reads at most this much (Linux: 2 GiB - 4 KiB), whatever is asked.
 MOST_NBYTES = 0x7FFFF000
-REQUEST_NBYTES = 8 << 20
+REQUEST_NBYTES = 16 << 20
 THREADS = 2
 _F_NOCACHE = 48  # macOS; Python has no name for it
 
@@ -41,6 +41,11 @@ def pread(descriptor: int, view: memoryview, offset: int) -> int:
     data = os.pread(descriptor, len(view), offset)
     view[: len(data)] = data
     return len(data)
+
+
+def aligned_buffer(nbytes: int) -> memoryview:
+    """Return private zeroed memory at a page's start, fit for direct reads and writes."""
+    return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Wanted(NamedTuple):
@@ -233,7 +238,7 @@ def probe_memory_align(path: str | os.PathLike[str]) -> int:
     try:
         if file.mode != "direct":
             return 1
-        room = memoryview(mmap.mmap(-1, 3 * BLOCK))
+        room = aligned_buffer(3 * BLOCK)
         for align in (4, 8, 16, 32, 64, 512):
             try:
                 pread(file.descriptor, room[align : align + BLOCK], 0)

@@ -62,27 +62,35 @@ def read_records(path: str | os.PathLike[str]) -> TorchZip:
     path = Path(path)
     try:
         with path.open("rb") as stream:
-            _check_magic(path, stream)
-            try:
-                with zipfile.ZipFile(stream) as archive:
-                    members, directory = archive.infolist(), archive.start_dir
-            except _DAMAGE as error:
-                raise CheckpointError(
-                    f"{path}: its zip directory cannot be read ({error}); the file is truncated "
-                    "or damaged: fetch it again"
-                ) from error
-            nbytes = os.fstat(stream.fileno()).st_size - directory
-            if nbytes > MOST_DIRECTORY_NBYTES:
-                raise CheckpointError(
-                    f"{path}: its zip directory has {nbytes} bytes, at most "
-                    f"{MOST_DIRECTORY_NBYTES} are read; {_RESAVE}"
-                )
-            stamp = FileStamp.take(stream, path, directory, nbytes)
-            records = _records(path, stream, members, directory)
-            _check_byte_order(path, stream, records.get("byteorder"))
+            nbytes = os.fstat(stream.fileno()).st_size
+            records, directory = scan(stream, nbytes, path)
+            return TorchZip(FileStamp.take(stream, path, directory, nbytes - directory), records)
     except OSError as error:
         raise unreadable(path, error) from error
-    return TorchZip(stamp, records)
+
+
+def scan(stream: BinaryIO, nbytes: int, path: Path) -> tuple[dict[str, Record], int]:
+    """Return the records of a stream of `nbytes`, and where its directory begins.
+
+    `path` is for the messages. Raises CheckpointError as `read_records` does.
+    """
+    _check_magic(path, stream)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members, directory = archive.infolist(), archive.start_dir
+        if nbytes - directory > MOST_DIRECTORY_NBYTES:
+            raise CheckpointError(
+                f"{path}: its zip directory has {nbytes - directory} bytes, at most "
+                f"{MOST_DIRECTORY_NBYTES} are read; {_RESAVE}"
+            )
+        records = _records(path, stream, members, directory)
+        _check_byte_order(path, stream, records.get("byteorder"))
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"{path}: its zip directory cannot be read ({error}); the file is truncated or "
+            "damaged: fetch it again"
+        ) from error
+    return records, directory
 
 
 def _check_magic(path: Path, stream: BinaryIO) -> None:
@@ -132,7 +140,8 @@ def _data_offset(path: Path, stream: BinaryIO, m: zipfile.ZipInfo) -> int:
     if len(header) == 30 and header[:4] == b"PK\x03\x04":
         name_nbytes = int.from_bytes(header[26:28], "little")
         extra_nbytes = int.from_bytes(header[28:30], "little")
-        if stream.read(name_nbytes) == m.orig_filename.encode("utf-8", "surrogateescape"):
+        encoding = "utf-8" if m.flag_bits & 0x800 else "cp437"
+        if stream.read(name_nbytes) == m.orig_filename.encode(encoding):
             return m.header_offset + 30 + name_nbytes + extra_nbytes
     raise CheckpointError(
         f"{path}: {m.filename!r} is not at byte {m.header_offset}, where the directory places it; "

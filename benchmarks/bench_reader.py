@@ -1,0 +1,99 @@
+"""Measure the reader beside the raw device, in one run, over request sizes and requests in flight.
+
+    python benchmarks/bench_reader.py FILE [--rounds 5] [--mib 1024]
+
+FILE is any large file on the disk in question; an old one tells more than one just written. Each round
+reads the same bytes every way in turn: raw is a bare loop of aligned preadv calls with O_DIRECT, one
+thread each; the reader is `blockstream.checkpoint.reader.Reader`. Every trial is shown as GB/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
+
+from blockstream.arena import Arena
+from blockstream.checkpoint.reader import BLOCK, Reader, Wanted
+from blockstream.segments import Extent
+
+REQUESTS = (1 << 20, 4 << 20, 8 << 20, 16 << 20, 64 << 20)
+DEPTHS = (1, 2, 4)
+
+
+def raw_s(path: Path, room: memoryview, request: int, depth: int) -> float:
+    """Return the seconds a bare loop takes to fill the room from a file."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+    turn = count()
+
+    def work() -> None:
+        while (at := next(turn) * request) < len(room):
+            while at < len(room) and (n := os.preadv(descriptor, [room[at : at + request]], at)):
+                at += n
+                if at % request == 0:
+                    break
+
+    threads = [threading.Thread(target=work) for _ in range(depth)]
+    begin = time.perf_counter()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    os.close(descriptor)
+    return time.perf_counter() - begin
+
+
+def reader_s(path: Path, room: memoryview, request: int, depth: int) -> tuple[float, str]:
+    """Return the seconds the reader takes for the same bytes, and its mode."""
+    with Reader(threads=depth, request_nbytes=request) as reader:
+        file = reader.open(path)
+        begin = time.perf_counter()
+        reader.read([Wanted(file, 0, len(room), room)])
+        return time.perf_counter() - begin, reader.mode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--mib", type=int, default=1024, help="most MiB of the file to read")
+    options = parser.parse_args()
+    nbytes = min(options.file.stat().st_size, options.mib << 20) // BLOCK * BLOCK
+    arena = Arena(nbytes)
+    arena.populate(Extent(0, nbytes))  # warm-up: page faults are not the disk's
+    room = arena.view(Extent(0, nbytes))
+    print(f"{' '.join(sys.argv)}\n{platform.platform()}, Python {platform.python_version()}")
+    print(f"{nbytes / 1e9:.2f} GB of {options.file}, {options.rounds} rounds, GB/s")
+    ways = [(r, d) for r in REQUESTS for d in DEPTHS]
+    found: dict[tuple[str, int, int], list[float]] = {}
+    mode = ""
+    for _ in range(options.rounds):
+        for request, depth in ways:
+            raw = nbytes / raw_s(options.file, room, request, depth) / 1e9
+            seconds, mode = reader_s(options.file, room, request, depth)
+            found.setdefault(("raw", request, depth), []).append(raw)
+            found.setdefault(("reader", request, depth), []).append(nbytes / seconds / 1e9)
+    for (who, request, depth), trials in sorted(found.items()):
+        shown = " ".join(f"{t:.2f}" for t in trials)
+        print(
+            f"{who:7} {request >> 20:3} MiB x {depth}: median {statistics.median(trials):.2f} "
+            f"({min(trials):.2f} to {max(trials):.2f}) | {shown}"
+        )
+    best = {
+        who: max(statistics.median(t) for (w, _, _), t in found.items() if w == who)
+        for who in ("raw", "reader")
+    }
+    print(
+        f"best raw {best['raw']:.2f}, best reader {best['reader']:.2f} GB/s "
+        f"({best['reader'] / best['raw']:.0%}), reads {mode}"
+    )
+
+
+if __name__ == "__main__":
+    main()

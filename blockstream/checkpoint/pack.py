@@ -1,0 +1,269 @@
+"""Pack a checkpoint: one aligned safetensors file a segment, in the dtype that will compute.
+
+Every file is written under a temporary name and renamed when it is on the disk; a journal beside
+them lists the finished ones. A pack that was interrupted, even killed, goes on where it stopped when
+the same request is made again; the manifest, written last, makes it a pack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from blockstream.errors import CheckpointError
+
+from .catalog import MANIFEST_NAME, SYNTHETIC_NAME, Checkpoint
+from .convert import can_convert, convert
+from .entries import TensorEntry, tensor_nbytes
+from .manifest import Manifest, PackedSegment, Request, SourceFile, open_pack, read_manifest
+from .reader import BLOCK, Reader, ReadFile, Wanted, aligned_buffer
+from .safetensors_header import MOST_HEADER_NBYTES, read_header
+from .safetensors_writer import TensorSpec, aligned_order, header_bytes, write_safetensors
+from .writer import UNFINISHED, FileWriter, Pwrite, write_json
+
+#: The unfinished pack's manifest.
+JOURNAL_NAME = "blockstream.unfinished.json"
+#: dtypes a pack can be asked for, by the names users give them.
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+_STEP_NBYTES = 8 << 20
+
+
+def pack(
+    src: str | os.PathLike[str] | Checkpoint,
+    dst: str | os.PathLike[str],
+    segments: Mapping[str, Sequence[str]],
+    dtype: str | None = None,
+    *,
+    on_segment: Callable[[str, int, int], None] | None = None,
+    pwrite: Pwrite = os.pwrite,
+) -> Manifest:
+    """Write a checkpoint's tensors to `dst`, one file a segment; return the manifest.
+
+    `segments` maps a segment to the names of its tensors; what no segment names goes to a last one
+    called `rest`. `dtype` (bf16, fp16, fp32) converts floating-point tensors of 32 and 16 bits.
+    `on_segment(name, done, of)` hears of each file. Asked again after an interruption it goes on; a
+    finished pack of the same request is returned as it is. Raises CheckpointError for a folder that
+    holds anything else, a full disk (finished files stay), or a source that changed meanwhile.
+    """
+    source = src if isinstance(src, Checkpoint) else Checkpoint.open(src)
+    folder = Path(dst)
+    request = _request(source, segments, dtype)
+    with _locked(folder):
+        manifest = _resume(folder, request)
+        if len(manifest.segments) == len(request.segments):
+            return manifest
+        _check_space(folder, source, request, manifest)
+        if source.synthetic is not None:
+            write_json(folder / SYNTHETIC_NAME, dict(source.synthetic))
+        with Reader() as reader:
+            copier = _Copier(source, reader, request.dtype)
+            for i, (name, names) in enumerate(request.segments):
+                if i < len(manifest.segments):
+                    continue
+                done = _write_segment(folder, i, name, copier, names, pwrite)
+                manifest = manifest.model_copy(update={"segments": (*manifest.segments, done)})
+                write_json(folder / JOURNAL_NAME, manifest.model_dump(mode="json"))
+                if on_segment is not None:
+                    on_segment(name, i + 1, len(request.segments))
+        for file in source.files:
+            file.check()
+        write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+        (folder / JOURNAL_NAME).unlink(missing_ok=True)
+        return manifest
+
+
+def verify_pack(folder: str | os.PathLike[str]) -> int:
+    """Read every file of a pack and compare its hash; return the bytes read.
+
+    Raises CheckpointError naming the first file that differs.
+    """
+    opened = open_pack(Path(folder))
+    opened.entries()
+    total = 0
+    for segment in opened.manifest.segments:
+        path = opened.folder / segment.file
+        digest = hashlib.sha256()
+        with Reader() as reader:
+            for piece in _pieces(reader, reader.open(path), 0, segment.nbytes, 1):
+                digest.update(piece)
+        if digest.hexdigest() != segment.sha256:
+            raise CheckpointError(
+                f"{path}: its contents have changed since it was packed (SHA-256 "
+                f"{digest.hexdigest()[:12]}, packed was {segment.sha256[:12]}); pack again"
+            )
+        total += segment.nbytes
+    return total
+
+
+def _request(source: Checkpoint, segments: Mapping[str, Sequence[str]], dtype: str | None) -> Request:
+    """Return what is to be packed, every tensor once; raises for names that are not there."""
+    if dtype is not None and dtype not in DTYPES:
+        raise CheckpointError(f"no dtype {dtype!r} to pack to; there are {', '.join(DTYPES)}")
+    first: dict[tuple[object, ...], str] = {}
+    aliases: list[tuple[str, str]] = []
+    taken: set[str] = set()
+    filled: list[tuple[str, tuple[str, ...]]] = []
+    named = [n for names in segments.values() for n in names]
+    twice = {n for n in named if named.count(n) > 1} if len(set(named)) < len(named) else set()
+    if twice:
+        raise CheckpointError(f"tensor {min(twice)!r} is in two segments; name it once")
+    rest = [n for n in source.names if n not in set(named)]
+    for segment, names in (*segments.items(), *([("rest", rest)] if rest else ())):
+        kept = []
+        for name in names:
+            e = source[name]
+            place = (e.file, e.offset, e.nbytes, e.dtype, e.shape)
+            if e.nbytes and place in first:  # tied: one set of bytes, two names
+                aliases.append((name, first[place]))
+            else:
+                first[place] = name
+                kept.append(name)
+        if segment in taken:
+            raise CheckpointError(f"segment {segment!r} is named twice; rename one")
+        taken.add(segment)
+        filled.append((segment, tuple(kept)))
+    return Request(
+        source=tuple(SourceFile.of(f) for f in source.files),
+        dtype=DTYPES[dtype] if dtype else None,
+        segments=tuple(filled),
+        aliases=tuple(aliases),
+    )
+
+
+def _resume(folder: Path, request: Request) -> Manifest:
+    """Return what of the request the folder already holds; refuses a folder of anything else."""
+    if (folder / MANIFEST_NAME).exists():
+        manifest = open_pack(folder).manifest
+        if manifest.request != request:
+            raise CheckpointError(
+                f"{folder}: holds a finished pack of something else (dtype "
+                f"{manifest.request.dtype}, {len(manifest.segments)} segments); "
+                "choose another folder or remove it"
+            )
+        return manifest
+    if (folder / JOURNAL_NAME).exists():
+        manifest = read_manifest(folder, JOURNAL_NAME)
+        if manifest.request != request:
+            raise CheckpointError(
+                f"{folder}: holds an unfinished pack of another source, dtype or partition; "
+                "choose another folder or remove it"
+            )
+        whole = []
+        for segment in manifest.segments:
+            try:
+                stamp = read_header(folder / segment.file).file
+            except CheckpointError:
+                break
+            if (stamp.nbytes, stamp.header_hash) != (segment.nbytes, segment.header_hash):
+                break
+            whole.append(segment)
+        return manifest.model_copy(update={"segments": tuple(whole)})
+    others = [p.name for p in folder.iterdir() if not p.name.endswith(UNFINISHED)]
+    if others:
+        raise CheckpointError(
+            f"{folder}: is not empty ({', '.join(sorted(others)[:3])}); choose another folder"
+        )
+    manifest = Manifest(request=request)
+    write_json(folder / JOURNAL_NAME, manifest.model_dump(mode="json"))
+    return manifest
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second packer; it is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CheckpointError(f"{folder}: another process is packing to it; wait for it") from None
+    finally:
+        os.close(descriptor)
+
+
+def _check_space(folder: Path, source: Checkpoint, request: Request, done: Manifest) -> None:
+    """Refuse before writing what cannot fit."""
+    left = request.segments[len(done.segments) :]
+    need = sum(_spec(source[n], request.dtype).nbytes for _, names in left for n in names)
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise CheckpointError(
+            f"{folder}: {need} bytes are to be written and {free} are free; "
+            "free some space and run the same command again"
+        )
+
+
+def _spec(entry: TensorEntry, dtype: str | None) -> TensorSpec:
+    keep = dtype is None or not can_convert(entry.dtype, dtype)
+    return TensorSpec(entry.name, entry.dtype if dtype is None or keep else dtype, entry.shape)
+
+
+def _write_segment(
+    folder: Path, i: int, name: str, copier: _Copier, names: Sequence[str], pwrite: Pwrite
+) -> PackedSegment:
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80] or "segment"
+    path = folder / f"{i:04}.{slug}.safetensors"
+    specs = aligned_order(copier.spec(n) for n in names)
+    metadata = {"format": "pt", "segment": name}
+    header = header_bytes(specs, metadata, BLOCK)
+    if len(header) > MOST_HEADER_NBYTES:
+        raise CheckpointError(f"{path}: {len(specs)} tensors need a header over 100 MB")
+    with FileWriter(path, hashed=True, pwrite=pwrite) as writer:
+        write_safetensors(writer, specs, copier.data, metadata, BLOCK)
+    return PackedSegment(
+        name=name,
+        file=path.name,
+        nbytes=writer.tell(),
+        header_hash=hashlib.sha256(header).hexdigest(),
+        sha256=writer.sha256,
+    )
+
+
+class _Copier:
+    """Supplies the bytes of a checkpoint's tensors, converted, in bounded memory."""
+
+    def __init__(self, source: Checkpoint, reader: Reader, dtype: str | None) -> None:
+        self._source, self._reader, self._dtype = source, reader, dtype
+        self._files = {stamp: reader.open(stamp.path) for stamp in source.files}
+        self._converted = memoryview(bytearray(2 * _STEP_NBYTES))
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return a tensor as it will be written, under the name it was asked for."""
+        return _spec(self._source[name], self._dtype)._replace(name=name)
+
+    def data(self, tensor: TensorSpec) -> Iterator[memoryview]:
+        """Yield a tensor's bytes in the dtype of its spec."""
+        entry = self._source[tensor.name]
+        item, out = (tensor_nbytes(d, (1,)) for d in (entry.dtype, tensor.dtype))
+        file = self._files[entry.file]
+        for piece in _pieces(self._reader, file, entry.offset, entry.nbytes, item):
+            if entry.dtype == tensor.dtype:
+                yield piece
+            else:
+                room = self._converted[: len(piece) // item * out]
+                convert(piece, entry.dtype, room, tensor.dtype)
+                yield room
+
+
+def _pieces(reader: Reader, file: ReadFile, offset: int, nbytes: int, item: int) -> Iterator[memoryview]:
+    """Yield an extent of a file in steps of whole items; each is valid until the next."""
+    buffer = aligned_buffer(_STEP_NBYTES + 2 * BLOCK)
+    end = offset + nbytes
+    while offset < end:
+        n = min(end - offset, _STEP_NBYTES // item * item)
+        start = offset // BLOCK * BLOCK
+        need = offset + n - start
+        room = buffer[: -(-need // BLOCK) * BLOCK]
+        reader.read([Wanted(file, start, need, room)])
+        yield buffer[offset - start : need]
+        offset += n
