@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from .choices import Choice
 from .hookspecs import hookimpl
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from .pipeline import Flow
+def _euler(options: None) -> Any:
+    from .nn import euler
 
-
-def euler(flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
-    """Return the sample reached from `z` at index `i` by one explicit Euler step a time.
-
-    Keeps no memory of its own, so a run resumes from z and i alone.
-    """
-    for k in range(i, len(flow.times)):
-        flow.remaining(len(flow.times) - k - 1)
-        z = flow.advance(z, flow.velocity(z, k), k, k + 1)
-        flow.step_done(k, z, None)
-    return z
+    return euler.sample
 
 
 @hookimpl
 def samplers() -> Sequence[Choice]:
     """List the Euler sampler."""
-    return [Choice("euler", lambda _: euler, summary="one step for each of the flow's times")]
+    return [Choice("euler", _euler, summary="one step for each of the flow's times")]
 
 
 @hookimpl

@@ -1,0 +1,475 @@
+"""Plugins of packages that are installed for the test: found, loaded when named, blamed by name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from blockstream import entrypoints
+from blockstream.builtin import retention_policies
+from blockstream.choices import Choice, Chosen
+from blockstream.config import make_config
+from blockstream.errors import BudgetError, ConfigError, PluginError
+from blockstream.hookspecs import hookimpl
+from blockstream.pipeline import AttentionLayer
+from blockstream.plugins import Plugins, activate
+from blockstream.retention import NONE, PREFIX, SPREAD
+
+from .support.packages import site_on_path
+
+LAYER = AttentionLayer("attn", "temporal", T=4, S=3, C=8, heads=2)
+
+SAMPLERS = """
+    from blockstream.hookspecs import Choice, hookimpl
+
+    @hookimpl
+    def samplers():
+        return [{choices}]
+"""
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    with site_on_path(tmp_path / "site", monkeypatch) as site:
+        yield site
+
+
+def offering(*names: str) -> str:
+    """Return the source of a plugin that offers samplers of these names; one returns its name."""
+    choices = (f"Choice({name!r}, lambda options: lambda flow, z: {name!r})" for name in names)
+    return SAMPLERS.format(choices=", ".join(choices))
+
+
+def found(site, ref: str) -> tuple[str, str]:
+    plugin, choice = Plugins().find("sampler", ref)
+    return plugin, choice.name
+
+
+# Found and loaded
+
+
+def test_installed_plugins_are_listed_without_being_imported(site):
+    site.plugin("leaps", "raise RuntimeError('imported')")
+    (leaps,) = [p for p in entrypoints.plugins() if p.name == "leaps"]
+    assert (leaps.value, leaps.provider, leaps.hidden) == ("leaps_module", "leaps 1.0", False)
+    Plugins()
+    assert not site.imported()
+
+
+def test_a_choice_imports_the_plugin_it_names_and_no_other(site):
+    site.plugin("leaps", offering("leaps"))
+    site.plugin("other", offering("other"))
+    assert found(site, "leaps") == ("leaps", "leaps")
+    assert site.imported() == {"leaps_module"}
+
+
+def test_a_built_in_choice_imports_no_plugin(site):
+    site.plugin("leaps", offering("euler"))
+    assert found(site, "euler") == ("builtin", "euler")
+    assert not site.imported()
+
+
+def test_a_name_is_the_namesake_or_the_only_item_of_an_entry_point(site):
+    site.plugin("one", offering("only"))
+    site.plugin("leaps", offering("far", "leaps"))
+    assert found(site, "one") == ("one", "only")
+    assert found(site, "leaps") == ("leaps", "leaps")
+
+
+def test_entry_point_and_item_name_one_of_several(site):
+    site.plugin("leaps", offering("far", "near", "euler"))
+    assert found(site, "leaps:near") == ("leaps", "near")
+    assert found(site, "leaps:euler") == ("leaps", "euler")
+    with pytest.raises(ConfigError, match=r"offers several of sampler.*leaps:far, leaps:near"):
+        found(site, "leaps")
+    with pytest.raises(ConfigError, match="no sampler 'nera'; did you mean 'near'"):
+        found(site, "leaps:nera")
+
+
+def test_a_bare_name_is_an_item_of_a_plugin_already_loaded(site):
+    site.plugin("leaps", offering("far", "near"))
+    site.plugin("jumps", offering("far"))
+    plugins = Plugins()
+    plugins.load("leaps")
+    assert plugins.find("sampler", "far")[0] == "leaps"
+    plugins.load("jumps")
+    with pytest.raises(ConfigError, match="write leaps:far or jumps:far"):
+        plugins.find("sampler", "far")
+
+
+def test_a_plugin_without_the_kind_asked_for_says_so(site):
+    site.plugin("leaps", offering("leaps"))
+    with pytest.raises(ConfigError, match="plugin 'leaps' offers no policy"):
+        Plugins().find("policy", "leaps")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(site):
+    site.plugin("leaps", offering("leaps"))
+    with pytest.raises(ConfigError, match=r"no sampler 'leap'; did you mean 'leaps'.*built in: euler"):
+        found(site, "leap")
+    with pytest.raises(ConfigError, match="no plugin 'leap' is installed; did you mean 'leaps'"):
+        found(site, "leap:far")
+    assert not site.imported()
+
+
+def test_disabled_plugins_are_hidden_with_the_commands_of_their_package(site, monkeypatch):
+    groups = {
+        "blockstream": {"leaps": "leaps.plugin"},
+        "blockstream.commands": {"export.leaps": "leaps.export"},
+    }
+    site.install("leaps", {"leaps/__init__.py": "", "leaps/plugin.py": ""}, groups)
+    assert [c.name for c in entrypoints.commands() if c.package == "leaps"] == ["export.leaps"]
+    monkeypatch.setenv("BLOCKSTREAM_DISABLE", "none, leaps")
+    assert "leaps" not in Plugins().visible
+    assert not [c for c in entrypoints.commands() if c.package == "leaps"]
+    with pytest.raises(ConfigError, match="'leaps' is hidden by BLOCKSTREAM_DISABLE"):
+        found(site, "leaps")
+    assert not site.imported()
+
+
+def test_two_distributions_of_one_plugin_name_are_refused(site):
+    site.plugin("leaps", offering("leaps"))
+    site.install("leaps-fork", {}, {"blockstream": {"leaps": "fork"}})
+    with pytest.raises(PluginError, match=r"registered by leaps 1.0, leaps-fork 1.0; uninstall"):
+        Plugins().load("leaps")
+
+
+def test_the_built_in_plugin_needs_no_metadata(monkeypatch):
+    monkeypatch.setattr(entrypoints, "entry_points", lambda group: [])
+    assert Plugins().find("sampler", "euler")[0] == "builtin"
+
+
+def test_a_plugin_may_be_an_object_in_a_module(site):
+    source = """
+        from blockstream.hookspecs import Choice, hookimpl
+
+        class Leaps:
+            @hookimpl
+            def samplers(self):
+                return [Choice("leaps", lambda options: print)]
+
+        leaps = Leaps()
+    """
+    site.install("leaps", {"leaps.py": source}, {"blockstream": {"leaps": "leaps:leaps"}})
+    assert found(site, "leaps") == ("leaps", "leaps")
+
+
+def test_model_families_are_found_by_plugin_and_by_bare_name(site):
+    source = """
+        from blockstream.hookspecs import ModelFamily, hookimpl
+
+        @hookimpl
+        def model_families():
+            return [ModelFamily("tower", lambda: "a module")]
+    """
+    site.plugin("towers", source)
+    assert Plugins().family("towers:tower").module() == "a module"
+    assert site.imported() == {"towers_module"}
+    with pytest.raises(ConfigError, match="no model family 'towr'; did you mean 'tower'"):
+        Plugins().family("towers:towr")
+
+
+def test_a_bare_family_is_looked_for_in_every_visible_plugin(site, monkeypatch):
+    monkeypatch.setenv("BLOCKSTREAM_DISABLE", "movd")
+    site.plugin("aaa", "")
+    site.plugin(
+        "zzz",
+        """
+        from blockstream.hookspecs import ModelFamily, hookimpl
+
+        @hookimpl
+        def model_families():
+            return [ModelFamily("tower", lambda: "a module")]
+    """,
+    )
+    assert Plugins().family("tower").module() == "a module"
+
+
+# Blamed
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("raise RuntimeError('no GPU')", "RuntimeError: no GPU"),
+        ("import nowhere_to_be_found", "ModuleNotFoundError"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_an_import_that_fails_is_blamed_on_plugin_and_distribution(site, source, cause):
+    site.plugin("leaps", source, distribution="leaps-package")
+    with pytest.raises(PluginError, match=f"plugin 'leaps'.*leaps-package 1.0.*{cause}") as caught:
+        Plugins().load("leaps")
+    assert caught.value.__cause__ is not None
+
+
+def test_a_slow_import_is_reported_by_name(site, caplog):
+    site.plugin("leaps", "")
+    (leaps,) = [p for p in entrypoints.plugins() if p.name == "leaps"]
+    for seconds, reported in ((1.9, False), (2.5, True)):
+        caplog.clear()
+        times = iter([10.0, 10.0 + seconds])
+        with caplog.at_level(logging.WARNING):
+            entrypoints.load(leaps, "plugin", lambda times=times: next(times))
+        assert ("plugin 'leaps' (leaps_module) took 2.5 s to import" in caplog.text) is reported
+
+
+class Bad:
+    """A plugin with one hook that misbehaves as it is told."""
+
+    def __init__(self, behave):
+        self.behave = behave
+
+    @hookimpl
+    def samplers(self):
+        return self.behave()
+
+    @hookimpl
+    def token_merge(self, layer):
+        return self.behave()
+
+    @hookimpl
+    def attention_kernel(self, layer):
+        return self.behave()
+
+    @hookimpl
+    def stage_started(self, stage):
+        return self.behave()
+
+
+def failing(error: BaseException):
+    def behave():
+        raise error
+
+    return behave
+
+
+@pytest.mark.parametrize("hook", ["token_merge", "attention_kernel", "stage_started"])
+def test_a_hook_that_raises_is_blamed_on_plugin_and_hook(hook):
+    plugins = Plugins()
+    plugins.register(Bad(failing(KeyError("x"))), "bad")
+    argument = {"stage_started": "stage"}.get(hook, "layer")
+    with pytest.raises(PluginError, match=f"plugin 'bad', hook {hook}: KeyError: 'x'") as caught:
+        getattr(plugins.hook, hook)(**{argument: LAYER})
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("hook", "returned", "expected"),
+    [
+        ("token_merge", (1, 2), "a Merge or None"),
+        ("attention_kernel", "flash", "a function or None"),
+    ],
+)
+def test_a_hook_that_returns_something_else_is_blamed(hook, returned, expected):
+    plugins = Plugins()
+    plugins.register(Bad(lambda: returned), "bad")
+    with pytest.raises(PluginError, match=f"plugin 'bad', hook {hook}: returned .* {expected}"):
+        getattr(plugins.hook, hook)(layer=LAYER)
+
+
+@pytest.mark.parametrize("returned", ["euler", ["euler"], 3, [Choice("a", print), None]])
+def test_a_list_of_anything_but_choices_is_blamed(returned):
+    plugins = Plugins()
+    plugins.register(Bad(lambda: returned), "bad")
+    with pytest.raises(PluginError, match=r"plugin 'bad', hook samplers.*a list of Choice"):
+        plugins.offers("sampler", "bad")
+
+
+def test_offering_one_name_twice_is_blamed():
+    plugins = Plugins()
+    plugins.register(Bad(lambda: [Choice("a", print), Choice("a", len)]), "bad")
+    with pytest.raises(PluginError, match=r"plugin 'bad', hook samplers: returned several.*a, a"):
+        plugins.offers("sampler", "bad")
+
+
+def test_errors_raised_on_purpose_and_interrupts_pass_unchanged():
+    for error in (BudgetError("too small"), KeyboardInterrupt()):
+        plugins = Plugins()
+        plugins.register(Bad(failing(error)), "bad")
+        with pytest.raises(type(error)) as caught:
+            plugins.hook.stage_started(stage=None)
+        assert caught.value is error
+
+
+def test_a_hook_nobody_specified_is_blamed_with_the_nearest():
+    class Misspelt:
+        @hookimpl
+        def sampler(self):
+            return []
+
+    plugins = Plugins()
+    with pytest.raises(PluginError, match=r"'misspelt' implements no hook 'sampler'.*'samplers'"):
+        plugins.register(Misspelt(), "misspelt")
+    assert "misspelt" not in plugins.loaded
+
+
+def test_an_argument_nobody_specified_is_blamed_and_leaves_no_trace():
+    class Wrong:
+        @hookimpl
+        def stage_finished(self):
+            raise AssertionError("registered all the same")
+
+        @hookimpl
+        def stage_started(self, stage, colour):
+            pass
+
+    plugins = Plugins()
+    with pytest.raises(PluginError, match=r"(?s)plugin 'wrong'.*stage_started.*colour"):
+        plugins.register(Wrong(), "wrong")
+    assert "wrong" not in plugins.loaded
+    plugins.hook.stage_finished(stage=None)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_wrapper_that_raises_is_blamed(when):
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def token_merge(self, layer):
+            if when == "before":
+                raise KeyError("x")
+            result = yield
+            raise KeyError(result)
+
+    plugins = Plugins()
+    plugins.register(Wrapper(), "wrapper")
+    with pytest.raises(PluginError, match="plugin 'wrapper', hook token_merge: KeyError"):
+        plugins.hook.token_merge(layer=LAYER)
+
+
+def test_a_wrapper_sees_the_blame_of_what_it_wraps():
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def token_merge(self, layer):
+            try:
+                return (yield)
+            except PluginError as error:
+                seen.append(str(error))
+                return None
+
+    seen = []
+    plugins = Plugins()
+    plugins.register(Bad(failing(KeyError("x"))), "bad")
+    plugins.register(Wrapper(), "wrapper")
+    assert plugins.hook.token_merge(layer=LAYER) is None
+    assert seen == ["plugin 'bad', hook token_merge: KeyError: 'x'"]
+
+
+def chosen(build, key="sampler"):
+    return Chosen(key, "leaps", "leaps", Choice("far", build))
+
+
+def test_a_build_that_raises_is_blamed():
+    with pytest.raises(PluginError, match=r"plugin 'leaps', build\(\) of sampler 'far': KeyError"):
+        chosen(lambda options: {}["x"]).build()
+    with pytest.raises(BudgetError):
+        chosen(lambda options: failing(BudgetError("too small"))()).build()
+
+
+@pytest.mark.parametrize(
+    ("key", "built"),
+    [("sampler", "euler"), ("pipeline", None), ("policy", []), ("policy", ["x"]), ("policy", NONE)],
+)
+def test_a_build_that_returns_something_else_is_blamed(key, built):
+    with pytest.raises(PluginError, match=rf"plugin 'leaps', build\(\) of {key} 'far': returned"):
+        chosen(lambda options: built, key).build()
+
+
+# Traced
+
+
+def test_tracing_prints_every_hook_call_who_is_asked_and_what_comes_back(monkeypatch, capsys):
+    monkeypatch.setenv("BLOCKSTREAM_TRACE_PLUGINS", "1")
+    plugins = Plugins()
+    plugins.register(Bad(lambda: None), "quiet")
+    plugins.hook.token_merge(layer=LAYER)
+    plugins.register(Bad(failing(KeyError("x"))), "loud")
+    with pytest.raises(PluginError):
+        plugins.hook.stage_started(stage="dit")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("blockstream: token_merge(layer=") and lines[0].endswith("asks quiet")
+    assert lines[1] == "blockstream: token_merge = None"
+    assert lines[2] == "blockstream: stage_started(stage='dit') asks loud, quiet"
+    assert lines[3].startswith("blockstream: stage_started raised PluginError")
+
+
+def test_nothing_is_traced_unless_asked(monkeypatch, capsys):
+    monkeypatch.setenv("BLOCKSTREAM_TRACE_PLUGINS", "0")
+    plugins = Plugins()
+    plugins.register(Bad(lambda: None), "quiet")
+    plugins.hook.token_merge(layer=LAYER)
+    assert capsys.readouterr().err == ""
+
+
+# Activated for a run
+
+RUN = """
+    from blockstream.hookspecs import Choice, hookimpl
+
+    class Kernel:
+        def __init__(self, name):
+            self.name = name
+
+        @hookimpl
+        def attention_kernel(self, layer):
+            return None if self.name == "shy" else lambda *args: self.name
+
+    @hookimpl
+    def pipelines():
+        return [Choice("run", lambda options: "a pipeline")]
+
+    @hookimpl
+    def attention_transforms():
+        return [Choice(n, lambda options, n=n: Kernel(n)) for n in ("shy", "first", "second")]
+
+    seen = []
+
+    @hookimpl
+    def stage_started(stage):
+        seen.append(stage)
+"""
+
+
+def test_a_run_asks_its_attention_transforms_in_the_order_of_the_config(site):
+    site.plugin("run", RUN)
+    config = make_config({"pipeline": "run", "attention": ["shy", "second", "first", "second"]})
+    kernel = activate(config).hook.attention_kernel(layer=LAYER)
+    assert kernel() == "second"
+
+
+def test_observers_named_by_the_config_see_the_run_and_others_do_not(site):
+    site.plugin("run", RUN)
+    site.plugin("watch", RUN)
+    site.plugin("other", RUN)
+    plugins = activate(make_config({"pipeline": "run", "plugins": ["watch"]}))
+    plugins.hook.stage_started(stage="dit")
+    assert sys.modules["watch_module"].seen == ["dit"]
+    assert "other_module" not in sys.modules
+
+
+def test_one_run_registers_nothing_for_the_next(site):
+    site.plugin("run", RUN)
+    activate(make_config({"pipeline": "run", "attention": ["first"]}))
+    plugins = activate(make_config({"pipeline": "run"}))
+    assert plugins.hook.attention_kernel(layer=LAYER) is None
+
+
+def test_the_built_in_policies_are_those_of_the_planner():
+    built = {choice.name: list(choice.build(None)) for choice in retention_policies()}
+    assert built == {
+        "auto": [NONE, PREFIX, SPREAD],
+        "none": [NONE],
+        "prefix": [PREFIX],
+        "spread": [SPREAD],
+    }
+
+
+def test_the_built_in_sampler_is_euler():
+    from blockstream.nn.euler import sample
+
+    choice = Plugins().find("sampler", "euler")[1]
+    assert choice.build(SimpleNamespace()) is sample
