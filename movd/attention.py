@@ -108,7 +108,7 @@ class RMSNorm(nn.Module):
         """Return x normalised, in its dtype."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return (self.weight * wide).to(x.dtype)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:

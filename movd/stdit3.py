@@ -13,7 +13,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from movd.attention import AttentionKind, CrossAttention, Rope, SelfAttention
+from blockstream.pipeline import AttentionKind
+from movd.attention import CrossAttention, SelfAttention
+from movd.layers import (
+    CaptionEmbedder,
+    Mlp,
+    PatchEmbed3D,
+    ScalarEmbedder,
+    TemporalRope,
+    modulate,
+    per_frame,
+    position_table,
+)
 from movd.official import OfficialConfig
 
 
@@ -79,89 +90,6 @@ class STDiT3Config(OfficialConfig):
         return self.in_channels * (2 if self.pred_sigma else 1)
 
 
-def sinusoid(t: Tensor, dim: int = 256) -> Tensor:
-    """Return [cos, sin] of t [N] at dim/2 falling frequencies, [N, dim] float32."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * steps / half)
-    return torch.cat((angle.cos(), angle.sin()), -1)
-
-
-class ScalarEmbedder(nn.Module):
-    """Embeds one number a sample: a timestep in 0..1000, frames a second."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, channels), nn.SiLU(), nn.Linear(channels, channels))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Return [N, C] of t [N]."""
-        return self.mlp(sinusoid(t).to(self.mlp[0].weight.dtype))
-
-
-class Mlp(nn.Module):
-    """fc1, GELU in its tanh form, fc2."""
-
-    def __init__(self, c_in: int, hidden: int, c_out: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(c_in, hidden)
-        self.fc2 = nn.Linear(hidden, c_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [..., c_out] of x [..., c_in]."""
-        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
-
-
-class CaptionEmbedder(nn.Module):
-    """Projects the text encoder's output; holds the learned caption of the unconditional half."""
-
-    def __init__(self, config: STDiT3Config) -> None:
-        super().__init__()
-        channels = config.caption_channels
-        self.dropout = config.class_dropout_prob
-        self.y_proj = Mlp(channels, config.hidden_size, config.hidden_size)
-        null = torch.randn(config.model_max_length, channels) / channels**0.5
-        self.register_buffer("y_embedding", null)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Return [B, 1, L, C] of y [B, 1, L, caption]; in training captions drop out to the null one."""
-        if self.training and self.dropout > 0:
-            drop = torch.rand(len(y), 1, 1, 1, device=y.device) < self.dropout
-            y = torch.where(drop, self.y_embedding.to(y.dtype), y)
-        return self.y_proj(y)
-
-
-class PatchEmbed3D(nn.Module):
-    """Cuts latents into patches, zero-padding the end of each axis to whole ones."""
-
-    def __init__(self, config: STDiT3Config) -> None:
-        super().__init__()
-        self.patch = config.patch_size
-        self.proj = nn.Conv3d(
-            config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, T, S, C] of x [B, c, T, H, W]."""
-        pads = [-size % p for size, p in zip(x.shape[2:], self.patch, strict=True)]
-        x = nn.functional.pad(x, (0, pads[2], 0, pads[1], 0, pads[0]))
-        return self.proj(x).flatten(3).permute(0, 2, 3, 1)
-
-
-class TemporalRope(nn.Module):
-    """Rotary angles of frames; `freqs` [head_dim / 2] is one buffer for the whole model."""
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("freqs", 10000.0**-exponent)
-
-    def forward(self, positions: Tensor) -> Rope:
-        """Return cos and sin [T, head_dim / 2] of frame positions [T], which may be fractional."""
-        angle = positions.to(self.freqs.device, torch.float32)[:, None] * self.freqs.float()
-        return angle.cos(), angle.sin()
-
-
 class STDiT3Block(nn.Module):
     """Self-attention (spatial or temporal), cross-attention to the text, MLP."""
 
@@ -193,16 +121,6 @@ class STDiT3Block(nn.Module):
         x = x + gate_a * self.attn(modulate(x, shift_a, scale_a), cos, sin)
         x = x + self.cross_attn(x, y, keep)
         return x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return LayerNorm(x) * (1 + scale) + shift; the norm has no weights, eps 1e-6."""
-    return nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-def per_frame(x_mask: Tensor, t: Tensor, t0: Tensor) -> Tensor:
-    """Return [B, T, N]: t [B, N] in the frames being denoised, t0 [B, N] in the known ones."""
-    return torch.where(x_mask[:, :, None], t[:, None], t0[:, None])
 
 
 class FinalLayer(nn.Module):
@@ -239,11 +157,13 @@ class STDiT3(nn.Module):
         self.config = config = config or STDiT3Config()
         c = config.hidden_size
         self.rope = TemporalRope(c // config.num_heads)
-        self.x_embedder = PatchEmbed3D(config)
+        self.x_embedder = PatchEmbed3D(config.in_channels, c, config.patch_size)
         self.t_embedder = ScalarEmbedder(c)
         self.fps_embedder = ScalarEmbedder(c)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
-        self.y_embedder = CaptionEmbedder(config)
+        self.y_embedder = CaptionEmbedder(
+            config.caption_channels, c, config.model_max_length, config.class_dropout_prob
+        )
         self.spatial_blocks = nn.ModuleList(STDiT3Block(config, "spatial") for _ in range(config.depth))
         self.temporal_blocks = nn.ModuleList(STDiT3Block(config, "temporal") for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
@@ -304,6 +224,7 @@ class STDiT3(nn.Module):
         t = self.t_embedder(timestep) + fps_embedding
         m, t0 = self.t_block(t)[:, None], None
         if x_mask is not None:
+            x_mask = x_mask.to(x.device, torch.bool)
             t0 = self.t_embedder(torch.zeros_like(timestep)) + fps_embedding
             m = per_frame(x_mask, m[:, 0], self.t_block(t0))
         text, keep = self.text(y, mask)
@@ -353,29 +274,11 @@ class STDiT3(nn.Module):
         """Return [B, c, T, H, W] of patches [B, T', S, n], each laid out (t, h, w, c); padding is cut."""
         (t, h, w), (pt, ph, pw) = self.grid(*size), self.config.patch_size
         c = self.config.out_channels
-        # One axis at a time keeps every view at rank 6 or less.
+        # One axis at a time keeps every view at rank 5.
         x = x.reshape(-1, t, h * w, pt, ph * pw * c).transpose(2, 3)
         x = x.reshape(-1, h, w, ph, pw * c).transpose(2, 3)
         x = x.reshape(-1, t * pt, h * ph, w * pw, c).permute(0, 4, 1, 2, 3)
         return x[:, :, : size[0], : size[1], : size[2]]
-
-
-def position_table(channels: int, rows: int, columns: int, scale: float, base: int) -> Tensor:
-    """Return [rows * columns, C]: sin and cos of the column's place, then of the row's, float32.
-
-    Places are stretched so that a table of `base` patches a side at `scale` covers the grid.
-    """
-    quarter = channels // 4
-    inv = 10000.0 ** (-2.0 * torch.arange(quarter, dtype=torch.float32) / (channels // 2))
-
-    def waves(n: int) -> Tensor:
-        place = torch.arange(n, dtype=torch.float32) / scale * base / n
-        angle = place[:, None] * inv
-        return torch.cat((angle.sin(), angle.cos()), -1)
-
-    across = waves(columns)[None].expand(rows, -1, -1)
-    down = waves(rows)[:, None].expand(-1, columns, -1)
-    return torch.cat((across, down), -1).flatten(0, 1)
 
 
 #: hpcai-tech/OpenSora-STDiT-v3: 1.21 B parameters.
