@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import T5Config, T5EncoderModel
+from transformers import T5EncoderModel
 
 from examples.train_tiny import data, text, train_temporal
+from movd.rflow import OpenSoraFlow
 from movd.stdit3 import STDiT3, STDiT3Config
+from movd.t5 import embed, t5_encoder
+from movd.tokenizer import Tokenizer, load_tokenizer
 from movd.vae import OpenSoraVAE
 
 
@@ -30,24 +31,17 @@ class Tiny:
 
 def load(folder: Path) -> Tiny:
     """Return the models saved in a folder, in evaluation mode."""
-    encoder = T5EncoderModel(T5Config(**json.loads((folder / "t5/config.json").read_text())))
-    encoder.load_state_dict(load_file(folder / "t5/model.safetensors"), strict=False)
+    encoder = t5_encoder(json.loads((folder / "t5/config.json").read_text()))
+    shared = load_file(folder / "t5/model.safetensors")
+    encoder.load_state_dict({**shared, "encoder.embed_tokens.weight": shared["shared.weight"]})
     dit = STDiT3(STDiT3Config(**json.loads((folder / "dit/config.json").read_text())))
     dit.load_state_dict(load_file(folder / "dit/model.safetensors"))
     return Tiny(
-        tokenizer=Tokenizer.from_file(str(folder / "t5/tokenizer.json")),
-        encoder=encoder.eval(),
+        tokenizer=load_tokenizer(folder / "t5", text.MAX_TOKENS),
+        encoder=encoder,
         dit=dit.eval(),
         vae=train_temporal.load(folder / "vae"),
     )
-
-
-def times(steps: int) -> list[float]:
-    """Return Open-Sora's schedule for these videos, 1 down to 0, steps + 1 numbers."""
-    frames = data.FRAMES // 17 * 5
-    ratio = (data.SIZE * data.SIZE / 512**2) ** 0.5 * frames**0.5
-    uniform = [1 - i / steps for i in range(steps + 1)]
-    return [ratio * u / (1 + (ratio - 1) * u) for u in uniform]
 
 
 def conditions() -> dict[str, torch.Tensor]:
@@ -60,19 +54,13 @@ def conditions() -> dict[str, torch.Tensor]:
 def sample(
     tiny: Tiny, captions: list[str], seeds: list[int], steps: int = 30, guidance: float = 3.0
 ) -> torch.Tensor:
-    """Return latents [n, 4, T', h, w], one seed a caption: Euler steps with guidance."""
-    ids, mask = text.encode(tiny.tokenizer, captions)
-    y = tiny.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[:, None]
-    null = tiny.dit.y_embedder.y_embedding.expand(len(y), 1, -1, -1)
-    y, mask = torch.cat([y, null]), torch.cat([mask, mask])
+    """Return latents [n, 4, T', h, w], one seed a caption: Euler steps on Open-Sora's schedule."""
+    y, mask = embed(tiny.encoder, tiny.tokenizer, captions)
     shape = (4, tiny.vae.config.latent_frames(data.FRAMES), data.SIZE // 8, data.SIZE // 8)
     z = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
-    at = times(steps)
-    for now, after in pairwise(at):
-        t = torch.full((2 * len(z),), 1000 * now)
-        out = tiny.dit(torch.cat([z, z]), t, y, mask=mask, **conditions())
-        guided, plain = out[:, :4].chunk(2)
-        z = z + (plain + guidance * (guided - plain)) * (now - after)
+    flow = OpenSoraFlow(tiny.dit, y, mask, steps, guidance, data.SIZE, data.SIZE, data.FRAMES, data.FPS)
+    for i in range(steps):
+        z = flow.advance(z, flow.velocity(z, i), i, i + 1)
     return z
 
 

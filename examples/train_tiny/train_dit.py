@@ -27,6 +27,7 @@ from torch.func import functional_call
 
 from examples.train_tiny import checker, data, sample, text, train_temporal
 from movd.stdit3 import STDiT3, STDiT3Config
+from movd.t5 import t5_encoder
 
 CONFIG = {
     "input_sq_size": data.SIZE,
@@ -38,7 +39,7 @@ CONFIG = {
     "mlp_ratio": 4.0,
     "class_dropout_prob": 0.1,
     "pred_sigma": True,
-    "caption_channels": text.WIDTH,
+    "caption_channels": text.CONFIG["d_model"],
     "model_max_length": text.MAX_TOKENS,
     "qk_norm": True,
 }
@@ -50,7 +51,7 @@ class Pair(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = text.make_encoder()
+        self.encoder = t5_encoder(text.CONFIG)
         self.dit = STDiT3(STDiT3Config(**CONFIG))
 
     def forward(self, z: Tensor, t: Tensor, ids: Tensor, mask: Tensor, x_mask: Tensor | None) -> Tensor:
@@ -112,11 +113,8 @@ def rate(step: int, steps: int) -> float:
 
 def export(pair: Pair, work: Path) -> None:
     """Write t5/ (with its tokenizer) and dit/ as config.json + model.safetensors."""
-    for name in ("t5", "dit"):
-        (work / name).mkdir(exist_ok=True)
-    tokenizer = text.make_tokenizer()
-    tokenizer.save(str(work / "t5/tokenizer.json"))
-    (work / "t5/config.json").write_text(json.dumps(pair.encoder.config.to_dict(), indent=2) + "\n")
+    text.write(work / "t5")
+    (work / "dit").mkdir(exist_ok=True)
     encoder = pair.encoder.state_dict()
     encoder.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
     config = pair.dit.config.model_dump(mode="json")
@@ -157,7 +155,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     latents, scenes = training_latents(args.work)
-    tokenizer = text.make_tokenizer()
+    tokenizer = text.write(args.work / "t5")
     pair = Pair().train()
     average = copy.deepcopy(pair).requires_grad_(False)
     movers = optimizers(pair, args.lr)
@@ -180,7 +178,7 @@ def main() -> None:
                 group["lr"] = args.lr * rate(step, args.steps)
         rows = rng.integers(len(latents), size=args.batch)
         captions = [text.training_caption(scenes[i], rng) for i in rows]
-        ids, mask = text.encode(tokenizer, captions)
+        ids, mask = tokenizer.encode(captions)
         errors, t = loss_of(pair, latents[rows], ids, mask, given=rng.random() < GIVEN_FRAME)
         for mover in movers:
             mover.zero_grad()
