@@ -1,0 +1,133 @@
+"""`doctor` says what limits a run here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from email.message import Message
+from importlib import metadata
+
+import pytest
+
+from blockstream.cli import doctor
+
+DISK = {
+    "path": ".",
+    "file_system": {"fstype": "ext4", "source": "/dev/vda", "point": "/", "kind": "local"},
+    "direct": {"bytes_per_s": 1.5e9, "request_nbytes": 4 << 20, "depth": 2},
+    "buffered": {"bytes_per_s": 0.6e9, "request_nbytes": 1 << 20, "depth": 1},
+    "direct_refused": None,
+    "notes": ["written just now"],
+}
+LIMIT = {"source": "memory.max", "used_nbytes": 1 << 30, "limit_nbytes": 4 << 30}
+FACTS = {
+    "system": {"platform": "Linux", "python": "3.11"},
+    "memory": {"nbytes": 3 << 30, "source": "memory.max", "limits": [LIMIT]},
+    "held": {"nbytes": 5 << 20},
+    "cpu": {"threads": 2, "source": "CPU quota"},
+    "disk": DISK,
+    "versions": {"torch": "2.6", "av": None},
+    "devices": [{"kind": "cpu", "name": "a processor"}],
+    "missing": {"report": ["matplotlib>=3.8"]},
+}
+
+
+def test_the_facts_of_this_machine_as_json(command, monkeypatch):
+    code, out, err = command("doctor", "--json", "--no-disk")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["disk"] is None and facts["memory"]["nbytes"] > 0 and facts["cpu"]["threads"] >= 1
+    assert facts["devices"][0]["kind"] == "cpu"
+    assert {"schema", "system", "held", "versions", "missing"} <= set(facts)
+
+
+def test_the_disk_of_the_path_is_measured_direct_and_buffered(command, monkeypatch, tmp_path):
+    asked = []
+
+    def measured(path):
+        asked.append(path)
+        return type("Speed", (), {"as_dict": lambda self: DISK})()
+
+    monkeypatch.setattr("blockstream.machine.disk", measured)
+    code, out, err = command("doctor", str(tmp_path))
+    assert (code, asked) == (0, [str(tmp_path)])
+    assert "direct   1.50 GB/s" in out and "buffered 0.60 GB/s" in out
+    assert "about three seconds" in err
+
+
+def test_a_path_that_is_not_there_is_wrong_usage(command, tmp_path):
+    code, out, err = command("doctor", str(tmp_path / "nowhere"), "--json")
+    assert (code, out) == (2, "")
+    assert "nowhere" in err
+
+
+def test_people_read_every_fact():
+    text = "\n".join(f"{title}: {line}" for title, line in doctor._lines(FACTS))
+    for fact in (
+        "memory: 3.0 GiB free under memory.max",
+        "memory.max: 1.0 GiB used of 4.0 GiB",
+        "processors: 2 to compute with: CPU quota",
+        "device: cpu: a processor",
+        "1.50 GB/s, 2 reader threads, requests of 4.0 MiB",
+        "written just now",
+        "versions: torch 2.6",
+        "missing: matplotlib>=3.8: pip install 'blockstream-engine[report]'",
+    ):
+        assert fact in text
+    assert "av" not in text
+
+
+def described(monkeypatch, *required: str, versions: dict[str, str]):
+    message = Message()
+    for extra in ("movd", "report", "dev"):
+        message["Provides-Extra"] = extra
+    for requirement in required:
+        message["Requires-Dist"] = requirement
+
+    def version(name):
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "metadata", lambda name: message)
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def test_an_extra_lacks_what_is_absent_or_too_old(monkeypatch):
+    described(
+        monkeypatch,
+        "numpy>=1",
+        "av>=14; extra == 'movd'",
+        "pillow>=10; extra == 'movd'",
+        "ftfy; extra == 'movd'",
+        "winonly; extra == 'movd' and sys_platform == 'nowhere'",
+        "matplotlib; extra == 'report'",
+        "mypy; extra == 'dev'",
+        versions={"av": "15.0", "pillow": "9.5", "matplotlib": "3.9"},
+    )
+    assert doctor.missing_extras() == {"movd": ["pillow>=10", "ftfy"]}
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("NVIDIA H100, 81559 MiB\nNVIDIA H100, 81559 MiB\n", ["NVIDIA H100, 81559 MiB"] * 2),
+        (subprocess.TimeoutExpired("nvidia-smi", 10), ["nvidia-smi failed: "]),
+        ("", []),
+    ],
+)
+def test_devices_are_listed_without_torch(monkeypatch, output, expected):
+    def smi(*args, **options):
+        if isinstance(output, Exception):
+            raise output
+        return subprocess.CompletedProcess(args, 0, stdout=output)
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(doctor.subprocess, "run", smi)
+    cpu, *others = doctor.devices()
+    assert cpu["kind"] == "cpu" and cpu["name"]
+    assert len(others) == len(expected)
+    for device, name in zip(others, expected, strict=True):
+        assert device["kind"] == "cuda" and device["name"].startswith(name)
