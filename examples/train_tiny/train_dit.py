@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from pathlib import Path
 
@@ -105,10 +106,9 @@ def optimizers(pair: Pair, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(step: int, steps: int) -> float:
-    """Return the share of the learning rate: 100 steps up, level, down to 5% over the last 60%."""
-    down = (steps - step) / (0.6 * steps)
-    return min(1.0, (step + 1) / 100, max(0.05, down))
+def rate(step: int, done: float) -> float:
+    """Return the share of the learning rate: 100 steps up, level, down to 3% over the last 60%."""
+    return min(1.0, (step + 1) / 100, max(0.03, (1 - done) / 0.6))
 
 
 def export(pair: Pair, work: Path) -> None:
@@ -148,7 +148,8 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("build/train_tiny"))
     parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long")
+    parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -172,10 +173,11 @@ def main() -> None:
     rng = np.random.default_rng(args.seed + 1 + step)
     began = time.monotonic() - spent
     seen: list[tuple[float, float]] = []
-    while step < args.steps:
+    done = 0.0  # share of the training that is over, by steps or by time, whichever is more
+    while done < 1:
         for mover in movers:
             for group in mover.param_groups:
-                group["lr"] = args.lr * rate(step, args.steps)
+                group["lr"] = args.lr * rate(step, done)
         rows = rng.integers(len(latents), size=args.batch)
         captions = [text.training_caption(scenes[i], rng) for i in rows]
         ids, mask = tokenizer.encode(captions)
@@ -187,16 +189,17 @@ def main() -> None:
         for mover in movers:
             mover.step()
         step += 1
+        minutes = (time.monotonic() - began) / 60
+        done = max(step / args.steps, minutes / args.minutes)
         decay = min(0.999, step / (step + 20))
         torch._foreach_lerp_(list(average.parameters()), list(pair.parameters()), 1 - decay)
         seen += zip(errors.tolist(), t.tolist(), strict=True)
         if step % 100 == 0:
             high = np.mean([e for e, t in seen if t > 0.8])
             low = np.mean([e for e, t in seen if t <= 0.8])
-            minutes = (time.monotonic() - began) / 60
             print(f"{step} {minutes:.2f} min loss above 0.8 {high:.4f} below {low:.4f}", flush=True)
             seen = []
-        if step % 500 == 0 or step == args.steps:
+        if step % 500 == 0 or done >= 1:
             seconds = time.monotonic() - began
             state = {"model": pair.state_dict(), "average": average.state_dict()}
             state |= {"optimizers": [m.state_dict() for m in movers], "step": step, "seconds": seconds}
