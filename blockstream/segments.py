@@ -31,7 +31,8 @@ class Extent(NamedTuple):
 class Visit(NamedTuple):
     """One segment in one pass: the key of a load. Visits sort in the order they run.
 
-    `position` indexes `Stage.order`; `stage` indexes `Schedule.stages`.
+    `position` indexes `Stage.order`; `len(order) + i` is an unplanned visit of segment i. `stage`
+    indexes `Schedule.stages`.
     """
 
     stage: int
@@ -121,7 +122,8 @@ Passes = Exactly | AtMost | Unknown
 class Stage:
     """One network of the pipeline: its segments, the order of one pass, the number of passes.
 
-    `order` holds indices into `segments`; one that occurs twice is visited twice in a pass.
+    `order` holds indices into `segments`; one that occurs twice is visited twice in a pass, one that
+    does not occur is loaded only if compute asks for it.
     """
 
     name: str
@@ -137,8 +139,7 @@ class Stage:
         wrong = [i for i in self.order if not 0 <= i < len(self.segments)]
         if wrong:
             raise ValueError(
-                f"stage {self.name!r}: order names segments {wrong[:5]}, "
-                f"there are {len(self.segments)}"
+                f"stage {self.name!r}: order names segments {wrong[:5]}, there are {len(self.segments)}"
             )
         if self.passes.expected < 0:
             raise ValueError(f"stage {self.name!r}: {self.passes.expected} passes")
@@ -158,9 +159,20 @@ class Stage:
         """Return the room of all visited segments together."""
         return sum(self.segments[i].nbytes for i in self.visited)
 
+    @cached_property
+    def unvisited(self) -> tuple[int, ...]:
+        """Return the segments that the order leaves out."""
+        return tuple(sorted(set(range(len(self.segments))) - set(self.order)))
+
+    def index_at(self, position: int) -> int:
+        """Return the index of the segment at a position; positions past the order are unplanned visits."""
+        if position < len(self.order):
+            return self.order[position]
+        return position - len(self.order)
+
     def segment(self, position: int) -> Segment:
         """Return the segment visited at a position of the pass."""
-        return self.segments[self.order[position]]
+        return self.segments[self.index_at(position)]
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,7 @@ class Schedule:
         """Return the segment of a visit."""
         return self.stages[visit.stage].segment(visit.position)
 
-    def visits(self, expected_only: bool = True) -> Iterator[Visit]:
+    def visits(self) -> Iterator[Visit]:
         """Yield the visits of the expected passes in the order they run."""
         for s, stage in enumerate(self.stages):
             for p in range(stage.passes.expected):

@@ -1,0 +1,186 @@
+"""Execute a plan: the compute side around the scheduler, with the loader thread beside it.
+
+with Engine(plan, store, ledger) as engine:
+    with engine.visit("t5", "block.0") as handle:
+        ...compute with the segment...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from .clock import Clock, SystemClock
+from .errors import EngineError, SegmentLoadError
+from .ledger import Ledger, Span
+from .plan import Plan
+from .prefetch import Loader
+from .scheduler import Scheduler
+from .segments import Visit
+from .store import Handle, Store
+
+
+class Engine:
+    """Hands out the segments of a plan in the order compute asks for them.
+
+    Used by one compute thread. `on_executed` and `on_loaded` observe spans, the latter on the loader
+    thread. `unplanned` counts visits that were in no plan: they are loaded on demand.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        ledger: Ledger | None = None,
+        clock: Clock | None = None,
+        on_loaded: Callable[[Span], None] | None = None,
+        on_executed: Callable[[Span], None] | None = None,
+    ) -> None:
+        clock = clock or SystemClock()
+        self.ledger = ledger if ledger is not None else Ledger(clock=clock.now)
+        self.unplanned = 0
+        self.phase = ""
+        self._scheduler = Scheduler(plan)
+        self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded)
+        self._condition = self._loader.condition
+        self._on_executed = on_executed
+        self._held: set[Visit] = set()
+        self._segments = [{s.name: i for i, s in enumerate(x.segments)} for x in plan.schedule.stages]
+        self._closed = False
+        self._track = self.ledger.track("compute")
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan in force."""
+        return self._scheduler.plan
+
+    def start(self) -> Engine:
+        """Start loading: the first segment of the first pass is read before anyone asks for it."""
+        self._loader.start()
+        return self
+
+    def close(self) -> None:
+        """Stop loading and release every segment. Safe to call twice and after a failure."""
+        if self._closed:
+            return
+        self._closed = True
+        self._track.mark("outside", self.phase)
+        self._held.clear()
+        self._loader.close()
+        self.ledger.flush()
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- visits ------------------------------------------------------------------------------
+
+    @contextmanager
+    def visit(self, stage: str, segment: str) -> Iterator[Handle]:
+        """Yield a segment for the length of the block."""
+        at, handle = self.acquire(stage, segment)
+        try:
+            yield handle
+        finally:
+            self.release(at)
+
+    def acquire(self, stage: str, segment: str) -> tuple[Visit, Handle]:
+        """Return the visit and handle of a segment, waiting if its load is still in flight.
+
+        The wait is recorded as a stall. A segment that is not next is skipped to, or loaded on demand.
+        Raises SegmentLoadError naming the segment and cause if a load failed, EngineError once closed.
+        """
+        self._track.mark("outside", self.phase)
+        with self._condition:
+            visit = self._seek(self.plan.schedule.index(stage), segment)
+            while True:
+                if self._closed:
+                    raise EngineError(f"segment {segment!r} is asked for after the engine was closed")
+                load = self._scheduler.acquire(visit)
+                if load is not None:
+                    break
+                self._fail_with_loader(segment)
+                self._condition.wait()
+            handle = self._loader.handles[load]
+            self._held.add(visit)
+            self._condition.notify_all()
+        self._track.mark("stall", segment, visit)
+        return visit, handle
+
+    def release(self, visit: Visit) -> None:
+        """End a visit; its segment goes unless the plan retains it."""
+        if visit not in self._held:  # closed meanwhile
+            return
+        span = self._track.mark("execute", self.plan.schedule.segment(visit).name, visit)
+        with self._condition:
+            self._held.remove(visit)
+            freed = self._scheduler.release(visit)
+            self._loader.release([] if freed is None else [freed])
+        if self._on_executed is not None:
+            self._on_executed(span)
+
+    # -- passes and stages -------------------------------------------------------------------
+
+    def begin_pass(self, stage: str) -> int | None:
+        """Make a stage current, ending earlier ones; return the pass about to run, None past the last."""
+        index = self.plan.schedule.index(stage)
+        with self._condition:
+            cursor = self._scheduler.cursor
+            if cursor is not None and cursor.stage < index:
+                self._loader.release(self._scheduler.end_stage(index - 1))
+                cursor = self._scheduler.cursor
+            return cursor.pass_index if cursor is not None and cursor.stage == index else None
+
+    def end_pass(self, stage: str, pass_index: int | None) -> None:
+        """End a pass: segments it did not visit are passed over."""
+        if pass_index is None or self._closed:
+            return
+        with self._condition:
+            index = self.plan.schedule.index(stage)
+            self._loader.release(self._scheduler.end_pass(index, pass_index))
+
+    def end_stage(self, stage: str) -> None:
+        """End a stage now: what is held or being read for it is dropped, the next one's head loads."""
+        with self._condition:
+            self._loader.release(self._scheduler.end_stage(self.plan.schedule.index(stage)))
+
+    def adopt(self, plan: Plan) -> None:
+        """Go on with another plan of the same stages, between two visits."""
+        with self._condition:
+            self._loader.release(self._scheduler.adopt(plan))
+        self._track.mark("replan")
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _seek(self, stage: int, segment: str) -> Visit:
+        """Return the visit to acquire, moving the cursor where compute is."""
+        cursor = self._scheduler.cursor
+        if cursor is not None and cursor.stage < stage:
+            self._loader.release(self._scheduler.end_stage(stage - 1))
+        index = self._segments[stage][segment]
+        visit = self._scheduler.locate(stage, index)
+        if visit is None:
+            self.unplanned += 1
+            self._loader.release(self._scheduler.detour(stage, index))
+            visit = self._scheduler.cursor
+            assert visit is not None, "a detour is at the cursor"
+        elif visit != self._scheduler.cursor:
+            self._loader.release(self._scheduler.skip_to(visit))
+        return visit
+
+    def _fail_with_loader(self, segment: str) -> None:
+        failure, load = self._loader.failure, self._loader.failed
+        if failure is None:
+            return
+        if isinstance(failure, SegmentLoadError):
+            raise failure
+        assert load is not None
+        raise SegmentLoadError(
+            f"segment {load.segment.name!r} could not be loaded (while {segment!r} was waited for): "
+            f"{type(failure).__name__}: {failure}"
+        ) from failure

@@ -1,0 +1,140 @@
+"""Static memory planning: an extent of the arena for every load of a stage, before anything runs.
+
+Retained segments lie one after another; streamed ones share a region in which a load never overlaps
+the `slots - 1` loads before it. Two placements are tried and the smaller kept: equal slots in
+rotation, and the two ends of the region in turn (least memory for two slots of unequal segments).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .segments import Extent, Stage
+
+#: Direct I/O wants block-aligned addresses, and a page is what the system gives and takes back.
+ALIGN = 4096
+
+
+def align_up(n: int, align: int = ALIGN) -> int:
+    """Return the least multiple of `align` that is not below `n`."""
+    return -(-n // align) * align
+
+
+@dataclass(frozen=True)
+class StageLayout:
+    """Where each load of a stage goes.
+
+    `retained` maps a segment to its extent. `streamed[p % len(streamed)][k]` is the extent of the
+    k-th streamed visit of pass p; `ordinal[position]` is that k, or -1 for a retained segment.
+    `unplanned[i]` is where segment i goes when it is asked for out of the order. `nbytes` is the
+    exact peak.
+    """
+
+    order: tuple[int, ...]
+    retained: dict[int, Extent]
+    streamed: tuple[tuple[Extent, ...], ...]
+    ordinal: tuple[int, ...]
+    unplanned: tuple[Extent, ...]
+    nbytes: int
+
+    def extent(self, pass_index: int, position: int) -> Extent:
+        """Return the extent of the segment visited at `position` of a pass."""
+        if position >= len(self.order):
+            return self.unplanned[position - len(self.order)]
+        k = self.ordinal[position]
+        if k < 0:
+            return self.retained[self.order[position]]
+        return self.streamed[pass_index % len(self.streamed)][k]
+
+    def mirrored(self, arena_nbytes: int) -> StageLayout:
+        """Return the layout counted from the other end of the arena."""
+
+        def flip(x: Extent) -> Extent:
+            return Extent(arena_nbytes - x.end, x.nbytes)
+
+        return StageLayout(
+            self.order,
+            {i: flip(x) for i, x in self.retained.items()},
+            tuple(tuple(flip(x) for x in one) for one in self.streamed),
+            self.ordinal,
+            tuple(flip(x) for x in self.unplanned),
+            arena_nbytes,
+        )
+
+
+def streamed_sizes(stage: Stage, retained: Collection[int], align: int = ALIGN) -> list[int]:
+    """Return the padded sizes of the visits that load in every pass, in order."""
+    return [align_up(stage.segments[i].nbytes, align) for i in stage.order if i not in retained]
+
+
+def slot_room(stage: Stage, retained: Collection[int], slots: int, align: int = ALIGN) -> int:
+    """Return the bytes of the region that `slots` loads of a stage share."""
+    sizes = streamed_sizes(stage, retained, align)
+    unplanned = [align_up(stage.segments[i].nbytes, align) for i in stage.unvisited]
+    least = max(unplanned, default=0)
+    if not sizes:
+        return least
+    return max(least, min(_rotation_room(sizes, slots), _two_ends_room(sizes, slots)))
+
+
+def lay_out_stage(stage: Stage, retained: Sequence[int], slots: int, align: int = ALIGN) -> StageLayout:
+    """Return the extents of one stage: slots at the start of the arena, then what is retained.
+
+    Retained segments are laid out in the order of their first visit: in the last pass they are
+    released in that order, and the next stage's loads find one growing hole.
+    """
+    keep = frozenset(retained)
+    sizes = streamed_sizes(stage, keep, align)
+    room = slot_room(stage, keep, slots, align)
+    streamed = _place(sizes, slots)
+    where: dict[int, Extent] = {}
+    offset = room
+    for i in stage.visited:
+        if i in keep:
+            nbytes = align_up(stage.segments[i].nbytes, align)
+            where[i] = Extent(offset, nbytes)
+            offset += nbytes
+    sized = [align_up(s.nbytes, align) for s in stage.segments]
+    unplanned = tuple(where.get(i, Extent(0, nbytes)) for i, nbytes in enumerate(sized))
+    ordinal, k = [], 0
+    for i in stage.order:
+        ordinal.append(-1 if i in keep else k)
+        k += i not in keep
+    return StageLayout(stage.order, where, streamed, tuple(ordinal), unplanned, offset)
+
+
+def _rotation_room(sizes: Sequence[int], slots: int) -> int:
+    return min(slots, len(sizes)) * max(sizes) if len(sizes) > 1 else max(sizes) * min(slots, 2)
+
+
+def _two_ends_room(sizes: Sequence[int], slots: int) -> int:
+    """Return the largest sum of two consecutive loads, the wrap to the next pass included."""
+    if slots != 2:
+        return _rotation_room(sizes, slots)
+    return max(a + b for a, b in pairwise([*sizes, sizes[0]]))
+
+
+def _place(sizes: Sequence[int], slots: int) -> tuple[tuple[Extent, ...], ...]:
+    """Return the extents pass by pass until they repeat: at most `slots` different passes."""
+    if not sizes:
+        return ((),)
+    stride = max(sizes)
+    room = _two_ends_room(sizes, slots)
+    from_ends = room < _rotation_room(sizes, slots)
+    count = 2 if from_ends else _rotation_room(sizes, slots) // stride
+    passes = []
+    for p in range(count):
+        first = p * len(sizes)
+        if p and first % count == 0:
+            break
+        extents = []
+        for k, nbytes in enumerate(sizes):
+            slot = (first + k) % count
+            if from_ends:
+                extents.append(Extent(room - nbytes if slot else 0, nbytes))
+            else:
+                extents.append(Extent(slot * stride, nbytes))
+        passes.append(tuple(extents))
+    return tuple(passes)

@@ -1,0 +1,185 @@
+"""Where every second went: an append-only list of spans, written as JSON lines.
+
+The compute thread is a `Track`: each `mark` closes the span since the one before, so its spans tile
+the run. `unaccounted` compares them with a wall time measured apart.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, NamedTuple
+
+from .segments import Visit
+
+SCHEMA = 1
+
+#: The kinds of span, by thread. compute: "execute" a segment's forward, "stall" compute waiting for a
+#: load, "outside" everything between segments, "bind" making views, "replan". loader: "load", "idle".
+KINDS = ("execute", "stall", "outside", "bind", "replan", "load", "move", "idle")
+
+
+class Span(NamedTuple):
+    """One timed interval of one thread, in seconds since the ledger began.
+
+    `label` is the segment's name for loads and visits, the phase's for what is outside; `nbytes` the
+    bytes read.
+    """
+
+    thread: str
+    kind: str
+    start_s: float
+    end_s: float
+    label: str = ""
+    visit: Visit | None = None
+    nbytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Return the length of the span."""
+        return self.end_s - self.start_s
+
+
+class Ledger:
+    """All spans of a run; `path` is written as the run goes, so that a killed run leaves its own.
+
+    `add` may be called from any thread. Times come from `clock`, seconds that never go back.
+    """
+
+    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.spans: list[Span] = []
+        self._clock = clock
+        self._begin = clock()
+        self._file: IO[str] | None = None
+        self._written = 0
+        if path is not None:
+            self._file = path.open("w", encoding="utf-8")
+            self._file.write(json.dumps({"schema": SCHEMA, "began": time.time()}) + "\n")
+
+    def now(self) -> float:
+        """Return the seconds since the ledger began."""
+        return self._clock() - self._begin
+
+    def add(self, span: Span) -> None:
+        """Append a span."""
+        self.spans.append(span)
+
+    def track(self, thread: str) -> Track:
+        """Return a track whose first span begins now."""
+        return Track(self, thread)
+
+    @contextmanager
+    def span(self, thread: str, kind: str, label: str = "") -> Iterator[None]:
+        """Record the block as one span."""
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.add(Span(thread, kind, start, self.now(), label))
+
+    def flush(self) -> None:
+        """Write the spans that are not in the file yet."""
+        if self._file is None:
+            return
+        upto = len(self.spans)
+        self._file.writelines(_dump(s) + "\n" for s in self.spans[self._written : upto])
+        self._file.flush()
+        self._written = upto
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        try:
+            self.flush()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Track:
+    """The spans of one thread, without a gap: `mark` closes the span that began at the last mark."""
+
+    def __init__(self, ledger: Ledger, thread: str) -> None:
+        self._ledger = ledger
+        self._thread = thread
+        self.at = ledger.now()
+
+    def mark(self, kind: str, label: str = "", visit: Visit | None = None, nbytes: int = 0) -> Span:
+        """Record what the thread did since the last mark."""
+        now = self._ledger.now()
+        span = Span(self._thread, kind, self.at, now, label, visit, nbytes)
+        self._ledger.add(span)
+        self.at = now
+        return span
+
+
+def unaccounted(spans: Iterable[Span], wall_s: float, thread: str = "compute") -> float:
+    """Return the share of `wall_s` that the spans of a thread do not cover, 0..1.
+
+    Spans that overlap one another count once.
+    """
+    covered, upto = 0.0, float("-inf")
+    for span in sorted((s for s in spans if s.thread == thread), key=lambda s: s.start_s):
+        covered += max(0.0, span.end_s - max(span.start_s, upto))
+        upto = max(upto, span.end_s)
+    return max(0.0, 1.0 - covered / wall_s) if wall_s > 0 else 0.0
+
+
+def overlap(spans: Iterable[Span]) -> float:
+    """Return the share of load time that compute hid: load time less stalls, over load time, 0..1."""
+    loads = stalls = 0.0
+    for span in spans:
+        if span.kind == "load":
+            loads += span.seconds
+        elif span.kind == "stall":
+            stalls += span.seconds
+    return max(0.0, 1.0 - stalls / loads) if loads else 0.0
+
+
+def read_ledger(path: Path) -> list[Span]:
+    """Return the spans of a ledger file; a last line cut short by a kill is left out.
+
+    Raises ValueError naming the line of any other that cannot be read.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    spans = []
+    for n, line in enumerate(lines[1:], start=2):
+        try:
+            spans.append(_load(json.loads(line)))
+        except (ValueError, TypeError, IndexError) as error:
+            if n == len(lines):
+                break
+            raise ValueError(f"{path}, line {n}: not a span: {line[:80]!r}") from error
+    return spans
+
+
+def _dump(span: Span) -> str:
+    visit = list(span.visit) if span.visit is not None else None
+    row = [
+        span.thread,
+        span.kind,
+        round(span.start_s, 7),
+        round(span.end_s, 7),
+        span.label,
+        visit,
+        span.nbytes,
+    ]
+    return json.dumps(row, separators=(",", ":"))
+
+
+def _load(row: list[object]) -> Span:
+    thread, kind, start, end, label, visit, nbytes = row
+    at = Visit(*visit) if isinstance(visit, list) else None
+    return Span(str(thread), str(kind), float(start), float(end), str(label), at, int(nbytes))  # type: ignore[arg-type, call-overload]

@@ -1,0 +1,100 @@
+"""The loader thread: it asks the scheduler what to load next and loads it.
+
+Shares one condition with the engine. Everything the scheduler holds, and `handles`, is touched only
+under it; `store.load` runs without it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from .clock import Clock
+from .ledger import Ledger, Span
+from .scheduler import Load, Scheduler
+from .store import Handle, Store
+
+
+class Loader:
+    """One thread that loads segments in schedule order until it is closed or a load fails.
+
+    `failure` is the exception that ended it, for the compute thread to raise.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        store: Store,
+        ledger: Ledger,
+        clock: Clock,
+        on_loaded: Callable[[Span], None] | None = None,
+    ) -> None:
+        self.condition = clock.condition()
+        self.handles: dict[Load, Handle] = {}
+        self.failure: BaseException | None = None
+        self.failed: Load | None = None
+        self._scheduler = scheduler
+        self._store = store
+        self._ledger = ledger
+        self._on_loaded = on_loaded
+        self._closing = False
+        self._thread = clock.thread(
+            threading.Thread(target=self._run, name="blockstream-loader", daemon=True)
+        )
+
+    def start(self) -> None:
+        """Start loading."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread after the load in flight, join it and release every handle left."""
+        with self.condition:
+            self._closing = True
+            self.condition.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+        for handle in self.handles.values():
+            handle.release()
+        self.handles.clear()
+
+    def release(self, loads: list[Load]) -> None:
+        """Release the handles of loads that the scheduler freed. The condition is held."""
+        for load in loads:
+            self.handles.pop(load).release()
+        self.condition.notify_all()
+
+    def _run(self) -> None:
+        track = self._ledger.track("loader")
+        while (load := self._next()) is not None:
+            track.mark("idle")
+            try:
+                handle = self._store.load(self._stage_name(load), load.segment.name, load.extent)
+            except BaseException as error:
+                track.mark("load", load.segment.name, load.visit)
+                with self.condition:
+                    self.failure, self.failed = error, load
+                    self.condition.notify_all()
+                return
+            span = track.mark("load", load.segment.name, load.visit, load.segment.streamed_nbytes)
+            with self.condition:
+                if self._scheduler.loaded(load):
+                    self.handles[load] = handle
+                else:
+                    handle.release()
+                self.condition.notify_all()
+            if self._on_loaded is not None:
+                self._on_loaded(span)
+        track.mark("idle")
+
+    def _next(self) -> Load | None:
+        """Return the next load, waiting until there is one; None at close."""
+        with self.condition:
+            while not self._closing:
+                load = self._scheduler.next_load()
+                if load is not None:
+                    return load
+                self.condition.wait()
+        return None
+
+    def _stage_name(self, load: Load) -> str:
+        return self._scheduler.plan.schedule.stages[load.visit.stage].name

@@ -1,0 +1,210 @@
+"""Predict what a plan will do: event by event with the engine's own scheduler, or fast by recurrence.
+
+Time is virtual: one loader, one compute thread, the seconds of each `Segment`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from .segments import AtMost, Exactly, Stage, Unknown, Visit
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+#: More visits than this are predicted from their first passes: later ones repeat.
+SIMULATED_VISITS = 20_000
+
+
+class Event(NamedTuple):
+    """One interval of a predicted timeline: `kind` is "load" or "execute"."""
+
+    kind: str
+    visit: Visit
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class StagePrediction:
+    """What one stage will take. `stall_s` is compute waiting for loads."""
+
+    name: str
+    passes: int
+    wall_s: float
+    execute_s: float
+    load_s: float
+    stall_s: float
+    read_nbytes: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan will take, in all and stage by stage."""
+
+    wall_s: float
+    stages: tuple[StagePrediction, ...]
+
+    @property
+    def read_nbytes(self) -> int:
+        """Return the bytes read from storage."""
+        return sum(s.read_nbytes for s in self.stages)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the recurrence says of one stage."""
+
+    wall_s: float
+    read_nbytes: int
+
+
+def simulate(plan: Plan) -> list[Event]:
+    """Return the timeline of the expected passes, in the order of the events' starts.
+
+    A stage with `AtMost` or `Unknown` passes runs its expected number and is then ended.
+    """
+    from .scheduler import Load, Scheduler
+
+    scheduler = Scheduler(plan)
+    events: list[Event] = []
+    ends: list[tuple[float, int, Load | Visit]] = []
+    now = 0.0
+    loading = computing = False
+    todo = plan.schedule.visits()
+    visit = next(todo, None)
+    while visit is not None:
+        if not loading and (load := scheduler.next_load()) is not None:
+            events.append(Event("load", load.visit, now, now + load.segment.load_s))
+            heapq.heappush(ends, (events[-1].end_s, len(events), load))
+            loading = True
+        if not computing and scheduler.acquire(visit) is not None:
+            end = now + plan.schedule.segment(visit).execute_s
+            events.append(Event("execute", visit, now, end))
+            heapq.heappush(ends, (end, len(events), visit))
+            computing = True
+            continue  # a visit that began may let another load start
+        assert ends, "nothing runs and nothing can start"
+        # Everything that ends now ends before anything starts: ties have no order.
+        now = ends[0][0]
+        while ends and ends[0][0] == now:
+            _, _, done = heapq.heappop(ends)
+            if isinstance(done, Load):
+                scheduler.loaded(done)
+                loading = False
+                continue
+            scheduler.release(done)
+            computing = False
+            visit = next(todo, None)
+            if visit is None or visit.stage != done.stage:
+                scheduler.end_stage(done.stage)
+    return events
+
+
+def predict(plan: Plan) -> Prediction:
+    """Return the simulated timeline summed by stage; long schedules from their first passes."""
+    visits = sum(len(s.order) * s.passes.expected for s in plan.schedule.stages)
+    if visits <= SIMULATED_VISITS:
+        return _sum(plan, simulate(plan))
+    fewer, more = (_sum(p, simulate(p)) for p in (_shortened(plan, 3), _shortened(plan, 4)))
+    stages = tuple(
+        _extrapolate(stage.passes.expected, a, b)
+        for stage, a, b in zip(plan.schedule.stages, fewer.stages, more.stages, strict=True)
+    )
+    return Prediction(sum(s.wall_s for s in stages), stages)
+
+
+def _shortened(plan: Plan, passes: int) -> Plan:
+    def cut(stage: Stage) -> Stage:
+        n = min(stage.passes.expected, passes)
+        kept: Exactly | AtMost | Unknown
+        if isinstance(stage.passes, Unknown):
+            kept = Unknown(n)
+        else:
+            kept = type(stage.passes)(n)
+        return replace(stage, passes=kept)
+
+    schedule = replace(plan.schedule, stages=tuple(cut(s) for s in plan.schedule.stages))
+    return replace(plan, schedule=schedule)
+
+
+def _extrapolate(passes: int, a: StagePrediction, b: StagePrediction) -> StagePrediction:
+    if b.passes == a.passes:
+        return b
+    k = passes - b.passes
+    return StagePrediction(
+        b.name,
+        passes,
+        b.wall_s + k * (b.wall_s - a.wall_s),
+        b.execute_s + k * (b.execute_s - a.execute_s),
+        b.load_s + k * (b.load_s - a.load_s),
+        max(0.0, b.stall_s + k * (b.stall_s - a.stall_s)),
+        b.read_nbytes + k * (b.read_nbytes - a.read_nbytes),
+    )
+
+
+def _sum(plan: Plan, events: list[Event]) -> Prediction:
+    """Sum a timeline by stage. A stage's wall time runs from the end of the stage before to its own."""
+    stages = []
+    begin = 0.0
+    for i, stage in enumerate(plan.schedule.stages):
+        mine = [e for e in events if e.visit.stage == i]
+        executed = [e for e in mine if e.kind == "execute"]
+        loads = [e for e in mine if e.kind == "load"]
+        end = executed[-1].end_s if executed else begin
+        execute_s = sum(e.end_s - e.start_s for e in executed)
+        read = sum(plan.schedule.segment(e.visit).streamed_nbytes for e in loads)
+        load_s = sum(e.end_s - e.start_s for e in loads)
+        stall_s = max(0.0, end - begin - execute_s)
+        stages.append(
+            StagePrediction(stage.name, stage.passes.expected, end - begin, execute_s, load_s, stall_s, read)
+        )
+        begin = end
+    return Prediction(begin, tuple(stages))
+
+
+def estimate(stage: Stage, retained: Collection[int], slots: int, lookahead: int | None = None) -> Estimate:
+    """Return the time of one stage by itself for equal slots in rotation: O(passes x visits).
+
+    load_start[n] = max(load_end[n-1], release[n - slots]), execute_start = max(execute_end of the
+    visit before, load_end). Only a few passes are run; later ones repeat the last.
+    """
+    passes = stage.passes.expected
+    run = min(passes, max(3, min(slots + 2, SIMULATED_VISITS // max(len(stage.order), 1))))
+    loaded_at: dict[int, float] = {}
+    released = [0.0] * slots
+    loader = compute = 0.0
+    n = 0
+    begun: list[float] = []
+    ends = [0.0]
+    reads = [0]
+    read = 0
+    for _ in range(run):
+        for i in stage.order:
+            segment = stage.segments[i]
+            if i in retained and i in loaded_at:
+                ready = loaded_at[i]
+            else:
+                start = loader
+                if i not in retained:
+                    start = max(start, released[n % slots])
+                if lookahead is not None and len(begun) >= lookahead:
+                    start = max(start, begun[-lookahead])
+                loader = ready = start + segment.load_s
+                read += segment.streamed_nbytes
+                if i in retained:
+                    loaded_at[i] = ready
+            begin = max(compute, ready)
+            begun.append(begin)
+            compute = begin + segment.execute_s
+            if i not in retained:
+                released[n % slots] = compute
+                n += 1
+        ends.append(compute)
+        reads.append(read)
+    period, more = ends[-1] - ends[-2], reads[-1] - reads[-2]
+    rest = passes - run
+    return Estimate(ends[-1] + rest * period, reads[-1] + rest * more)
