@@ -25,7 +25,7 @@ from .entrypoints import nearest
 from .errors import ConfigError
 from .plugins import Plugins
 from .validation import Problem, raise_problems, refuse_keys, validate
-from .yamlfile import Document, Keys, dump, read, with_set
+from .yamlfile import Document, Keys, dump, parse, read, with_set
 
 
 def _amount(value: str | int) -> str | int:
@@ -269,7 +269,8 @@ def _find(path_or_name: str | Path) -> Document:
         )
     try:
         file = entrypoints.example_file(example)
-        document = read(file, example.name)  # type: ignore[arg-type]
-    except ImportError as error:
+        text = file.read_bytes()
+    except (ImportError, OSError) as error:
         raise ConfigError(f"{name}: {example.provider} lists it, but: {error}") from error
-    return Document(example.name, document.data, document.base, document.marks, packaged=example.provider)
+    base = file.parent if isinstance(file, Path) else None
+    return replace(parse(text, example.name, base), packaged=example.provider)

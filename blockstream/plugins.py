@@ -76,15 +76,17 @@ class Plugins:
         """Register an object with hookimpls under a name that its failures are reported by."""
         try:
             self._manager.register(plugin, name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            self._forget(name)
+        except ValueError as error:
+            raise PluginError(f"plugin {name!r}: {error}") from error
+        except pluggy.PluginValidationError as error:
+            self._manager.unregister(name=name)
             raise PluginError(f"plugin {name!r}: {error}") from error
         for caller in self._manager.get_hookcallers(plugin) or ():
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is not plugin:
                     continue
                 if not caller.has_spec() and not implementation.optionalhook:
-                    self._forget(name)
+                    self._manager.unregister(name=name)
                     hint = nearest(caller.name, KNOWN_HOOKS)
                     raise PluginError(f"plugin {name!r} implements no hook {caller.name!r}{hint}")
                 _guard(name, caller.name, implementation)
@@ -188,20 +190,16 @@ class Plugins:
             self._offers[hook, plugin] = by_name
         return self._offers[hook, plugin]
 
-    def _forget(self, name: str) -> None:
-        if self._manager.has_plugin(name):
-            self._manager.unregister(name=name)
 
-
-def activate(config: RunConfig) -> Plugins:
+def activate(config: RunConfig, plugins: Plugins | None = None) -> Plugins:
     """Return the plugins of a run: those its config names, and its attention transforms, built.
 
-    The first transform of the list is asked first, whatever it implements; pluggy asks the latest
-    registered first.
+    `plugins` are the ones the config was made with, where those are more than what is installed.
     """
-    plugins = Plugins()
+    plugins = plugins or Plugins()
     for name in [*config.plugins, *(chosen.plugin for chosen in config.chosen())]:
         plugins.load(name)
+    # pluggy asks the latest registered first, a config's list the first.
     for number, chosen in reversed(list(enumerate(config.attention))):
         plugins.register(chosen.build(), f"{chosen.plugin}:{chosen.choice.name}#{number}")
     return plugins

@@ -61,12 +61,14 @@ def raise_problems(document: Document, problems: Iterable[Problem]) -> None:
     placed = []
     for problem in dict.fromkeys(problems):
         mark = document.mark(problem.path)
-        place = f"line {mark}" if isinstance(mark, int) else mark
-        key = dotted(problem.path)
-        text = ": ".join(filter(None, [", ".join(filter(None, [place, key])), problem.message]))
-        if isinstance(mark, str) and mark == f"--set {key}":
-            text = f"{mark}: {problem.message}"
-        placed.append((mark if isinstance(mark, int) else math.inf, text))
+        key = dotted(problem.path) or "all of it"
+        if isinstance(mark, int):
+            place = f"line {mark}, {key}"
+        elif mark is None or mark == f"--set {key}":
+            place = mark or key
+        else:
+            place = f"{mark}, {key}"
+        placed.append((mark if isinstance(mark, int) else math.inf, f"{place}: {problem.message}"))
     lines = [text for _, text in sorted(placed, key=lambda pair: pair[0])]
     if len(lines) == 1:
         raise ConfigError(f"{document.name}, {lines[0]}")
@@ -94,7 +96,7 @@ def _path_in(data: Any, loc: tuple[int | str, ...], kind: str) -> Keys:
     path: list[int | str] = []
     for k, part in enumerate(loc):
         if isinstance(data, Mapping) and part in data:
-            data = data[str(part)]
+            data = data[part]
         elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             data = data[part]
         elif not (kind == "missing" and k == len(loc) - 1):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from blockstream import schema
 from blockstream.choices import Choice
@@ -299,6 +299,30 @@ def test_a_name_that_is_no_file_is_a_packaged_example(tmp_path, monkeypatch):
             read_config("min.yaml")
         with pytest.raises(ConfigError, match="is not a file"):
             read_config(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["gone:mine.yaml", "mine:gone.yaml", "mine"])
+def test_a_packaged_example_that_is_not_there_is_blamed_on_its_package(tmp_path, monkeypatch, target):
+    with site_on_path(tmp_path / "site", monkeypatch) as site:
+        groups = {"blockstream.examples": {"mine.yaml": target}}
+        site.install("mine", {"mine/__init__.py": ""}, groups)
+        with pytest.raises(ConfigError, match=r"mine.yaml: mine 1.0 lists it, but: "):
+            read_config("mine.yaml")
+
+
+def test_a_problem_with_the_options_as_a_whole_is_placed_at_all_of_it(plugins):
+    class Whole(BaseModel):
+        @model_validator(mode="after")
+        def fits(self):
+            raise ValueError("too many pixels")
+
+    class Second:
+        @hookimpl
+        def pipelines(self):
+            return [Choice("second", print, Whole)]
+
+    plugins.register(Second(), "second")
+    assert problems(plugins, "pipeline: second\n") == ["all of it: too many pixels"]
 
 
 # JSON Schema

@@ -341,6 +341,14 @@ def test_a_wrapper_that_raises_is_blamed(when):
         plugins.hook.token_merge(layer=LAYER)
 
 
+def test_a_name_registered_twice_is_refused_and_the_first_stays():
+    plugins = Plugins()
+    plugins.register(Bad(list), "twice")
+    with pytest.raises(PluginError, match=r"plugin 'twice'.*already registered"):
+        plugins.register(Bad(list), "twice")
+    assert plugins.loaded == ("twice",)
+
+
 def test_a_wrapper_sees_the_blame_of_what_it_wraps():
     class Wrapper:
         @hookimpl(wrapper=True)

@@ -195,3 +195,12 @@ def test_dumped_text_reads_the_same_under_yaml_1_1():
 def test_shared_values_are_written_out():
     shared = [1, 2]
     assert "&" not in dump({"a": shared, "b": shared})
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60) | st.text("ab:-[]{}&*!<>|'\"%@#?,\n \t0.~=", max_size=60).map(str.encode))
+def test_any_bytes_are_read_or_refused(raw):
+    try:
+        assert isinstance(parse(raw, "test.yaml").data, dict)
+    except ConfigError as error:
+        assert str(error).startswith("test.yaml")
