@@ -95,9 +95,11 @@ def _path_in(data: Any, loc: tuple[int | str, ...], kind: str) -> Keys:
     """Return the path in the data that an error's loc means: pydantic mixes in names of types."""
     path: list[int | str] = []
     for k, part in enumerate(loc):
-        if isinstance(data, Mapping) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+        if isinstance(data, list):
+            inside = isinstance(part, int) and part < len(data)
+        else:
+            inside = isinstance(data, Mapping) and part in data
+        if inside:
             data = data[part]
         elif not (kind == "missing" and k == len(loc) - 1):
             continue
