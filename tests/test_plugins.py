@@ -1,4 +1,4 @@
-"""Plugins of packages that are installed for the test: found, loaded when named, traced, and activated for a run."""
+"""Plugins of packages installed for the test: found, loaded when named, traced, activated."""
 
 from __future__ import annotations
 
