@@ -102,8 +102,12 @@ class OpenSoraVAEConfig(OfficialConfig):
 
     def latent_frames(self, num_frames: int) -> int:
         """Return the latent frames of a clip: 5 a full chunk of 17, ceil(r / 4) of the rest."""
+        return sum(-(-frames // self.temporal.time_factor) for frames in self.chunks(num_frames))
+
+    def chunks(self, num_frames: int) -> list[int]:
+        """Return the frames of each micro chunk of a clip."""
         full, rest = divmod(num_frames, self.micro_frame_size)
-        return full * self.micro_z_frame_size + -(-rest // self.temporal.time_factor)
+        return [self.micro_frame_size] * full + [rest] * (rest > 0)
 
     def frames_a_call(self, height: int, width: int) -> int:
         """Return the frames one call of the 2-D VAE takes at a size in pixels."""
@@ -205,10 +209,21 @@ class OpenSoraVAE(nn.Module):
                 f"{z.shape[2]} latent frames are not {num_frames} frames, "
                 f"which have {self.config.latent_frames(num_frames)}"
             )
-        left = num_frames
-        for chunk in z.split(self.config.micro_z_frame_size, dim=2):
-            yield self(chunk, min(self.config.micro_frame_size, left))
-            left -= self.config.micro_frame_size
+        latents = z.split(self.config.micro_z_frame_size, dim=2)
+        for chunk, frames in zip(latents, self.config.chunks(num_frames), strict=True):
+            yield self(chunk, frames)
+
+    def block_order(self, frames: int, height: int, width: int, batch: int = 1) -> tuple[str, ...]:
+        """Return the blocks one `forward` runs, in order: the temporal ones, then per call the 2-D ones.
+
+        What is in no block (the first and last convolutions and norms) is small and stays.
+        """
+        temporal = [f"temporal_vae.decoder.{name}" for name in self.temporal_vae.decoder.block_order()]
+        net = "spatial_vae.module.decoder"
+        ups = len(self.spatial_vae.module.decoder.up_blocks)
+        spatial = [f"{net}.mid_block", *(f"{net}.up_blocks.{i}" for i in range(ups))]
+        calls = -(-batch * frames // self.config.frames_a_call(height, width))
+        return tuple(temporal + spatial * calls)
 
     def forward(self, z: Tensor, num_frames: int) -> Tensor:
         """Decode one chunk, at most 5 latent frames: one pass of the network."""

@@ -144,6 +144,15 @@ class Decoder(nn.Module):
         self.norm1 = ChunkNorm(g, c, eps=1e-5)
         self.conv_out = CausalConv3d(c, config.in_out_channels, 3)
 
+    def block_order(self) -> tuple[str, ...]:
+        """Return the names of the blocks worth streaming, in the order one forward runs them."""
+        names = [f"res_blocks.{j}" for j in range(len(self.res_blocks))]
+        for i in reversed(range(len(self.block_res_blocks))):
+            names += [f"block_res_blocks.{i}.{j}" for j in range(len(self.block_res_blocks[i]))]
+            if i > 0 and not isinstance(self.conv_blocks[i - 1], nn.Identity):
+                names.append(f"conv_blocks.{i - 1}")
+        return tuple(names)
+
     def forward(self, z: Tensor) -> Tensor:
         """Return frames' latents [B, C, T * time_factor, H, W]."""
         x = self.conv1(z)
