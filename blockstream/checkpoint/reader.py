@@ -14,7 +14,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -101,15 +101,22 @@ class Batch:
 
     def wait(self) -> None:
         """Return when all is read; raise the first failure once no request writes any more."""
-        _, pending = wait(self._futures, return_when=FIRST_EXCEPTION)
-        for future in pending:
-            future.cancel()
-        wait(self._futures)
-        try:
-            for future in sorted(self._futures, key=Future.cancelled):
-                future.result()
-        except CancelledError:
+        failure: BaseException | None = None
+        for future in self._futures:
+            while True:
+                try:
+                    future.result()
+                    break
+                except BaseException as error:  # an interrupt too must not leave a write behind
+                    failure = failure or error
+                    for other in self._futures:
+                        other.cancel()
+                    if future.done():
+                        break
+        if isinstance(failure, CancelledError):
             raise EngineError("the reader was closed while it read") from None
+        if failure is not None:
+            raise failure
 
 
 class Reader:
