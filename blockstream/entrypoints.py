@@ -71,7 +71,7 @@ def plugins() -> tuple[Installed, ...]:
 
 def commands() -> tuple[Installed, ...]:
     """Return the commands that packages add, by dotted name, hidden ones left out."""
-    hidden = {p.package for p in plugins() if p.hidden} - {"blockstream"} | disabled()
+    hidden = {p.package for p in plugins() if p.hidden} | disabled()
     found = [c for c in _read(COMMANDS) if not {c.name, c.package} & hidden]
     return tuple(sorted(found, key=lambda c: (c.name, c.distribution)))
 

@@ -255,7 +255,7 @@ RUN = """
 
 def test_a_run_asks_its_attention_transforms_in_the_order_of_the_config(site):
     site.plugin("run", RUN)
-    config = make_config({"pipeline": "run", "attention": ["shy", "second", "first", "second"]})
+    config = make_config({"pipeline": "run", "attention": ["shy", "second", "first"]})
     kernel = activate(config).hook.attention_kernel(layer=LAYER)
     assert kernel() == "second"
 
