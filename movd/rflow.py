@@ -81,7 +81,8 @@ class OpenSoraFlow:
     `y` [B, 1, L, caption] and `mask` [n, L] are the text; its unconditional half is the model's learned
     caption under the prompt's own mask. `frames`, `height`, `width` are in pixels, `fps` a second.
     `x_mask` [B, T] gives each latent frame's share of generation: 1 generate, 0 keep as it is in z,
-    between: keep until t <= x_mask, then noise it to t (drawn from `generator`) and generate.
+    between: keep until t <= x_mask, then noise it to t and generate. That noise follows from a seed drawn
+    once from `generator` and from the index, so that any sampler and any resumed run gets the same.
     `on_step(i, z, memory)` and `on_remaining(n)` are called where a sampler reports.
     """
 
@@ -116,6 +117,10 @@ class OpenSoraFlow:
         self.guidance = guidance
         if y_null is None:
             y_null = model.y_embedder.y_embedding[None, None].expand(len(y), -1, -1, -1)
+        if y_null.shape != y.shape:
+            raise ValueError(
+                f"text {tuple(y.shape)} and its null caption {tuple(y_null.shape)} differ in shape"
+            )
         self.y = torch.cat((y, y_null.to(y)))
         self.mask = mask
         self.size = {
@@ -124,7 +129,7 @@ class OpenSoraFlow:
             "width": torch.tensor([float(width)], dtype=size_dtype),
         }
         self.x_mask = None if x_mask is None else x_mask.float().expand(len(y), -1)
-        self.generator = generator
+        self.noise_seed = 0 if x_mask is None else int(torch.randint(2**62, (), generator=generator))
         self.on_step = on_step
         self.on_remaining = on_remaining
 
@@ -147,13 +152,15 @@ class OpenSoraFlow:
 
         Known frames that are to be generated from times[to] on get their noise here.
         """
-        last = to == len(self.times)
-        t, t_to = self.timesteps[i], torch.zeros(()) if last else self.timesteps[to]
+        end = to == len(self.times)
+        t, t_to = self.timesteps[i], torch.zeros(()) if end else self.timesteps[to]
         moved = z + v * float((t - t_to) / NUM_TIMESTEPS)
         if self.x_mask is None:
             return moved
         z = torch.where(self._frames(self._on(i), z), moved, z)
-        fresh = torch.zeros(1, dtype=torch.bool) if last else self._on(to) & ~self._on(i)
+        if end:
+            return z
+        fresh = self._on(to) & ~self._on(i)
         if fresh.any():
             noised = add_noise(z, self.noise_like(z, to), t_to.expand(len(z)))
             z = torch.where(self._frames(fresh, z), noised, z)
@@ -170,23 +177,25 @@ class OpenSoraFlow:
             self.on_step(i, z, memory)
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside z: where the noise of known frames goes on."""
-        return {} if self.generator is None else {"generator": self.generator.get_state()}
+        """Return what a resumed run needs beside z: the seed of the noise of known frames."""
+        return {"noise_seed": self.noise_seed}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of an interrupted run."""
-        if self.generator is not None and "generator" in state:
-            self.generator.set_state(state["generator"])
+        self.noise_seed = int(state["noise_seed"])
 
     def noise_like(self, z: Tensor, i: int) -> Tensor:
-        """Draw the noise that frames switched on at index `i` start from."""
-        device = z.device if self.generator is None else self.generator.device
-        return torch.randn(z.shape, generator=self.generator, device=device).to(z)
+        """Draw the noise that frames switched on at index `i` start from, on the CPU whatever the device."""
+        generator = torch.Generator().manual_seed(self.noise_seed + i)
+        return torch.randn(z.shape, generator=generator).to(z)
 
     def _on(self, i: int) -> Tensor:
-        """Return which frames [B, T] are generated at index `i`; all of x_mask 1 from the start."""
+        """Return which frames [B, T] are generated at index `i`.
+
+        Those of x_mask 1 are from the start, though rounding may put the first time just above 1000.
+        """
         assert self.x_mask is not None
-        return self.x_mask * NUM_TIMESTEPS >= self.timesteps[i]
+        return (self.x_mask * NUM_TIMESTEPS >= self.timesteps[i]) | (self.x_mask >= 1)
 
     @staticmethod
     def _frames(chosen: Tensor, z: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 
 from blockstream.errors import ConfigError
 from blockstream.nn.euler import sample
+from blockstream.pipeline import RunContext
 from movd.rflow import IMAGE_FPS, OpenSoraFlow, check_frames, timesteps, transform_times
 from tests.movd import tiny
 
@@ -83,13 +84,13 @@ def test_known_frames_stay_and_the_model_is_told():
 
 
 def test_noise_of_late_frames_resumes_bit_for_bit():
-    def run(i=0, z=None, state=None):
+    def run(i=0, z=None, state=None, seed=3):
         saved = {}
         flow = flow_of(
             Spy(),
             x_mask=torch.tensor([[0.0, 0.5, 0.9]]),
             steps=8,
-            generator=torch.Generator().manual_seed(3),
+            generator=torch.Generator().manual_seed(seed),
             transform=False,
             on_step=lambda i, z, memory: saved.update({i: (z, flow.state())}),
         )
@@ -99,8 +100,9 @@ def test_noise_of_late_frames_resumes_bit_for_bit():
 
     whole, saved = run()
     for i, (z, state) in saved.items():
-        again, _ = run(i + 1, z, state)
+        again, _ = run(i + 1, z, state, seed=4)
         assert torch.equal(again, whole)
+    assert not torch.equal(run(seed=4)[0], whole)
     assert not torch.equal(saved[0][0], saved[1][0])  # the third frame has been given its noise
 
 
@@ -158,3 +160,15 @@ def test_the_flow_runs_the_real_model_with_guidance():
     cond = dit(**t)[:, :4]
     null = dit(**{**t, "y": dit.y_embedder.y_embedding[None, None]})[:, :4]
     torch.testing.assert_close(v, null + 5 * (cond - null), atol=1e-4, rtol=1e-4)
+
+
+def test_text_of_another_length_than_the_null_caption_is_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"\(1, 1, 5, 8\) and its null caption \(1, 1, 6, 8\)"):
+        OpenSoraFlow(Spy(), tiny.noise(1, 1, 5, 8), None, 2, 1.0, **SIZE)
+
+
+def test_the_step_is_told_to_the_run_that_is_in_progress(monkeypatch):
+    run = RunContext()
+    monkeypatch.setattr("movd.rflow.current_run", lambda: run)
+    flow_of(Spy(), steps=4).velocity(tiny.noise(1, 4, 3, 5, 4), 2)
+    assert (run.step, run.steps) == (2, 4)
