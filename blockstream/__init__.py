@@ -1,0 +1,52 @@
+"""Run transformers that do not fit in memory, within a byte budget that is verified while running.
+
+`stream` runs one module with its weights on disk, `open` several as stages of one schedule. What
+needs torch is imported on first use: `import blockstream` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .segments import AtMost, Exactly, Unknown
+
+if TYPE_CHECKING:
+    from .nn.empty import empty
+    from .nn.session import Session, session
+    from .nn.stream import from_pretrained, open, stream
+
+__all__ = [
+    "AtMost",
+    "Exactly",
+    "Session",
+    "Unknown",
+    "empty",
+    "from_pretrained",
+    "open",
+    "session",
+    "stream",
+]
+
+_LAZY = {
+    "Session": "session",
+    "empty": "empty",
+    "from_pretrained": "stream",
+    "open": "stream",
+    "session": "session",
+    "stream": "stream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".nn.{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, those not imported yet too."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The torch adapter: the only place of the package that imports torch."""

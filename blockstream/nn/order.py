@@ -1,0 +1,106 @@
+"""Find the order a pass runs its blocks in, without running anything.
+
+A deep copy of the module is made on fake tensors, which have shapes and no data, and its forward is
+run. The user's module, hooks, caches and tables are not touched, and nothing is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+log = logging.getLogger(__name__)
+
+_LruCache = type(functools.lru_cache(lambda: None))
+
+
+def fake_order(
+    module: nn.Module,
+    entries: Sequence[str],
+    example_inputs: Any,
+    dtype_of: Callable[[str], torch.dtype] | None = None,
+) -> list[int] | None:
+    """Return the indices of `entries` (module paths) in the order one forward calls them.
+
+    `example_inputs`: a mapping of keyword arguments, a sequence of positional ones, or the one
+    argument. Only shapes and dtypes count. None if the forward cannot run without data.
+    """
+    ran: list[int] = []
+    state = torch.random.get_rng_state()
+    try:
+        with _cleared_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            with FakeCopyMode(mode):
+                fake, inputs = copy.deepcopy((module, example_inputs))
+            _make_computable(fake, dtype_of)
+            _record(fake, entries, ran)
+            args, kwargs = split_inputs(inputs)
+            fake(*args, **kwargs)
+    except Exception as error:
+        log.info("the order of %s is learnt in the first pass (%s)", type(module).__name__, error)
+        return None
+    finally:
+        torch.random.set_rng_state(state)
+    return ran
+
+
+def split_inputs(inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return example inputs as (positional, keyword) arguments."""
+    if isinstance(inputs, Mapping):
+        return (), inputs
+    if isinstance(inputs, tuple | list):
+        return inputs, {}
+    return (inputs,), {}
+
+
+def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | None) -> None:
+    """Put every parameter on a fake CPU in the dtype it will have; tied ones stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for prefix, module in fake.named_modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        for name, param in module._parameters.items():
+            if param is None:
+                continue
+            if id(param) not in made:
+                path = f"{prefix}.{name}" if prefix else name
+                dtype = dtype_of(path) if dtype_of is not None else param.dtype
+                data = torch.empty(tuple(param.shape), dtype=dtype, device="cpu")
+                made[id(param)] = nn.Parameter(data, requires_grad=False)
+            module._parameters[name] = made[id(param)]
+
+
+def _record(fake: nn.Module, entries: Sequence[str], ran: list[int]) -> None:
+    def note(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            ran.append(index)
+
+        return hook
+
+    modules = dict(fake.named_modules(remove_duplicate=False))
+    for index, path in enumerate(entries):
+        modules[path].register_forward_pre_hook(note(index), prepend=True)
+
+
+@contextmanager
+def _cleared_caches() -> Iterator[None]:
+    """Clear the `lru_cache`s that grew in the block: they may hold fake tensors now."""
+    before = {id(c): c.cache_info().currsize for c in _caches()}
+    try:
+        yield
+    finally:
+        for cache in _caches():
+            if cache.cache_info().currsize != before.get(id(cache), 0):
+                cache.cache_clear()
+
+
+def _caches() -> list[Any]:
+    return [o for o in gc.get_objects() if type(o) is _LruCache]

@@ -1,0 +1,226 @@
+"""One module made ready to stream: which tensors each segment reads, what stands in for them.
+
+`Prepared` owns every change made to the module besides its hooks, and undoes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockstream.arena import Arena
+from blockstream.checkpoint import Checkpoint, TensorEntry
+from blockstream.checkpoint.entries import ITEM_NBYTES
+from blockstream.checkpoint.layout import Request, SegmentLayout
+from blockstream.checkpoint.placement import lay_out
+from blockstream.checkpoint.reader import ReadFile, pread
+from blockstream.errors import CheckpointError
+
+from .absent import Absent, RowTable
+from .binding import Binding, Spot
+from .dtypes import to_torch
+from .names import Source, match, require_parameters
+from .partition import Place, partition
+from .tables import TableReader
+
+_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+
+
+class Prepared:
+    """A module, its parts and the layouts of their segments.
+
+    Nothing of the module is changed until `install`; `restore` undoes that exactly. Raises
+    CheckpointError or ModelError when the checkpoint is not the module's.
+    """
+
+    def __init__(self, name: str, module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> None:
+        require_parameters(module)
+        self.name = name
+        self.module = module
+        self.matched = match(module, checkpoint)
+        self._modules = dict(module.named_modules())
+        self._requests = {
+            path: _request(path, param, self.matched.sources[path], _dtype_for(module, path, dtype))
+            for path, param in module.named_parameters(remove_duplicate=False)
+        }
+        self._readers: list[TableReader] = []
+        self._undo: list[tuple[dict[str, Any], str, Any]] = []
+        self._values: list[tuple[Tensor, Tensor]] = []
+        self.cut()
+
+    def cut(self, finer: int | None = None) -> None:
+        """Cut the module into segments, none above `finer` bytes where that can be helped."""
+        cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=finer)
+        self.parts = cut.parts
+        self._tables = cut.tables
+        self._declared = cut.order
+        self.layouts: dict[str, SegmentLayout] = {}
+        for part in self.parts:
+            requests = [self._requests[places[0].path] for places in part.params]
+            self.layouts[part.name] = lay_out(part.name, requests)
+
+    @property
+    def declared_order(self) -> list[int] | None:
+        """Return the order the module itself names, as indices of parts; None if it names none."""
+        index = {part.entry: i for i, part in enumerate(self.parts)}
+        return [index[path] for path in self._declared if path in index] or None
+
+    @property
+    def outside(self) -> list[str]:
+        """Return the modules that use what stays resident: they may be called by themselves."""
+        resident = [part for part in self.parts if part.resident]
+        return list(dict.fromkeys(x.module for part in resident for places in part.params for x in places))
+
+    @property
+    def gathered_nbytes(self) -> int:
+        """Return the bytes read so far for rows of tables."""
+        return sum(r.read_nbytes for r in self._readers)
+
+    def dtype_of(self, path: str) -> torch.dtype:
+        """Return the dtype a parameter has while it is bound."""
+        return to_torch(_dtype(self._requests[path]))
+
+    # -- changes to the module ---------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put stand-ins in the place of all parameters and load the stored buffers."""
+        self._absent: dict[Place, Absent] = {}
+        try:
+            for places in self._tables:
+                self._install_table(places)
+            for part in self.parts:
+                for places in part.params:
+                    self._stand_in(places, f"parameter {places[0].path!r} of segment {part.name!r}")
+            self._load_buffers()
+        except BaseException:
+            self.restore()
+            raise
+
+    def recut(self, finer: int) -> None:
+        """Cut an installed module finer."""
+        self.restore()
+        self.cut(finer)
+        self.install()
+
+    def bindings(self, arena: Arena) -> dict[tuple[str, str], Binding]:
+        """Return what binds each segment, by (stage, segment)."""
+        made = {}
+        for part in self.parts:
+            spots = [
+                (
+                    self._requests[places[0].path].param,
+                    [Spot(self._modules[x.module], x.name, self._absent[x]) for x in places],
+                )
+                for places in part.params
+            ]
+            made[self.name, part.name] = Binding(part.name, spots, self.layouts[part.name], arena)
+        return made
+
+    def restore(self) -> None:
+        """Give the module back its own parameters and buffers; close the tables. Idempotent."""
+        for table, name, value in reversed(self._undo):
+            table[name] = value
+        with torch.no_grad():
+            for buffer, value in self._values:
+                buffer.copy_(value)
+        self._undo.clear()
+        self._values.clear()
+        for reader in self._readers:
+            reader.close()
+
+    def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
+        path = places[0].path
+        request = self._requests[path]
+        absent: Absent = kind.of(request.shape or (), self.dtype_of(path), what)
+        for place in places:
+            self._replace(self._modules[place.module]._parameters, place.name, absent)
+            self._absent[place] = absent
+        return absent
+
+    def _install_table(self, places: tuple[Place, ...]) -> None:
+        request = self._requests[places[0].path]
+        reader = TableReader(request.tensors[0], _dtype(request))
+        self._readers.append(reader)
+        table = self._stand_in(places, f"table {places[0].path!r}, which is read row by row and", RowTable)
+        assert isinstance(table, RowTable)
+        table.rows = reader.gather
+
+    def _replace(self, table: dict[str, Any], name: str, value: Any) -> None:
+        self._undo.append((table, name, table[name]))
+        table[name] = value
+
+    def _load_buffers(self) -> None:
+        """Load the buffers the checkpoint holds, in their own dtype, as `load_state_dict` would."""
+        for prefix, module in self.module.named_modules():
+            for name, buffer in module._buffers.items():
+                path = f"{prefix}.{name}" if prefix else name
+                source = self.matched.sources.get(path)
+                if buffer is None or source is None or name in module._non_persistent_buffers_set:
+                    continue
+                value = _read_tensor(path, source, tuple(buffer.shape)).to(buffer.dtype)
+                if buffer.is_meta:
+                    self._replace(module._buffers, name, value)
+                else:
+                    self._values.append((buffer, buffer.clone()))
+                    with torch.no_grad():
+                        buffer.copy_(value)
+
+
+def _request(path: str, param: Tensor, source: Source, dtype: str | None) -> Request:
+    """Return the request for one parameter; only floating tensors take another dtype."""
+    converted = dtype if dtype is not None and source.dtype in _FLOATS else None
+    return Request(path, source.tensors, converted, tuple(param.shape))
+
+
+def _dtype(request: Request) -> str:
+    return request.dtype or request.tensors[0].dtype
+
+
+def _nbytes(request: Request) -> int:
+    return prod(request.shape or ()) * ITEM_NBYTES[_dtype(request)]
+
+
+def _dtype_for(module: nn.Module, path: str, dtype: str | None) -> str | None:
+    """Return the dtype asked for, float32 where the module says it must stay so."""
+    if dtype not in ("F16", "BF16"):
+        return dtype
+    kept = list(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == "F16":
+        kept += getattr(module, "_keep_in_fp32_modules", None) or ()
+    return "F32" if any(re.search(rf"(^|\.){name}($|\.)", path) for name in kept) else dtype
+
+
+def _read_tensor(path: str, source: Source, shape: tuple[int, ...]) -> Tensor:
+    """Return a small tensor read from its file."""
+    if len(source.tensors) != 1 or source.tensors[0].shape != shape:
+        entry = source.tensors[0]
+        raise CheckpointError(
+            f"{entry.file.path}: {entry.name!r} has shape {list(entry.shape)} and buffer {path!r} has "
+            f"{list(shape)}; is this the checkpoint of another model?"
+        )
+    return read_entry(source.tensors[0])
+
+
+def read_entry(entry: TensorEntry) -> Tensor:
+    """Return one tensor of a checkpoint, read through the page cache."""
+    entry.file.check()
+    tensor = torch.empty(entry.shape, dtype=to_torch(entry.dtype))
+    if not entry.nbytes:
+        return tensor
+    room = tensor.reshape(-1).view(torch.uint8).numpy().data
+    file = ReadFile(entry.file.path, direct=False)
+    try:
+        done = 0
+        while done < entry.nbytes:
+            n = pread(file.descriptor, room[done:], entry.offset + done)
+            if n == 0:
+                raise CheckpointError(f"{entry.file.path}: ends inside {entry.name!r}; fetch it again")
+            done += n
+    finally:
+        os.close(file.descriptor)
+    return tensor

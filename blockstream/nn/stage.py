@@ -1,0 +1,269 @@
+"""One streamed module: its hooks, its passes, the order it runs in.
+
+A pass is one forward of the module. What is called outside it (an encoder by itself, a decode
+method) belongs to the pass that follows, or begins another when its first segment comes round again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from blockstream.errors import AliasError, ModelError
+from blockstream.segments import Passes, Visit
+
+from .binding import BoundHandle, tensors_in
+from .prepared import Prepared
+
+if TYPE_CHECKING:
+    from blockstream.engine import Engine
+
+    from .session import Session
+
+log = logging.getLogger(__name__)
+
+
+class StreamedStage:
+    """The compute side of one stage. Its hooks drive the session's engine."""
+
+    def __init__(self, session: Session, prepared: Prepared, passes: Passes, order: list[int] | None) -> None:
+        self.session = session
+        self.prepared = prepared
+        self.name = prepared.name
+        self.passes = passes
+        #: The order passes are planned in (indices of parts), and whether it is a guess until one ran.
+        self.order: tuple[int, ...] = ()
+        self.guessed = order is None
+        #: Whether the costs of the segments have been measured.
+        self.measured = False
+        self.resident: list[int] = []
+        self.streamed: list[int] = []
+        self._part_at: dict[str, int] = {}
+        self._index_parts(order)
+        self._calls: list[str] = []
+        self._in_use: tuple[int, Visit, BoundHandle] | None = None
+        self._kept: list[tuple[Visit, BoundHandle]] = []
+        self._pass: int | None = None
+        self._open = False
+        self._ran: list[int] = []
+        self._ran_before: tuple[int, ...] = ()
+        self._warned = False
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def model_name(self) -> str:
+        """Return the name of the module's class."""
+        return type(self.prepared.module).__name__
+
+    @property
+    def full_order(self) -> tuple[int, ...]:
+        """Return the order of one pass, what is resident first."""
+        return (*self.resident, *self.order)
+
+    # -- hooks -------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Add hooks to the module, its blocks and what may be called by itself."""
+        modules = dict(self.prepared.module.named_modules())
+        entries = [self.prepared.parts[i].entry for i in self.streamed]
+        for path in dict.fromkeys(["", *(e for e in entries if e is not None), *self.prepared.outside]):
+            self._hook(modules[path], path)
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
+
+    def recut(self, finer: int) -> None:
+        """Cut the module into segments of at most `finer` bytes, where it can be cut."""
+        self.detach()
+        self.prepared.recut(finer)
+        self._index_parts(None)
+        self.attach()
+
+    def _index_parts(self, order: list[int] | None) -> None:
+        parts = self.prepared.parts
+        self._part_at = {p.entry: i for i, p in enumerate(parts) if p.entry is not None}
+        self.resident = [i for i, p in enumerate(parts) if p.resident]
+        self.streamed = [i for i, p in enumerate(parts) if not p.resident]
+        self.order = tuple(self.streamed if order is None else order)
+        self.guessed = order is None
+
+    def _hook(self, module: nn.Module, path: str) -> None:
+        def first(module: nn.Module, args: Any, kwargs: Any) -> None:
+            # Hooks the user adds later still run before ours ends the visit.
+            module._forward_hooks[last.id] = module._forward_hooks.pop(last.id)
+            self._enter(path, args, kwargs)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self._leave(path, output)
+
+        last = module.register_forward_hook(after, always_call=True)
+        self._hooks += [module.register_forward_pre_hook(first, prepend=True, with_kwargs=True), last]
+
+    # -- calls -------------------------------------------------------------------------------
+
+    def _enter(self, path: str, args: Any, kwargs: Any) -> None:
+        """Begin a call of the module itself (path ""), a block, or something that stays resident."""
+        outermost = not self._calls
+        if outermost:
+            self.session._enter(self)
+        self._calls.append(path)
+        if outermost:
+            self._refuse_gradients(args, kwargs)
+        part = self._part_at.get(path)
+        if part is not None and "" not in self._calls and self._ran[:1] == [part]:
+            self.close_pass()
+        if not self._open:
+            self._open_pass()
+        if part is not None:
+            self._begin_visit(part)
+
+    def _leave(self, path: str, output: Any) -> None:
+        """End a call, also one that raised; nothing to do for one that was refused on entering."""
+        if not self._calls or not self.session._is_inside():
+            return
+        self._calls.pop()
+        try:
+            part = self._part_at.get(path)
+            if part is not None:
+                self._end_visit(part, output)
+            if path == "" and "" not in self._calls:
+                self._end_forward(output)
+        finally:
+            if not self._calls:
+                self.session._leave()
+
+    def _end_forward(self, output: Any) -> None:
+        try:
+            if not _failed(output):
+                self._check_result(output)
+        finally:
+            self.close_pass()
+
+    def _refuse_gradients(self, args: Any, kwargs: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        for path, tensor in tensors_in((args, kwargs)):
+            if tensor.requires_grad:
+                raise ModelError(
+                    f"an input of {self.model_name} ({path}) requires grad: the graph would keep weights "
+                    "that are about to be replaced; call it under torch.no_grad() or detach the input"
+                )
+
+    # -- visits ------------------------------------------------------------------------------
+
+    def _begin_visit(self, part: int) -> None:
+        name = self.prepared.parts[part].name
+        if self._in_use is not None:
+            holder = self.prepared.parts[self._in_use[0]].name
+            raise ModelError(
+                f"module {name!r} is called while {holder!r} computes, and one of the two may have to go "
+                "for the other; let the model name a module that holds both in a method stream_order()"
+            )
+        visit, handle = self._engine.acquire(self.name, name)
+        assert isinstance(handle, BoundHandle)
+        self._in_use = (part, visit, handle)
+        handle.bind()
+        self._ran.append(part)
+
+    def _end_visit(self, part: int, output: Any) -> None:
+        if self._in_use is None or self._in_use[0] != part:
+            return
+        _, visit, handle = self._in_use
+        try:
+            if not _failed(output):
+                handle.binding.check(output, self.prepared.parts[part].entry or self.name)
+        finally:
+            self._in_use = None
+            del handle
+            self._engine.release(visit)
+
+    # -- passes ------------------------------------------------------------------------------
+
+    @property
+    def _engine(self) -> Engine:
+        engine = self.session._engine
+        assert engine is not None
+        return engine
+
+    def _open_pass(self) -> None:
+        self._pass = self._engine.begin_pass(self.name)
+        self._open = True
+        self._ran.clear()
+        self.session._observe_pass(self, self._pass, started=True)
+        for i in self.resident:
+            visit, handle = self._engine.acquire(self.name, self.prepared.parts[i].name)
+            assert isinstance(handle, BoundHandle)
+            self._kept.append((visit, handle))
+            handle.bind()
+
+    def close_pass(self) -> None:
+        """End the pass that is open: what was resident in it may go if it was the last."""
+        if not self._open:
+            return
+        self._open = False
+        if self._in_use is not None:  # an interrupted forward
+            self._engine.release(self._in_use[1])
+            self._in_use = None
+        for visit, _ in self._kept:
+            self._engine.release(visit)
+        self._kept.clear()
+        self._engine.end_pass(self.name, self._pass)
+        self.session._observe_pass(self, self._pass, started=False)
+        if self._ran and self._pass is not None:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Compare the order that ran with the planned one; have the session plan anew."""
+        ran = tuple(self._ran)
+        differs = ran != self.order
+        if differs and (self.guessed or ran == self._ran_before):
+            self.order = ran
+            self.session._replan(self, reordered=True)
+        else:
+            if differs and not self._warned:
+                self._warned = True
+                log.warning(
+                    "stage %r left its order in pass %s: %d of %d visits were others than planned; "
+                    "they are loaded on demand, which is correct but not overlapped",
+                    self.name,
+                    self._pass,
+                    sum(a != b for a, b in zip_longest(ran, self.order)),
+                    len(ran),
+                )
+            self.session._replan(self, reordered=False)
+        self.guessed = False
+        self._ran_before = ran
+
+    def _check_result(self, output: Any) -> None:
+        """Refuse a result that shares memory with the arena, or has none."""
+        arena = self.session._arena
+        assert arena is not None
+        for path, tensor in tensors_in(output):
+            if tensor.is_meta:
+                raise ModelError(
+                    f"output{path} of {self.model_name} is on meta: it was computed from a "
+                    "weight or buffer that is not loaded; report the module that made it"
+                )
+            try:
+                address = tensor.untyped_storage().data_ptr()
+            except (NotImplementedError, RuntimeError):
+                continue
+            if arena.address <= address < arena.address + arena.nbytes:
+                raise AliasError(
+                    f"output{path} of {self.model_name} shares memory with its weights, which "
+                    "may be replaced; return a copy (.clone())"
+                )
+
+
+def _failed(output: Any) -> bool:
+    """Return whether a hook that is always called was called because forward raised."""
+    return output is None and sys.exc_info()[0] is not None

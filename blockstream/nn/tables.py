@@ -1,0 +1,88 @@
+"""Gather rows of an embedding's table from its file, past the page cache."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import torch
+from torch import Tensor
+
+from blockstream.checkpoint import TensorEntry
+from blockstream.checkpoint.reader import BLOCK, ReadFile, pread
+from blockstream.errors import CheckpointError
+
+from .dtypes import to_torch
+
+
+class TableReader:
+    """The rows of one table on disk. Used by the compute thread; close it to close the file.
+
+    The rows come out as `F.embedding` would give them, bit for bit, in `dtype`.
+    """
+
+    def __init__(self, entry: TensorEntry, dtype: str) -> None:
+        entry.file.check()
+        self.entry = entry
+        self._dtype = to_torch(dtype)
+        self._file_dtype = to_torch(entry.dtype)
+        self._rows, self._width = entry.shape
+        self._row_nbytes = entry.nbytes // max(self._rows, 1)
+        self._file: ReadFile | None = ReadFile(entry.file.path, direct=True)
+        span = -(-self._row_nbytes // BLOCK) * BLOCK + BLOCK
+        self._scratch = mmap.mmap(-1, span, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        #: Bytes that arrived from the file so far.
+        self.read_nbytes = 0
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Return [*ids.shape, width]: one row an id. Raises IndexError as torch does."""
+        wanted, inverse = torch.unique(ids, return_inverse=True)
+        if wanted.numel() and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self._rows:
+            raise IndexError(
+                f"index out of range: ids {int(wanted[0])} to {int(wanted[-1])}, table of {self._rows} rows"
+            )
+        rows = torch.empty(len(wanted), self._width, dtype=self._file_dtype)
+        raw = rows.reshape(-1).view(torch.uint8).numpy().data
+        for i, row in enumerate(wanted.tolist()):
+            self._read(row, raw[i * self._row_nbytes : (i + 1) * self._row_nbytes])
+        return rows.to(self._dtype).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._file is not None:
+            os.close(self._file.descriptor)
+            self._file = None
+
+    def _read(self, row: int, into: memoryview) -> None:
+        """Read one row: the blocks around it to the scratch page, then the row."""
+        assert self._file is not None, "the table is closed"
+        start = self.entry.offset + row * self._row_nbytes
+        first = start // BLOCK * BLOCK
+        need = start + self._row_nbytes - first
+        view = memoryview(self._scratch)
+        done = 0
+        while done < need:
+            direct = self._file.mode == "direct"
+            end = -(-need // BLOCK) * BLOCK if direct else need
+            try:
+                n = pread(self._file.descriptor, view[done:end], first + done)
+            except OSError as error:
+                if direct:
+                    self._file.fall_back()
+                    continue
+                path = self.entry.file.path
+                raise CheckpointError(
+                    f"{path}: reading table {self.entry.name!r}: {error.strerror}"
+                ) from error
+            if n == 0:
+                raise CheckpointError(
+                    f"{self.entry.file.path}: ends at byte {first + done}, inside table {self.entry.name!r}; "
+                    "the file was cut short: fetch it again"
+                )
+            done += n
+            self.read_nbytes += n
+            if done < need and done % BLOCK and direct:
+                self._file.fall_back()
+        if self._file.mode == "buffered":
+            self._file.drop_cached(first, need)
+        into[:] = view[start - first : need]
