@@ -148,7 +148,11 @@ class SpatialVAE(nn.Module):
 
 
 class OpenSoraVAE(nn.Module):
-    """The whole VAE: clips [B, 3, T, H, W] in -1..1 to normalised latents [B, 4, T', H/8, W/8], and back."""
+    """The whole VAE: clips [B, 3, T, H, W] in -1..1 to normalised latents [B, 4, T', H/8, W/8], and back.
+
+    What decoding holds beside weights and finished frames does not grow with the clip: at 256x256 in
+    float32 about 0.23 GB for a temporal chunk, then 0.46 GB for a call on one frame; both go with the pixels.
+    """
 
     def __init__(self, config: OpenSoraVAEConfig | None = None) -> None:
         super().__init__()
@@ -260,5 +264,5 @@ class _Draws:
         return mean + torch.exp(0.5 * logvar) * noise
 
 
-#: hpcai-tech/OpenSora-VAE-v1.2: 393.4 M parameters.
+#: hpcai-tech/OpenSora-VAE-v1.2: 393.3 M parameters.
 OPENSORA_VAE_V1_2 = OpenSoraVAEConfig()
