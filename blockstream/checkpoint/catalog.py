@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,7 +28,11 @@ Form = Literal["safetensors", "torch", "packed"]
 SYNTHETIC_NAME = "synthetic.json"
 #: The manifest of a packed checkpoint.
 MANIFEST_NAME = "blockstream.json"
+#: What stands beside the files of a pack while it is unfinished.
+JOURNAL_NAME = "blockstream.unfinished.json"
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+#: One of several shards, which alone are no checkpoint.
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
 #: What a folder is looked through for, in this order; the first that is there wins.
 _INDEXES = (
     "model.safetensors.index.json",
@@ -113,13 +118,21 @@ class Checkpoint:
 
 def _find(folder: Path) -> Path:
     """Return the file of a folder that stands for its checkpoint."""
+    if (folder / JOURNAL_NAME).is_file():
+        raise CheckpointError(
+            f"{folder}: is a pack that was not finished; run the same pack again to finish it"
+        )
     for name in (*_INDEXES, *_SINGLES):
         if (folder / name).is_file():
             return folder / name
     for pattern in ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin"):
         found = sorted(p for p in folder.glob(pattern) if p.is_file())
-        if len(found) == 1:
+        if len(found) == 1 and not _SHARD.search(found[0].name):
             return found[0]
+        if len(found) == 1:
+            raise CheckpointError(
+                f"{folder}: holds the one shard {found[0].name} and no index; fetch the rest"
+            )
         if found:
             raise CheckpointError(
                 f"{folder}: holds {len(found)} files {pattern} ({found[0].name}, "

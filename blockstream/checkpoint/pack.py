@@ -18,7 +18,7 @@ from pathlib import Path
 
 from blockstream.errors import CheckpointError
 
-from .catalog import MANIFEST_NAME, SYNTHETIC_NAME, Checkpoint
+from .catalog import JOURNAL_NAME, MANIFEST_NAME, SYNTHETIC_NAME, Checkpoint
 from .convert import can_convert, convert
 from .entries import TensorEntry, tensor_nbytes
 from .manifest import Manifest, PackedSegment, Request, SourceFile, open_pack, read_manifest
@@ -27,8 +27,6 @@ from .safetensors_header import MOST_HEADER_NBYTES, read_header
 from .safetensors_writer import TensorSpec, aligned_order, header_bytes, write_safetensors
 from .writer import UNFINISHED, FileWriter, Pwrite, write_json
 
-#: The unfinished pack's manifest.
-JOURNAL_NAME = "blockstream.unfinished.json"
 #: dtypes a pack can be asked for, by the names users give them.
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _STEP_NBYTES = 8 << 20

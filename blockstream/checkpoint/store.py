@@ -142,6 +142,8 @@ class FileStore:
         assert room is not None
         try:
             counts = self._bring_in(layout, room)
+        except EngineError as error:
+            raise SegmentLoadError(f"{stage}: segment {segment!r}: {error}") from error
         except (OSError, BlockstreamError) as error:
             changed = self._changed(layout)
             cause = changed or str(error)

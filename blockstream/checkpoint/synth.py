@@ -50,13 +50,13 @@ def synthesise(
     there is no random value for; then nothing is left.
     """
     folder = Path(dst)
-    tensors = usual_order(TensorSpec(n, d, tuple(s)) for n, (d, s) in spec.items())
-    unknown = sorted({t.dtype for t in tensors} - ITEM_NBYTES.keys())
-    if unknown or not tensors:
+    unknown = sorted({dtype for dtype, _ in spec.values()} - ITEM_NBYTES.keys())
+    if unknown or not spec:
         raise CheckpointError(
-            f"{folder}: cannot make {len(tensors)} tensors of dtypes {unknown}; "
+            f"{folder}: cannot make {len(spec)} tensors of dtypes {unknown}; "
             f"known are {', '.join(ITEM_NBYTES)}"
         )
+    tensors = usual_order(TensorSpec(n, d, tuple(s)) for n, (d, s) in spec.items())
     made = _prepare(folder, sum(t.nbytes for t in tensors))
     stem, suffix = ("model", ".safetensors") if layout == "safetensors" else ("pytorch_model", ".bin")
     shards = shard(tensors, shard_nbytes)

@@ -116,6 +116,13 @@ def test_several_files_without_an_index_are_not_guessed_between(tmp_path):
         Checkpoint.open(tmp_path)
 
 
+def test_a_lone_shard_is_not_taken_for_the_whole(tmp_path):
+    path = write(tmp_path / "model-00001-of-00004.safetensors", arrays((2,)))
+    with pytest.raises(CheckpointError, match=r"the one shard .* no index"):
+        Checkpoint.open(tmp_path)
+    assert len(Checkpoint.open(path)) == 1  # named, it is what was asked for
+
+
 def test_reading_safetensors_needs_no_torch(tmp_path):
     write(tmp_path / "model.safetensors", arrays((2,)))
     code = (
