@@ -187,7 +187,7 @@ class STDiT3(nn.Module):
         for layer in zero:
             nn.init.zeros_(layer.weight)
 
-    def block_order(self) -> tuple[str, ...]:
+    def stream_order(self) -> tuple[str, ...]:
         """Return the blocks' names in the order one forward runs them."""
         pairs = [(f"spatial_blocks.{i}", f"temporal_blocks.{i}") for i in range(self.config.depth)]
         return tuple(name for pair in pairs for name in pair)

@@ -115,10 +115,7 @@ class OpenSoraVAEConfig(OfficialConfig):
 
 
 class SpatialVAE(nn.Module):
-    """diffusers' AutoencoderKL under the key prefix `module.`, run block by block.
-
-    The blocks are called here one after another: nothing outside a block looks at its weights.
-    """
+    """diffusers' AutoencoderKL under the key prefix `module.`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -128,23 +125,12 @@ class SpatialVAE(nn.Module):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, 4, H/8, W/8] of frames [N, 3, H, W] in -1..1."""
-        net = self.module.encoder
-        x = net.conv_in(x)
-        for block in net.down_blocks:
-            x = block(x)
-        x = net.mid_block(x)
-        x = net.conv_out(net.conv_act(net.conv_norm_out(x)))
-        mean, logvar = self.module.quant_conv(x).chunk(2, dim=1)
+        mean, logvar = self.module.quant_conv(self.module.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return frames [N, 3, H, W] of unscaled latents [N, 4, H/8, W/8]."""
-        net = self.module.decoder
-        x = net.conv_in(self.module.post_quant_conv(z))
-        x = net.mid_block(x)
-        for block in net.up_blocks:
-            x = block(x)
-        return net.conv_out(net.conv_act(net.conv_norm_out(x)))
+        return self.module.decoder(self.module.post_quant_conv(z))
 
 
 class OpenSoraVAE(nn.Module):
@@ -159,6 +145,7 @@ class OpenSoraVAE(nn.Module):
         self.config = config or OpenSoraVAEConfig()
         self.spatial_vae = SpatialVAE(self.config.spatial)
         self.temporal_vae = TemporalVAE(self.config.temporal)
+        self._planned = (self.config.micro_frame_size, 256, 256, 1)
         for name in ("scale", "shift"):
             row = torch.tensor(getattr(self.config, name)).view(1, -1, 1, 1, 1)
             self.register_buffer(name, row)
@@ -217,11 +204,17 @@ class OpenSoraVAE(nn.Module):
         for chunk, frames in zip(latents, self.config.chunks(num_frames), strict=True):
             yield self(chunk, frames)
 
-    def block_order(self, frames: int, height: int, width: int, batch: int = 1) -> tuple[str, ...]:
-        """Return the blocks one `forward` runs, in order: the temporal ones, then per call the 2-D ones.
+    def plan_decode(self, frames: int, height: int, width: int, batch: int = 1) -> None:
+        """Fix what one pass decodes, in frames and pixels, so that `stream_order` is exact."""
+        self._planned = (frames, height, width, batch)
 
-        What is in no block (the first and last convolutions and norms) is small and stays.
+    def stream_order(self) -> tuple[str, ...]:
+        """Return the blocks one `forward` runs, in order: the temporal ones, then the 2-D ones per call.
+
+        What is in no block (the first and last convolutions and norms) is small. Without `plan_decode`
+        this is the order of a full chunk at 256x256.
         """
+        frames, height, width, batch = self._planned
         temporal = [f"temporal_vae.decoder.{name}" for name in self.temporal_vae.decoder.block_order()]
         net = "spatial_vae.module.decoder"
         ups = len(self.spatial_vae.module.decoder.up_blocks)

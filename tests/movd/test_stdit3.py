@@ -20,10 +20,10 @@ def test_blocks_read_their_weights_only_while_they_run_and_in_the_declared_order
     known = torch.tensor([[True, False, True], [True, True, True]])
     want = model(**inputs, x_mask=known)
     streamed = tiny.stdit3()
-    with only_while_running(streamed, streamed.block_order()) as visits:
+    with only_while_running(streamed, streamed.stream_order()) as visits:
         got = streamed(**inputs, x_mask=known)
     assert torch.equal(got, want)
-    assert tuple(visits) == streamed.block_order()
+    assert tuple(visits) == streamed.stream_order()
     assert visits[:3] == ["spatial_blocks.0", "temporal_blocks.0", "spatial_blocks.1"]
 
 

@@ -85,7 +85,10 @@ def test_the_2d_vae_never_takes_more_frames_than_its_micro_batch():
 def test_blocks_read_their_weights_only_while_they_run(vae):
     z = latents(vae, 20)
     want, streamed = vae.decode(z, 20), tiny.vae()
-    order = [name for frames in (17, 3) for name in streamed.block_order(frames, 16, 24)]
+    order = []
+    for frames in streamed.config.chunks(20):
+        streamed.plan_decode(frames, 16, 24)
+        order += streamed.stream_order()
     with only_while_running(streamed, sorted(set(order))) as visits:
         got = streamed.decode(z, 20)
     assert torch.equal(got, want)
@@ -95,12 +98,12 @@ def test_blocks_read_their_weights_only_while_they_run(vae):
 def test_most_weights_of_the_decoders_are_in_blocks():
     with torch.device("meta"):
         vae = OpenSoraVAE(OPENSORA_VAE_V1_2)
-    order = set(vae.block_order(17, 256, 256))
+    order = set(vae.stream_order())
     decoders = (vae.temporal_vae.decoder, vae.spatial_vae.module.decoder)
     total = sum(p.numel() for net in decoders for p in net.parameters())
     held = sum(p.numel() for name in order for p in vae.get_submodule(name).parameters())
     assert held > 0.99 * total
-    assert sum(name.startswith("spatial_vae") for name in vae.block_order(17, 256, 256)) == 17 * 5
+    assert sum(name.startswith("spatial_vae") for name in vae.stream_order()) == 17 * 5
 
 
 def test_encoding_reads_a_blocks_weights_only_while_it_runs(vae):
