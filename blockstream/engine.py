@@ -40,7 +40,6 @@ class Engine:
         clock = clock or SystemClock()
         self.ledger = ledger if ledger is not None else Ledger(clock=clock.now)
         self.unplanned = 0
-        self.phase = ""
         self._scheduler = Scheduler(plan)
         self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded)
         self._condition = self._loader.condition
@@ -48,7 +47,7 @@ class Engine:
         self._held: set[Visit] = set()
         self._segments = [{s.name: i for i, s in enumerate(x.segments)} for x in plan.schedule.stages]
         self._closed = False
-        self._track = self.ledger.track("compute")
+        self._track = self.ledger.compute
 
     @property
     def plan(self) -> Plan:
@@ -65,7 +64,7 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        self._track.mark("outside", self.phase)
+        self._track.mark("outside")
         self._held.clear()
         self._loader.close()
         self.ledger.flush()
@@ -95,7 +94,7 @@ class Engine:
         The wait is recorded as a stall. A segment that is not next is skipped to, or loaded on demand.
         Raises SegmentLoadError naming the segment and cause if a load failed, EngineError once closed.
         """
-        self._track.mark("outside", self.phase)
+        self._track.mark("outside")
         with self._condition:
             visit = self._seek(self.plan.schedule.index(stage), segment)
             while True:
@@ -119,8 +118,7 @@ class Engine:
         span = self._track.mark("execute", self.plan.schedule.segment(visit).name, visit)
         with self._condition:
             self._held.remove(visit)
-            freed = self._scheduler.release(visit)
-            self._loader.release([] if freed is None else [freed])
+            self._loader.release(self._scheduler.release(visit))
         if self._on_executed is not None:
             self._on_executed(span)
 
@@ -133,8 +131,7 @@ class Engine:
             cursor = self._scheduler.cursor
             if cursor is not None and cursor.stage < index:
                 self._loader.release(self._scheduler.end_stage(index - 1))
-                cursor = self._scheduler.cursor
-            return cursor.pass_index if cursor is not None and cursor.stage == index else None
+            return self._scheduler.begin_pass(index)
 
     def end_pass(self, stage: str, pass_index: int | None) -> None:
         """End a pass: segments it did not visit are passed over."""
@@ -164,13 +161,12 @@ class Engine:
             self._loader.release(self._scheduler.end_stage(stage - 1))
         index = self._segments[stage][segment]
         visit = self._scheduler.locate(stage, index)
-        if visit is None:
+        if visit is not None:
+            freed = self._scheduler.skip_to(visit)
+        else:
             self.unplanned += 1
-            self._loader.release(self._scheduler.detour(stage, index))
-            visit = self._scheduler.cursor
-            assert visit is not None, "a detour is at the cursor"
-        elif visit != self._scheduler.cursor:
-            self._loader.release(self._scheduler.skip_to(visit))
+            visit, freed = self._scheduler.detour(stage, index)
+        self._loader.release(freed)
         return visit
 
     def _fail_with_loader(self, segment: str) -> None:

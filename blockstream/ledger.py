@@ -56,6 +56,8 @@ class Ledger:
         self._begin = clock()
         self._file: IO[str] | None = None
         self._written = 0
+        #: The compute thread's track, from the first moment of the ledger.
+        self.compute = Track(self, "compute")
         if path is not None:
             self._file = path.open("w", encoding="utf-8")
             self._file.write(json.dumps({"schema": SCHEMA, "began": time.time()}) + "\n")
@@ -73,13 +75,16 @@ class Ledger:
         return Track(self, thread)
 
     @contextmanager
-    def span(self, thread: str, kind: str, label: str = "") -> Iterator[None]:
-        """Record the block as one span."""
-        start = self.now()
+    def phase(self, name: str) -> Iterator[None]:
+        """Name what the compute thread does outside segments for the length of the block."""
+        before = self.compute.phase
+        self.compute.mark("outside")
+        self.compute.phase = name
         try:
             yield
         finally:
-            self.add(Span(thread, kind, start, self.now(), label))
+            self.compute.mark("outside")
+            self.compute.phase = before
 
     def flush(self) -> None:
         """Write the spans that are not in the file yet."""
@@ -109,17 +114,21 @@ class Ledger:
 
 
 class Track:
-    """The spans of one thread, without a gap: `mark` closes the span that began at the last mark."""
+    """The spans of one thread, without a gap: `mark` closes the span that began at the last mark.
+
+    `phase` labels spans that have no label of their own.
+    """
 
     def __init__(self, ledger: Ledger, thread: str) -> None:
         self._ledger = ledger
         self._thread = thread
+        self.phase = ""
         self.at = ledger.now()
 
     def mark(self, kind: str, label: str = "", visit: Visit | None = None, nbytes: int = 0) -> Span:
         """Record what the thread did since the last mark."""
         now = self._ledger.now()
-        span = Span(self._thread, kind, self.at, now, label, visit, nbytes)
+        span = Span(self._thread, kind, self.at, now, label or self.phase, visit, nbytes)
         self._ledger.add(span)
         self.at = now
         return span

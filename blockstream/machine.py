@@ -43,8 +43,13 @@ def doctor_facts(path: Path | str = ".", measure: bool = True) -> dict[str, Any]
         "held": asdict(held()),
         "cpu": asdict(cpu),
         "disk": disk(path).as_dict() if measure else None,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of the distributions that matter to a run, None where not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -7,13 +7,20 @@ it from `current_run()` when the layer computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .config import RunConfig
+    from .ledger import Span
+    from .nn.session import Session
+    from .segments import Stage
 
 AttentionKind = Literal["spatial", "temporal", "cross", "full"]
 
@@ -76,7 +83,10 @@ class Flow(Protocol):
         """Return z moved along v from times[i] to times[to]; `to == len(times)` is t = 0."""
 
     def remaining(self, n: int) -> None:
-        """Take note that at most `n` more calls of `velocity` follow this one."""
+        """Take note that at most `n` more calls of `velocity` follow, from now on.
+
+        Called as soon as it is known, after a velocity: with 0, what was read for more passes goes.
+        """
 
     def step_done(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
         """Mark the step from index `i` as taken: the point that saves, reports and may cancel."""
@@ -88,18 +98,68 @@ class Flow(Protocol):
 class Sampler(Protocol):
     """One function with one loop."""
 
-    def __call__(
-        self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None
-    ) -> Tensor:
+    def __call__(self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
         """Return the sample reached from `z` at index `i`; calls `flow.step_done` after each step."""
+
+
+class Pipeline(Protocol):
+    """What turns a config into results: it declares its stages, then runs on them.
+
+    `declare` adds the stages to a session in the order they run, `run` calls their modules and writes
+    the results under `run.out`; it returns what report.json holds under "output".
+    """
+
+    def declare(self, session: Session, run: Run) -> None:
+        """Add the stages: `session.stage(name, model, checkpoint, passes=...)`."""
+
+    def run(self, session: Session, run: Run) -> Mapping[str, Any]:
+        """Make the results."""
+
+
+class Run(Protocol):
+    """What a pipeline may know and use of the run it is part of."""
+
+    config: RunConfig
+    out: Path
+    resumed: bool
+    sampler: Sampler
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Name what is done outside the segments, for the ledger."""
+
+    def token_merge(self, layer: AttentionLayer) -> Merge | None:
+        """Return the merge a plugin has for a layer."""
+
+    def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
+        """Return the kernel a plugin has for a layer."""
+
+
+class Observer(Protocol):
+    """Who is told what a session does: the hooks of the run's plugins, called by keyword."""
+
+    def stage_started(self, *, stage: Stage) -> Any:
+        """Take note that a stage begins."""
+
+    def stage_finished(self, *, stage: Stage) -> Any:
+        """Take note that a stage has ended."""
+
+    def pass_started(self, *, stage: Stage, pass_index: int) -> Any:
+        """Take note that a pass begins."""
+
+    def pass_finished(self, *, stage: Stage, pass_index: int) -> Any:
+        """Take note that a pass has ended."""
+
+    def segment_loaded(self, *, span: Span) -> Any:
+        """Take note of a load, on the loader thread."""
+
+    def segment_executed(self, *, span: Span) -> Any:
+        """Take note of a visit."""
 
 
 @dataclass
 class RunContext:
-    """What may change while a run goes on and transforms may read: the stage, pass and step."""
+    """What may change while a run goes on and transforms may read: the sampler's step and their number."""
 
-    stage: str | None = None
-    pass_index: int = 0
     step: int | None = None
     steps: int | None = None
 
@@ -108,5 +168,19 @@ _current: ContextVar[RunContext | None] = ContextVar("blockstream_run", default=
 
 
 def current_run() -> RunContext:
-    """Return the context of the run in progress, an empty one when there is none."""
-    return _current.get() or RunContext()
+    """Return the context of the run in progress; one is begun when there is none."""
+    context = _current.get()
+    if context is None:
+        context = RunContext()
+        _current.set(context)
+    return context
+
+
+@contextmanager
+def new_run() -> Iterator[RunContext]:
+    """Begin a context of its own for the length of the block."""
+    token = _current.set(RunContext())
+    try:
+        yield current_run()
+    finally:
+        _current.reset(token)

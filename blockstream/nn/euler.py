@@ -15,12 +15,12 @@ def sample(flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None =
     """Return the sample that Euler steps from `times[i]` to t = 0 reach: z += v dt, once a time.
 
     The velocity is evaluated once a step and the number of steps is exact, so that the flow knows
-    before each of them how many are left. Nothing is remembered between steps.
+    after each of them how many are left. Nothing is remembered between steps.
     """
     n = len(flow.times)
     for step in range(i, n):
-        flow.remaining(n - step - 1)
         v = flow.velocity(z, step)
+        flow.remaining(n - step - 1)
         z = flow.advance(z, v, step, step + 1)
         flow.step_done(step, z, None)
     return z

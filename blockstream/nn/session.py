@@ -146,10 +146,7 @@ class Session:
             raise EngineError("the session is closed; open another")
         if self._engine is not None:
             return
-        if not self._stages:
-            raise EngineError("the session has no stages; add one with stage()")
-        self._limit = self._weights_nbytes()
-        plan = self._first_plan()
+        plan = self.draft()
         needed = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
         self._arena = Arena(max(plan.arena_nbytes, min(self._limit, 2 * needed)))
         for s in self._stages:
@@ -165,6 +162,19 @@ class Session:
             on_loaded=None if watch is None else lambda span: watch.segment_loaded(span=span),
             on_executed=None if watch is None else lambda span: watch.segment_executed(span=span),
         ).start()
+
+    def draft(self) -> Plan:
+        """Return the plan as it would be made now; nothing is allocated, no weight is read."""
+        if self._engine is not None:
+            return self._engine.plan
+        if not self._stages:
+            raise EngineError("the session has no stages; add one with stage()")
+        self._limit = self._weights_nbytes()
+        return self._first_plan()
+
+    def touched_nbytes(self) -> int:
+        """Return the bytes of the arena that hold weights now."""
+        return 0 if self._arena is None else self._arena.touched_nbytes
 
     def end(self, name: str) -> None:
         """End a stage now: its weights go, the next one's head is read."""

@@ -33,15 +33,15 @@ def test_steps_follow_the_flows_times_to_the_end():
     assert done == [(0, 1.6), (1, 2.6), (2, 3.0)]
 
 
-def test_the_flow_knows_what_is_left_before_each_velocity():
+def test_the_flow_knows_what_is_left_after_each_velocity():
     flow = Line()
     sample(flow, 0.0, 1)
     assert [call[:2] for call in flow.calls] == [
-        ("remaining", 1),
         ("velocity", 1),
+        ("remaining", 1),
         ("done", 1),
-        ("remaining", 0),
         ("velocity", 2),
+        ("remaining", 0),
         ("done", 2),
     ]
 

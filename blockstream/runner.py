@@ -1,0 +1,176 @@
+"""Run or plan a config: the folder, the plugins, the session and the report around a pipeline."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .budget import cpu_count, resolve_budget
+from .config import RunConfig
+from .ledger import Ledger, unaccounted
+from .machine import versions
+from .memory import MemoryWatch, held
+from .outputs import OutputFolder, write_json
+from .pipeline import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
+from .plugins import Plugins, activate
+
+if TYPE_CHECKING:
+    from .nn.session import Session
+
+SCHEMA = 1
+
+
+class RunInProgress:
+    """A run as its pipeline and its observers see it; see `pipeline.Run` and the hook `run_started`."""
+
+    def __init__(
+        self, config: RunConfig, out: Path, ledger: Ledger, plugins: Plugins, resumed: bool = False
+    ) -> None:
+        self.config = config
+        self.out = out
+        self.resumed = resumed
+        self.ledger = ledger
+        self.budget_nbytes = resolve_budget(config.budget).nbytes
+        self.predicted_s: dict[str, float] = {}
+        self.sampler: Sampler = config.sampler.build()
+        self.hook = plugins.hook
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Name what is done outside the segments, for the ledger."""
+        return self.ledger.phase(name)
+
+    def token_merge(self, layer: AttentionLayer) -> Merge | None:
+        """Return the merge a plugin has for a layer."""
+        found: Merge | None = self.hook.token_merge(layer=layer)
+        return found
+
+    def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
+        """Return the kernel a plugin has for a layer."""
+        found: AttentionKernel | None = self.hook.attention_kernel(layer=layer)
+        return found
+
+
+def run(
+    config: RunConfig,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    observers: Sequence[object] = (),
+) -> dict[str, Any]:
+    """Run a config, write its folder and return what report.json holds.
+
+    `out` None: the config's `output`, else the next free folder out/NAME. `observers` have hookimpls.
+    Raises ConfigError for a folder that is in use or not empty.
+    """
+    config = _pinned(config)
+    with ExitStack() as stack:
+        folder = stack.enter_context(OutputFolder(out or _folder(config), resume, overwrite))
+        (folder.path / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        ledger = stack.enter_context(Ledger(folder.path / "ledger.jsonl"))
+        stack.enter_context(ledger.phase("setup"))
+        plugins = activate(config)
+        for n, observer in enumerate(observers):
+            plugins.register(observer, f"observer#{n}")
+        this = RunInProgress(config, folder.path, ledger, plugins, resumed=resume)
+        plugins.hook.run_started(run=this)
+        stack.enter_context(new_run())
+        report = _run_pipeline(this, plugins)
+        write_json(folder.path / "report.json", report)
+        plugins.hook.run_finished(run=this, report=report)
+    return report
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """Return what `plan --json` prints: the plan as it would be made now. Nothing is read but headers."""
+    config = _pinned(config)
+    plugins = activate(config)
+    this = RunInProgress(config, Path(), Ledger(), plugins)
+    with _session(this) as session:
+        pipeline: Pipeline = config.pipeline.build()
+        pipeline.declare(session, this)
+        made = session.draft()
+    stages = [
+        {
+            "name": stage.name,
+            "policy": planned.policy,
+            "segments": len(stage.segments),
+            "retained": [stage.segments[i].name for i in planned.retained],
+            "slots": planned.slots,
+            "predicted_s": predicted.wall_s,
+            "stall_s": predicted.stall_s,
+            "read_nbytes": predicted.read_nbytes,
+        }
+        for stage, planned, predicted in zip(
+            made.schedule.stages, made.stages, made.predicted.stages, strict=True
+        )
+    ]
+    return {"schema": SCHEMA, "stages": stages, "peak_nbytes": made.arena_nbytes, "curve": []}
+
+
+def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
+    pipeline: Pipeline = this.config.pipeline.build()
+    runtime = held().nbytes
+    with _session(this, observer=plugins.hook) as session:
+        pipeline.declare(session, this)
+        session.start()
+        predicted = session.plan.predicted
+        this.predicted_s = {s.name: s.wall_s for s in predicted.stages}
+        with MemoryWatch(this.budget_nbytes, arena_nbytes=session.touched_nbytes) as watch:
+            output = pipeline.run(session, this)
+            watch.sample()
+        summary = session.report()
+    this.ledger.compute.mark("outside")
+    stages = [{**s, "predicted_s": this.predicted_s[s["name"]]} for s in summary["stages"]]
+    budget = {
+        "nbytes": this.budget_nbytes,
+        "peak_nbytes": watch.peak_nbytes,
+        "held": not watch.broken,
+        "by_cause": watch.by_cause(runtime=runtime),
+    }
+    return {
+        "schema": SCHEMA,
+        "budget": budget,
+        "stages": stages,
+        "sampler": this.config.sampler.written(),
+        "output": dict(output),
+        "wall_s": this.ledger.compute.at,
+        "unaccounted": unaccounted(this.ledger.spans, this.ledger.now()),
+        **{k: v for k, v in summary.items() if k not in ("stages", "schema")},
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def _session(this: RunInProgress, observer: Any = None) -> Session:
+    from .nn.session import Session
+    from .nn.threads import use_threads
+
+    config = this.config
+    assert isinstance(config.threads, int)
+    use_threads(config.threads)
+    return Session(
+        config.budget,
+        None if config.arena == "auto" else config.arena,
+        config.policy.build(),
+        ledger=this.ledger,
+        observer=observer,
+    )
+
+
+def _pinned(config: RunConfig) -> RunConfig:
+    """Return the config with its numerics written out: compute threads are part of them."""
+    if config.threads != "auto":
+        return config
+    return config.model_copy(update={"threads": cpu_count().threads})
+
+
+def _folder(config: RunConfig) -> Path:
+    """Return the folder a config names, else the next free one under out/."""
+    if config.output is not None:
+        return Path(config.output)
+    stem = Path(config.source).stem
+    names = (stem, *(f"{stem}-{n}" for n in range(2, 10_000)))
+    return next(p for p in (Path("out") / name for name in names) if not p.exists())

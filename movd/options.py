@@ -1,0 +1,120 @@
+"""The keys of a MOVD config besides the engine's, and what they come to: sizes, frames, prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from blockstream.errors import ConfigError
+from movd.rflow import check_frames
+from movd.sizes import ASPECT_RATIOS, RESOLUTIONS, size_of
+
+#: The embedded model, wherever it is installed.
+TINY = "movd/tiny"
+_ASSETS = Path(__file__).parent / "assets"
+
+#: The most prompts one run takes.
+MOST_PROMPTS = 10_000
+
+
+class ModelOptions(BaseModel):
+    """Where one network's checkpoint is and what its weights are held as.
+
+    `dtype` None: as in the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="a checkpoint's folder, or movd/tiny for the embedded one")
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="dtype of the weights")
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str, info: ValidationInfo) -> str:
+        base = (info.context or {}).get("base")
+        if path == TINY or base is None:
+            return path
+        return str((Path(base) / Path(path).expanduser()).resolve())
+
+    def folder(self, part: str) -> Path:
+        """Return the folder of this network; `part` is t5, dit or vae."""
+        if self.path == TINY:
+            return _ASSETS / "tiny" / part
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise ConfigError(f"{part}.path: {folder} is not a folder; name the one with the checkpoint")
+        return folder
+
+
+def _tiny() -> ModelOptions:
+    return ModelOptions(path=TINY)
+
+
+class MovdOptions(BaseModel):
+    """Text to video with Open-Sora v1.2's networks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str | None = Field(None, description="what to show")
+    prompts: tuple[str, ...] | None = Field(
+        None,
+        description="several prompts, or a text file with one a line; each gets a folder 0000, 0001, ...",
+    )
+    height: int | None = Field(None, ge=16, le=2048, description="pixels")
+    width: int | None = Field(None, ge=16, le=2048, description="pixels")
+    resolution: str | None = Field(None, description=f"instead of a size: {', '.join(RESOLUTIONS)}")
+    aspect_ratio: str | None = Field(None, description=f"with resolution: {', '.join(ASPECT_RATIOS)}")
+    frames: int = Field(51, ge=1, le=1024, description="1 for an image, else 17 or more; 51 at 24 fps is 2 s")
+    fps: int = Field(24, ge=1, le=120, description="frames a second")
+    steps: int = Field(30, ge=1, le=1000, description="steps of the flow, each one pass of STDiT3")
+    guidance: float = Field(7.0, ge=0, le=100, description="scale of classifier-free guidance")
+    seed: int = Field(42, ge=0, lt=1 << 63, description="the same seed and numerics give the same bits")
+    aesthetic: float | None = Field(6.5, description="aesthetic score appended to the prompt, null for none")
+    t5: ModelOptions = Field(default_factory=_tiny, description="the text encoder")
+    dit: ModelOptions = Field(default_factory=_tiny, description="STDiT3")
+    vae: ModelOptions = Field(default_factory=_tiny, description="the video autoencoder")
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _read_prompts(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        path = Path((info.context or {}).get("base") or ".") / Path(value).expanduser()
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path}: {error}; write a list of prompts or the path of a text file"
+            ) from error
+        return [line.strip() for line in lines if line.strip()]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.prompt is None) == (self.prompts is None):
+            raise ValueError("write either prompt or prompts")
+        if self.prompts is not None and not 1 <= len(self.prompts) <= MOST_PROMPTS:
+            raise ValueError(f"{len(self.prompts)} prompts: 1 to {MOST_PROMPTS} are taken")
+        try:
+            check_frames(self.frames)
+            _ = self.size
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (height, width) in pixels."""
+        if (self.height is None) != (self.width is None):
+            raise ConfigError("height and width go together")
+        if self.height is not None and self.width is not None:
+            if self.resolution or self.aspect_ratio:
+                raise ConfigError("write height and width, or resolution and aspect_ratio, not both")
+            return self.height, self.width
+        return size_of(self.resolution or "240p", self.aspect_ratio or "9:16")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return the prompts, one or several."""
+        return self.prompts if self.prompts is not None else (self.prompt or "",)

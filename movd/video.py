@@ -1,0 +1,59 @@
+"""Frames to files: H.264 in mp4, a still as PNG. Written beside the target, then moved there whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+#: Constant rate factor of x264: visually lossless for small clips.
+QUALITY = "18"
+
+
+def to_frames(x: Tensor) -> np.ndarray:
+    """Return uint8 frames [T, H, W, 3] of one clip [3, T, H, W] in -1..1."""
+    pixels = x.float().clamp(-1, 1).add(1).mul(127.5).round()
+    return pixels.byte().permute(1, 2, 3, 0).contiguous().numpy()
+
+
+def write_video(path: Path, chunks: Iterable[np.ndarray], fps: int) -> int:
+    """Write an mp4 from uint8 chunks [n, H, W, 3] as they come; return the number of frames.
+
+    Sizes are even, as every size of the VAE is. A failure leaves no file behind.
+    """
+    import av
+
+    temporary = path.with_name(f".{path.name}.part")
+    count = 0
+    try:
+        with av.open(str(temporary), "w", format="mp4") as container:
+            stream = None
+            for frames in chunks:
+                for frame in frames:
+                    if stream is None:
+                        stream = container.add_stream("libx264", rate=fps, options={"crf": QUALITY})
+                        stream.height, stream.width = frame.shape[:2]
+                        stream.pix_fmt = "yuv420p"
+                        stream.thread_count = 1  # x264 holds a buffer a thread
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                    count += 1
+            if stream is not None:
+                container.mux(stream.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def write_image(path: Path, frame: np.ndarray) -> None:
+    """Write one uint8 frame [H, W, 3] as PNG."""
+    from PIL import Image
+
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        Image.fromarray(frame).save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
