@@ -70,6 +70,13 @@ class Checkpoint:
         wrong with a header.
         """
         path = Path(path)
+        try:
+            return cls._open(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    @classmethod
+    def _open(cls, path: Path) -> Checkpoint:
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such file or folder; check the path")
         folder = path if path.is_dir() else path.parent
@@ -167,11 +174,8 @@ def _open_plain(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
 def _read_file(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
     """Return form and entries of one file, its form told by its name, else by its first bytes."""
     if path.suffix != ".safetensors":
-        try:
-            with path.open("rb") as stream:
-                magic = stream.read(4)
-        except OSError as error:
-            raise unreadable(path, error) from error
+        with path.open("rb") as stream:
+            magic = stream.read(4)
         if path.suffix in _TORCH_SUFFIXES or magic == b"PK\x03\x04":
             return "torch", _torch_entries(path)
     return "safetensors", read_header(path).entries

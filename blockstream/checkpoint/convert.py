@@ -1,63 +1,79 @@
-"""Convert elements between dtypes as torch does, without torch: F32, F16, BF16 into one another.
+"""Convert elements between floating dtypes as torch does, without torch: F64, F32, F16, BF16.
 
-bfloat16 is the upper half of a float32. Rounding is to nearest, ties to even; a NaN stays a NaN
-(torch writes 0x7fc0 for it in bfloat16).
+Everything goes by float32, as in torch. bfloat16 is its upper half; rounding is to nearest, ties to
+even; a NaN becomes 0x7fc0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_FLOATS = frozenset({"F32", "F16", "BF16"})
+_NUMPY: dict[str, type[np.generic]] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+}
 #: Elements converted at once: small enough that the temporaries stay in the cache.
-STEP = 1 << 16
+STEP = 1 << 15
 
 
 def can_convert(src: str, dst: str) -> bool:
     """Return whether elements of dtype `src` can be brought to `dst`."""
-    return src == dst or (src in _FLOATS and dst in _FLOATS)
+    return src == dst or (src in _NUMPY and dst in _NUMPY)
 
 
 def convert(src: memoryview, src_dtype: str, dst: memoryview, dst_dtype: str) -> None:
     """Write the elements of `src` to `dst`, which has room for exactly as many. No overlap.
 
-    Values beyond float16's range become infinities there, as in torch. Raises ValueError for a pair
-    that cannot be converted.
+    Values beyond a dtype's range become infinities, as in torch. Raises ValueError for a pair that
+    cannot be converted.
     """
     if src_dtype == dst_dtype:
         dst[:] = src
         return
     if not can_convert(src_dtype, dst_dtype):
         raise ValueError(f"no conversion from {src_dtype} to {dst_dtype}")
-    a, b = np.frombuffer(src, _bits(src_dtype)), np.frombuffer(dst, _bits(dst_dtype))
-    with np.errstate(over="ignore"):
-        for i in range(0, len(a), STEP):
-            b[i : i + STEP] = _from_f32(_to_f32(a[i : i + STEP], src_dtype), dst_dtype)
+    a, b = np.frombuffer(src, _NUMPY[src_dtype]), np.frombuffer(dst, _NUMPY[dst_dtype])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for begin, values in _as_float32(a, src_dtype):
+            out = b[begin : begin + len(values)]
+            if dst_dtype == "BF16":
+                _round_to_bfloat16(values, out)
+            else:
+                out[:] = values
 
 
-def _bits(dtype: str) -> type[np.uint32] | type[np.uint16]:
-    return np.uint32 if dtype == "F32" else np.uint16
+def _as_float32(a: npt.NDArray[Any], dtype: str) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Yield the elements as float32, step by step, each with its place."""
+    wide = np.empty(STEP, np.float32)
+    for begin in range(0, len(a), STEP):
+        part = a[begin : begin + STEP]
+        values = wide[: len(part)]
+        if dtype == "F32":
+            values = part
+        elif dtype == "BF16":
+            bits = values.view(np.uint32)
+            bits[:] = part
+            bits <<= np.uint32(16)
+        else:
+            values[:] = part
+        yield begin, values
 
 
-def _to_f32(bits: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.uint32]:
-    """Return the bits as float32 bits; exact for all three dtypes."""
-    if dtype == "F32":
-        return bits.astype(np.uint32, copy=False)
-    if dtype == "BF16":
-        return bits.astype(np.uint32) << np.uint32(16)
-    return bits.astype(np.uint16, copy=False).view(np.float16).astype(np.float32).view(np.uint32)
-
-
-def _from_f32(bits: npt.NDArray[np.uint32], dtype: str) -> npt.NDArray[Any]:
-    """Return float32 bits as those of `dtype`, rounded to nearest even."""
-    if dtype == "F32":
-        return bits
-    if dtype == "F16":
-        return bits.view(np.float32).astype(np.float16).view(np.uint16)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    upper = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
-    upper[(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)] = 0x7FC0
-    return upper
+def _round_to_bfloat16(values: npt.NDArray[np.float32], out: npt.NDArray[np.uint16]) -> None:
+    """Write the upper halves of float32 values, rounded: add 0x7fff and the bit that will be last."""
+    bits = values.view(np.uint32)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    out[:] = rounded
+    nan = np.isnan(values)
+    if nan.any():
+        out[nan] = 0x7FC0

@@ -22,7 +22,7 @@ from .catalog import JOURNAL_NAME, MANIFEST_NAME, SYNTHETIC_NAME, Checkpoint
 from .convert import can_convert, convert
 from .entries import TensorEntry, tensor_nbytes
 from .manifest import Manifest, PackedSegment, Request, SourceFile, open_pack, read_manifest
-from .reader import BLOCK, Reader, ReadFile, Wanted, aligned_buffer
+from .reader import BLOCK, Batch, Reader, ReadFile, Wanted, aligned_buffer
 from .safetensors_header import MOST_HEADER_NBYTES, read_header
 from .safetensors_writer import TensorSpec, aligned_order, header_bytes, write_safetensors
 from .writer import UNFINISHED, FileWriter, Pwrite, write_json
@@ -254,14 +254,30 @@ class _Copier:
 
 
 def _pieces(reader: Reader, file: ReadFile, offset: int, nbytes: int, item: int) -> Iterator[memoryview]:
-    """Yield an extent of a file in steps of whole items; each is valid until the next."""
-    buffer = aligned_buffer(_STEP_NBYTES + 2 * BLOCK)
-    end = offset + nbytes
-    while offset < end:
-        n = min(end - offset, _STEP_NBYTES // item * item)
-        start = offset // BLOCK * BLOCK
-        need = offset + n - start
-        room = buffer[: -(-need // BLOCK) * BLOCK]
-        reader.read([Wanted(file, start, need, room)])
-        yield buffer[offset - start : need]
-        offset += n
+    """Yield an extent of a file in steps of whole items, reading one ahead.
+
+    Each piece is valid until the next is asked for.
+    """
+    buffers = [aligned_buffer(min(nbytes, _STEP_NBYTES) + 2 * BLOCK) for _ in range(2)]
+    step = _STEP_NBYTES // item * item
+    pending: list[tuple[Batch, memoryview]] = []
+    try:
+        for i, at in enumerate(range(offset, offset + nbytes, step)):
+            start, end = at // BLOCK * BLOCK, min(at + step, offset + nbytes)
+            room = buffers[i % 2]
+            whole = room[: -(-(end - start) // BLOCK) * BLOCK]
+            batch = reader.submit([Wanted(file, start, end - start, whole)])
+            pending.append((batch, room[at - start : end - start]))
+            if i:
+                yield _take(pending)
+        while pending:
+            yield _take(pending)
+    finally:
+        for batch, _ in pending:
+            batch.wait()
+
+
+def _take(pending: list[tuple[Batch, memoryview]]) -> memoryview:
+    batch, piece = pending.pop(0)
+    batch.wait()
+    return piece

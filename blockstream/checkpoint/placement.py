@@ -80,7 +80,6 @@ def lay_out(
         max(_up(planner.end, block), block),
         block,
         tuple(planner.reads),
-        tuple(planner.moves),
         tuple(planner.chunks),
         tensors,
     )
@@ -132,7 +131,6 @@ class _Planner:
         self.block, self.memory_align = block, memory_align
         self.places: dict[_Want, int] = {}
         self.reads: list[Read] = []
-        self.moves: list[Move] = []
         self.chunks: list[Chunk] = []
         self.end = 0
 
@@ -156,21 +154,23 @@ class _Planner:
     def _runs(self, sources: Sequence[_Source]) -> Iterator[list[_Source]]:
         """Yield the sources, sorted by place, in groups that one read brings in."""
         run: list[_Source] = []
+        largest = None
         for s in sources:
-            if run and not self._joins(run, s):
+            if run and not self._joins(run[-1], largest or s, s):
                 yield run
-                run = []
+                run, largest = [], None
             run.append(s)
+            if largest is None or s.nbytes > largest.nbytes:
+                largest = s
         if run:
             yield run
 
-    def _joins(self, run: list[_Source], s: _Source) -> bool:
-        last = run[-1]
+    def _joins(self, last: _Source, largest: _Source, s: _Source) -> bool:
+        """Return whether a source belongs to the read of those before it."""
         if last.file != s.file or not last.end <= s.offset <= last.end + GAP_NBYTES:
             return False
-        main = max(run, key=lambda other: other.nbytes)
-        worth_a_read = min(main.nbytes, s.nbytes) >= SPLIT_NBYTES
-        return not (worth_a_read and self._shift(main) != self._shift(s))
+        worth_a_read = min(largest.nbytes, s.nbytes) >= SPLIT_NBYTES
+        return not (worth_a_read and self._shift(largest) != self._shift(s))
 
     def _shift(self, s: _Source) -> int:
         """Return by how much a read is shifted in memory to align a source, 0 where it cannot."""
@@ -185,7 +185,6 @@ class _Planner:
         start, need_end = _down(run[0].offset, self.block), run[-1].end
         nbytes = _up(need_end, self.block) - start
         at = _up(self.end, self.block) + weight.most_common(1)[0][0]
-        self.reads.append(Read(run[0].file, start, nbytes, need_end - start, at))
         self.end = at + nbytes
 
         stay: list[tuple[_Source, int]] = []
@@ -199,19 +198,17 @@ class _Planner:
                 spilled.append(stay.pop()[0])
             else:
                 stay.append((s, place))
-        for s in spilled:  # first, while nothing has been moved over their bytes
+        moves: list[Move] = []
+        for s in spilled:
             place = self.places[wants[s]] = _up(self.end, ALIGN)
             self.end = place + s.nbytes
-            self.moves.append(Move(at + s.offset - start, place, s.nbytes))
-        down: list[Move] = []
-        for s, place in stay:  # ascending, so that no move covers bytes that have yet to move
+            moves.append(Move(at + s.offset - start, place, s.nbytes))
+        for s, place in stay:
             self.places[wants[s]] = place
-            src = at + s.offset - start
-            if down and down[-1].src - down[-1].dst == src - place:
-                down[-1] = down[-1]._replace(nbytes=src + s.nbytes - down[-1].src)
-            else:
-                down.append(Move(src, place, s.nbytes))
-        self.moves.extend(m for m in down if m.src != m.dst)
+            moves.append(Move(at + s.offset - start, place, s.nbytes))
+        # Ascending, and none reaches below its predecessor's end: what a move covers has moved on.
+        moves = _joined(sorted(m for m in moves if m.nbytes))
+        self.reads.append(Read(run[0].file, start, nbytes, need_end - start, at, tuple(moves)))
 
     def _stage(self, todo: Sequence[tuple[_Source, str, int]]) -> None:
         """Cut what is staged into chunks that alternate between two areas at the end."""
@@ -241,6 +238,19 @@ class _Planner:
         cut_file, start, parts = cut
         near = pos <= start + parts[-1].src + parts[-1].src_nbytes + GAP_NBYTES
         return cut_file == file and start <= pos and near and pos + item <= start + STAGING_NBYTES
+
+
+def _joined(moves: Sequence[Move]) -> list[Move]:
+    """Return the moves that change anything, neighbours by the same distance made one."""
+    joined: list[Move] = []
+    for m in moves:
+        last = joined[-1] if joined else None
+        down = m.dst <= m.src  # what lies between two places in the spill is another's
+        if last and down and last.src - last.dst == m.src - m.dst:
+            joined[-1] = last._replace(nbytes=m.src + m.nbytes - last.src)
+        else:
+            joined.append(m)
+    return [m for m in joined if m.src != m.dst]
 
 
 def _elements(s: _Source) -> int:

@@ -13,7 +13,7 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -94,29 +94,47 @@ class ReadFile:
 
 
 class Batch:
-    """Reads in flight."""
+    """Reads in flight, in requests that are served in order."""
 
-    def __init__(self, futures: list[Future[None]]) -> None:
-        self._futures = futures
+    def __init__(self) -> None:
+        self._requests: list[tuple[Future[None], int, int]] = []
+
+    def add(self, request: Future[None], wanted: int, arrived: int) -> None:
+        """Note a request: once it is served, `arrived` bytes of that wanted are there."""
+        self._requests.append((request, wanted, arrived))
 
     def wait(self) -> None:
         """Return when all is read; raise the first failure once no request writes any more."""
-        failure: BaseException | None = None
-        for future in self._futures:
-            while True:
-                try:
-                    future.result()
-                    break
-                except BaseException as error:  # an interrupt too must not leave a write behind
-                    failure = failure or error
-                    for other in self._futures:
-                        other.cancel()
-                    if future.done():
-                        break
-        if isinstance(failure, CancelledError):
+        for _ in self.arrivals():
+            pass
+
+    def arrivals(self) -> Iterator[tuple[int, int]]:
+        """Yield (which wanted, bytes of it there so far), in order, as they arrive.
+
+        Raises as `wait` does. However it is left, nothing writes any more.
+        """
+        try:
+            for request, wanted, arrived in self._requests:
+                request.result()
+                yield wanted, arrived
+        except CancelledError:
             raise EngineError("the reader was closed while it read") from None
-        if failure is not None:
-            raise failure
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Drop the requests not yet begun and wait for the others, interrupted or not."""
+        interrupt: BaseException | None = None
+        for request, _, _ in self._requests:
+            request.cancel()
+        for request, _, _ in self._requests:
+            while not request.done():
+                try:
+                    request.exception()
+                except BaseException as error:
+                    interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 class Reader:
@@ -169,17 +187,19 @@ class Reader:
         Direct reads need offset, length and address at multiples of the block (the address: of
         what the device asks); others are refused by the system and then read buffered.
         """
-        futures: list[Future[None]] = []
+        batch = Batch()
         try:
-            for w in wanted:
+            for i, w in enumerate(wanted):
                 for at in range(0, w.need, self.request_nbytes):
                     view = w.view[at : at + self.request_nbytes]
                     need = min(self.request_nbytes, w.need - at)
-                    futures.append(self._pool.submit(self._fill, w.file, w.offset + at, view, need))
+                    request = self._pool.submit(self._fill, w.file, w.offset + at, view, need)
+                    batch.add(request, i, at + need)
         except RuntimeError as error:
-            Batch(futures).wait()
+            with contextlib.suppress(EngineError):
+                batch.wait()
             raise EngineError("the reader is closed; open the checkpoint again") from error
-        return Batch(futures)
+        return batch
 
     def read(self, wanted: Iterable[Wanted]) -> None:
         """Read and wait. Raises OSError naming the file, or CheckpointError where one ends early."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -121,6 +122,28 @@ def test_a_lone_shard_is_not_taken_for_the_whole(tmp_path):
     with pytest.raises(CheckpointError, match=r"the one shard .* no index"):
         Checkpoint.open(tmp_path)
     assert len(Checkpoint.open(path)) == 1  # named, it is what was asked for
+
+
+@pytest.fixture
+def powerless():
+    """Run as a user who may read nothing of ours, where we are one who could."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+def test_a_checkpoint_one_may_not_read_is_refused_with_the_cause(tmp_path, powerless):
+    inner = tmp_path / "inner"
+    if os.geteuid() != 65534:
+        write(tmp_path / "model.safetensors", arrays((2,)))
+        tmp_path.chmod(0)
+    with pytest.raises(CheckpointError, match=r"Permission denied; check the path and its perm"):
+        Checkpoint.open(inner / "model.safetensors")
+    if os.geteuid() != 65534:
+        tmp_path.chmod(0o700)
 
 
 def test_reading_safetensors_needs_no_torch(tmp_path):

@@ -6,7 +6,12 @@ import torch
 
 from blockstream.checkpoint.convert import STEP, can_convert, convert
 
-TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 EDGES = [0.0, -0.0, 1.0, 65504.0, 65519.9, 65520.0, 1e-8, 6e-8, 1e-40, 3.4e38, 1.00390625, 1.01171875]
 SPECIAL = [float("inf"), float("-inf"), float("nan"), 3.3895314e38]
 
@@ -18,12 +23,12 @@ def convert_like_torch(x: torch.Tensor, dst: str) -> None:
     convert(memoryview(raw), src, memoryview(room), dst)
     got, want = torch.frombuffer(room, dtype=TORCH[dst]), x.to(TORCH[dst])
     assert torch.equal(got.isnan(), want.isnan())
-    bits = torch.int32 if dst == "F32" else torch.int16
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[want.itemsize]
     number = ~want.isnan()
     assert torch.equal(got.view(bits)[number], want.view(bits)[number])
 
 
-@pytest.mark.parametrize("dst", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dst", list(TORCH))
 @pytest.mark.parametrize("src", ["F16", "BF16"])
 def test_every_16_bit_value_converts_as_torch_does(src, dst):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
@@ -39,8 +44,17 @@ def test_float32_rounds_to_nearest_even_as_torch_does(dst):
     convert_like_torch(torch.tensor(EDGES + SPECIAL), dst)
 
 
+@pytest.mark.parametrize("dst", ["F32", "F16", "BF16"])
+def test_float64_is_rounded_by_way_of_float32_as_in_torch(dst):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100_000, generator=generator, dtype=torch.float64)
+    convert_like_torch(x * 10.0 ** torch.randint(-45, 45, x.shape, generator=generator), dst)
+    convert_like_torch(torch.tensor([*EDGES, *SPECIAL], dtype=torch.float64), dst)
+
+
 def test_more_elements_than_one_step_convert_alike():
     convert_like_torch(torch.randn(2 * STEP + 3), "BF16")
+    convert_like_torch(torch.randn(2 * STEP + 3).half(), "F32")
 
 
 def test_equal_dtypes_are_copied_and_others_refused():

@@ -44,8 +44,8 @@ def run(layout: SegmentLayout) -> bytearray:
 
     for r in layout.reads:
         read(r)
-    for m in layout.moves:
-        room[m.dst : m.dst + m.nbytes] = room[m.src : m.src + m.nbytes]
+        for m in r.moves:
+            room[m.dst : m.dst + m.nbytes] = room[m.src : m.src + m.nbytes]
     for c in layout.chunks:
         read(c.read)
         for p in c.parts:
@@ -77,6 +77,11 @@ def check(requests: list[Request], memory_align: int = BLOCK) -> SegmentLayout:
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     assert spans[-1][1] <= layout.nbytes if spans else True
     assert layout.nbytes % BLOCK == 0
+    for r in layout.reads:
+        assert list(r.moves) == sorted(r.moves)
+        for m in r.moves:  # made while later bytes of the read are still to come
+            later = r.room_offset + r.nbytes
+            assert m.dst < m.src or m.dst >= later
     for r in layout.all_reads:
         assert r.offset % BLOCK == r.nbytes % BLOCK == r.room_offset % memory_align == 0
         assert 0 <= r.room_offset <= layout.nbytes - r.nbytes
@@ -184,6 +189,11 @@ def test_a_large_conversion_needs_little_more_room_than_its_result():
     assert len(layout.chunks) > 8
     areas = [c.read.room_offset for c in layout.chunks]
     assert all(a != b for a, b in pairwise(areas))
+
+
+def test_ten_thousand_tensors_are_laid_out_in_a_few_reads():
+    wants = [Request(f"p{i}", (entry(i * 68 + 4, (17,)),)) for i in range(10_000)]
+    assert len(check(wants).reads) == 1
 
 
 def test_a_segment_of_nothing_has_a_room_all_the_same():

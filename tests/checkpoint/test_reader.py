@@ -157,13 +157,13 @@ def test_an_error_of_any_call_names_the_file_and_the_place(file, at):
 
 
 def test_no_request_writes_after_a_failure_was_raised(file):
-    failed, let_go, finished = threading.Event(), threading.Event(), threading.Event()
+    begun, let_go, finished = threading.Event(), threading.Event(), threading.Event()
 
     def gated(descriptor, view, offset):
         if offset == 0:
-            failed.set()
+            assert begun.wait(5)
             raise OSError(errno.EIO, "Input/output error")
-        assert failed.wait(5)
+        begun.set()
         assert let_go.wait(5)
         finished.set()
         return pread(descriptor, view, offset)
