@@ -4,17 +4,18 @@ Pure: it holds no lock, reads no clock and does no I/O. `simulate.py` drives it 
 events, `engine.py` and `prefetch.py` with a lock, so what is predicted is what runs.
 
 Two marks move over the visits in the order they run: the *cursor* is the next visit to compute, the
-*front* the next to load. A load waits until no live extent overlaps its own; whatever is live belongs
-to an earlier visit, so waiting always ends.
+*front* the next to load, never behind the cursor. A load waits until no live extent overlaps its own;
+what is live there is a read that ends, or belongs to an earlier visit, so waiting always ends. A
+*detour* is a visit that no plan has; it comes before the cursor and leaves both marks where they are.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 from enum import Enum
 
 from .errors import EngineError
+from .extents import LiveExtents
 from .plan import Plan
 from .segments import Extent, Segment, Visit
 
@@ -23,10 +24,12 @@ from .segments import Extent, Segment, Visit
 class Load:
     """One load: the visit it is for, where its bytes go, whether it stays across passes.
 
+    `key` is (stage, index of the segment): positions change their meaning with the order of a plan.
     Compared by identity: a visit whose load was dropped may be loaded again.
     """
 
     visit: Visit
+    key: tuple[int, int]
     segment: Segment
     extent: Extent
     retained: bool
@@ -41,30 +44,6 @@ class State(Enum):
     DROPPED = "dropped"
 
 
-class _LiveExtents:
-    """Disjoint extents sorted by offset: overlap in O(log n)."""
-
-    def __init__(self) -> None:
-        self._sorted: list[Extent] = []
-
-    def add(self, extent: Extent) -> None:
-        if extent.nbytes:
-            insort(self._sorted, extent)
-
-    def remove(self, extent: Extent) -> None:
-        if extent.nbytes:
-            at = bisect_left(self._sorted, extent)
-            assert self._sorted[at] == extent, "an extent is freed once"
-            del self._sorted[at]
-
-    def is_free(self, extent: Extent) -> bool:
-        if not extent.nbytes:
-            return True
-        at = bisect_left(self._sorted, extent)
-        around = self._sorted[max(at - 1, 0) : at + 1]
-        return not any(live.overlaps(extent) for live in around)
-
-
 class Scheduler:
     """Which load is next, which visit may run, what is live. Not thread-safe: callers hold a lock.
 
@@ -77,15 +56,16 @@ class Scheduler:
         self._live: dict[Load, State] = {}
         self._streamed: dict[Visit, Load] = {}
         self._retained: dict[tuple[int, int], Load] = {}
-        self._extents = _LiveExtents()
+        self._extents = LiveExtents()
         self._cursor = self._first_of(0)
         self._front = self._cursor
-        self._resume: Visit | None = None
+        self._detour: Visit | None = None
+        self._open: tuple[int, int] | None = None
         self._last_positions: dict[int, dict[int, int]] = {}
 
     @property
     def cursor(self) -> Visit | None:
-        """Return the next visit to compute; None once every known visit has been."""
+        """Return the next planned visit to compute; None once every known one has been."""
         return self._cursor
 
     @property
@@ -97,22 +77,15 @@ class Scheduler:
 
     def next_load(self) -> Load | None:
         """Return the load to start now, marked as loading; None while there is none to start."""
+        if self._detour is not None and self._loaded_for(self._detour) is None:
+            return self._issue(self._detour)
         while (visit := self._front) is not None and self._within_reach(visit):
-            if self._loaded_for(visit) is not None:
-                self._front = self._after(visit)
-                continue
-            extent = self.plan.extent(visit)
-            if not self._extents.is_free(extent):
+            load = None
+            if self._loaded_for(visit) is None and (load := self._issue(visit)) is None:
                 return None
-            load = Load(visit, self._segment(visit), extent, self.plan.is_retained(visit))
-            self._extents.add(extent)
-            self._live[load] = State.LOADING
-            if load.retained:
-                self._retained[self._key(visit)] = load
-            else:
-                self._streamed[visit] = load
             self._front = self._after(visit)
-            return load
+            if load is not None:
+                return load
         return None
 
     def loaded(self, load: Load) -> bool:
@@ -126,33 +99,50 @@ class Scheduler:
     # -- the compute side --------------------------------------------------------------------
 
     def acquire(self, visit: Visit) -> Load | None:
-        """Begin the visit at the cursor and return its load, or None while that is not there."""
-        if visit != self._cursor:
-            raise EngineError(f"{visit} is not the next visit, {self._cursor} is")
+        """Begin the visit that is next and return its load, or None while that is not there."""
+        if visit != (self._detour or self._cursor):
+            raise EngineError(f"{visit} is not the next visit, {self._detour or self._cursor} is")
         load = self._loaded_for(visit)
         if load is None or self._live[load] is State.LOADING:
             return None
         if self._live[load] is State.ACQUIRED:
             raise EngineError(f"segment {load.segment.name!r} is already in use")
         self._live[load] = State.ACQUIRED
+        if visit == self._detour:
+            self._detour = None
+            return load
+        if self._front == visit:  # it was there already, and the loader has not come by
+            self._front = self._after(visit)
         self._cursor = self._after(visit)
         return load
 
-    def release(self, visit: Visit) -> Load | None:
-        """End a visit. Return its load when the segment goes, None when it stays."""
+    def in_the_way(self, visit: Visit) -> Segment | None:
+        """Return a segment in use where the load of a visit goes: to wait for that load would not end."""
+        if self._loaded_for(visit) is None:
+            extent = self.plan.extent(visit)
+            for load, state in self._live.items():
+                if state is State.ACQUIRED and load.extent.overlaps(extent):
+                    return load.segment
+        return None
+
+    def release(self, visit: Visit) -> list[Load]:
+        """End a visit. Its segment goes unless it is retained and may be used again."""
         load = self._loaded_for(visit)
         if load is None or self._live[load] is not State.ACQUIRED:
             raise EngineError(f"{visit} is released but was not acquired")
-        if load.retained and not self._is_last_use(visit):
+        over = self._is_over(visit.stage)
+        if load.retained and not over and not self._is_last_use(visit):
             self._live[load] = State.READY
-            return None
+            return []
         self._forget(load)
-        return load
+        # What is retained for a visit that was then passed over has no release of its own.
+        left = [x for x in self._live if self._is_over(x.visit.stage)] if over else []
+        return [load, *self._drop(left)]
 
     def locate(self, stage: int, segment: int) -> Visit | None:
-        """Return the next visit of a segment in the pass at the cursor, None when none is planned."""
+        """Return the next visit of a segment in this pass, None when none is planned."""
         here = self._cursor
-        if here is None or here.stage != stage:
+        if here is None or here.stage != stage or self._pass_of(stage) not in (None, here.pass_index):
             return None
         order = self.plan.schedule.stages[stage].order
         for position in range(here.position, len(order)):
@@ -165,33 +155,48 @@ class Scheduler:
         here = self._cursor
         if here is None or visit.stage != here.stage or visit < here:
             raise EngineError(f"cannot skip from {here} to {visit}")
+        freed = self._leave_detour()
         self._cursor = visit
         if self._front is not None and self._front < visit:
             self._front = visit
-        return self._drop([x for v, x in self._streamed.items() if here <= v < visit])
+        return freed + self._drop([x for v, x in self._streamed.items() if here <= v < visit])
 
-    def detour(self, stage: int, segment: int) -> list[Load]:
-        """Put an unplanned visit of a segment before the cursor: `cursor` is then that visit.
+    def detour(self, stage: int, segment: int) -> tuple[Visit, list[Load]]:
+        """Return an unplanned visit of a segment, to be acquired before the cursor's.
 
-        Whatever was prefetched is dropped unless it is retained out of the way, and the front
-        returns to the cursor, so that what is live is earlier than the front again.
+        Unless the segment is there, whatever was prefetched is dropped, except what is retained out of
+        the way, and the front returns to the cursor: what is live is earlier than the front again.
+        """
+        freed = self._leave_detour()
+        here = self._cursor
+        passed = self._pass_of(stage)
+        if passed is None:
+            passed = here.pass_index if here is not None and here.stage == stage else 0
+        visit = Visit(stage, passed, self._pass_length(stage) + segment)
+        self._detour = visit
+        if self._loaded_for(visit) is None:
+            extent = self.plan.extent(visit)
+            self._front = here
+            freed += self._drop([x for x in self._live if not x.retained or x.extent.overlaps(extent)])
+        return visit, freed
+
+    def begin_pass(self, stage: int) -> int | None:
+        """Return the pass of a stage about to run, None past its last.
+
+        Until it ends, its visits are looked for in this pass alone: one that comes after the last of the
+        order is unplanned, not a visit of the next pass.
         """
         here = self._cursor
-        passed = here.pass_index if here is not None and here.stage == stage else 0
-        visit = Visit(stage, passed, len(self.plan.schedule.stages[stage].order) + segment)
-        self._resume = here
-        self._cursor = self._front = visit
-        if self._loaded_for(visit) is not None:
-            return []
-        extent = self.plan.extent(visit)
-        return self._drop([x for x in self._live if not x.retained or x.extent.overlaps(extent)])
+        self._open = (stage, here.pass_index) if here is not None and here.stage == stage else None
+        return self._pass_of(stage)
 
     def end_pass(self, stage: int, pass_index: int) -> list[Load]:
         """End a pass: the visits not made are passed over."""
+        self._open = None
         last = Visit(stage, pass_index, self._pass_length(stage) - 1)
         here = self._cursor
         if here is None or here > last:
-            return []
+            return self._leave_detour()
         following = self._after(last)
         if following is not None and following.stage == last.stage:
             return self.skip_to(following)
@@ -199,43 +204,62 @@ class Scheduler:
 
     def end_stage(self, stage: int) -> list[Load]:
         """End a stage now, whatever its number of passes; stages before it end as well."""
-        doomed = [x for x in self._live if x.visit.stage <= stage]
-        used = [x.segment.name for x in doomed if self._live[x] is State.ACQUIRED]
-        if used:
-            name = self.plan.schedule.stages[stage].name
-            raise EngineError(f"stage {name!r} is ended while its segment {used[0]!r} is in use")
+        for load, state in self._live.items():
+            if state is State.ACQUIRED and load.visit.stage <= stage:
+                name = self.plan.schedule.stages[stage].name
+                raise EngineError(
+                    f"stage {name!r} is ended while its segment {load.segment.name!r} is in use"
+                )
+        freed = self._leave_detour()
         if self._cursor is not None and self._cursor.stage <= stage:
             self._cursor = self._first_of(stage + 1)
         if self._front is not None and self._front.stage <= stage:
             self._front = self._first_of(stage + 1)
-        return self._drop(doomed)
+        return freed + self._drop([x for x in self._live if x.visit.stage <= stage])
 
     def adopt(self, plan: Plan) -> list[Load]:
-        """Go on with another plan of the same stages: at a pass boundary, nothing in use.
+        """Go on with another plan of the same segments: at a pass boundary, nothing in use.
 
-        Retained segments stay where the new plan retains them at the same extent; the rest is dropped.
+        What the stage at the cursor retains stays where the new plan retains it at the same extent. The
+        rest is dropped: a later stage's head might lie where this one's next load goes.
         """
-        if State.ACQUIRED in self._live.values():
-            raise EngineError("a plan is adopted between visits only")
+        self._refuse_unfit(plan)
+        freed = self._leave_detour()
         self.plan = plan
         self._last_positions.clear()
-        doomed = []
-        for load in self._live:
-            stage = plan.stages[load.visit.stage]
-            names = [s.name for s in plan.schedule.stages[load.visit.stage].segments]
-            at = stage.layout.retained.get(names.index(load.segment.name))
-            if not load.retained or at != load.extent:
-                doomed.append(load)
-        self._front = self._cursor
-        return self._drop(doomed)
+        here = self._cursor
+        kept = plan.stages[here.stage].layout.retained if here is not None else {}
+        doomed = [
+            x
+            for x in self._live
+            if not x.retained or here is None or x.key[0] != here.stage or kept.get(x.key[1]) != x.extent
+        ]
+        self._front = here
+        return freed + self._drop(doomed)
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _segment(self, visit: Visit) -> Segment:
-        return self.plan.schedule.segment(visit)
+    def _issue(self, visit: Visit) -> Load | None:
+        """Return the load of a visit, marked as loading, if its room is free."""
+        extent = self.plan.extent(visit)
+        if not self._extents.is_free(extent):
+            return None
+        retained = self.plan.is_retained(visit)
+        load = Load(visit, self._key(visit), self.plan.schedule.segment(visit), extent, retained)
+        self._extents.add(extent)
+        self._live[load] = State.LOADING
+        if retained:
+            self._retained[load.key] = load
+        else:
+            self._streamed[visit] = load
+        return load
 
     def _key(self, visit: Visit) -> tuple[int, int]:
         return visit.stage, self.plan.schedule.stages[visit.stage].index_at(visit.position)
+
+    def _pass_of(self, stage: int) -> int | None:
+        """Return the pass of a stage that is open, if one is."""
+        return self._open[1] if self._open is not None and self._open[0] == stage else None
 
     def _pass_length(self, stage: int) -> int:
         return len(self.plan.schedule.stages[stage].order)
@@ -243,7 +267,34 @@ class Scheduler:
     def _loaded_for(self, visit: Visit) -> Load | None:
         return self._retained.get(self._key(visit)) or self._streamed.get(visit)
 
+    def _is_over(self, stage: int) -> bool:
+        """Return whether every visit of a stage has begun or been passed over."""
+        return self._cursor is None or self._cursor.stage > stage
+
+    def _leave_detour(self) -> list[Load]:
+        """Give up an unplanned visit that was asked for but never began."""
+        visit, self._detour = self._detour, None
+        load = self._loaded_for(visit) if visit is not None else None
+        if load is None or (load.retained and not self._is_over(load.visit.stage)):
+            return []
+        return self._drop([load])
+
+    def _refuse_unfit(self, plan: Plan) -> None:
+        if State.ACQUIRED in self._live.values():
+            raise EngineError("a plan is adopted between visits only")
+        mine, others = self.plan.schedule.stages, plan.schedule.stages
+        named, wanted = ([[s.name for s in x.segments] for x in stages] for stages in (mine, others))
+        if named != wanted:
+            raise EngineError("the plan to adopt is for other segments; cut them before the engine starts")
+        here = self._cursor
+        if here is not None and here.position and mine[here.stage].order != others[here.stage].order:
+            raise EngineError(
+                f"a plan with another order of stage {mine[here.stage].name!r} is adopted at visit "
+                f"{here.position} of a pass; end the pass first"
+            )
+
     def _drop(self, loads: list[Load]) -> list[Load]:
+        """Give up loads that nobody wants, those in use excepted; return the ones to release now."""
         freed = []
         for load in loads:
             state = self._live[load]
@@ -262,8 +313,8 @@ class Scheduler:
         self._unlink(load)
 
     def _unlink(self, load: Load) -> None:
-        if self._retained.get(self._key(load.visit)) is load:
-            del self._retained[self._key(load.visit)]
+        if self._retained.get(load.key) is load:
+            del self._retained[load.key]
         elif self._streamed.get(load.visit) is load:
             del self._streamed[load.visit]
 
@@ -294,8 +345,6 @@ class Scheduler:
 
     def _after(self, visit: Visit) -> Visit | None:
         """Return the visit after `visit` as far as is known; past an exact end lies the next stage."""
-        if visit.position >= self._pass_length(visit.stage):
-            return self._resume
         if visit.position + 1 < self._pass_length(visit.stage):
             return Visit(visit.stage, visit.pass_index, visit.position + 1)
         most = self.plan.schedule.stages[visit.stage].passes.most
@@ -304,11 +353,12 @@ class Scheduler:
         return self._first_of(visit.stage + 1)
 
     def _is_last_use(self, visit: Visit) -> bool:
+        """Return whether no later planned visit uses the segment; of a detour only the stage's end says."""
         stage = self.plan.schedule.stages[visit.stage]
         if stage.passes.most is None or visit.pass_index + 1 < stage.passes.most:
             return False
-        if visit.position >= len(stage.order):  # a detour: only the end of the stage is certain
-            return self._cursor is None or self._cursor.stage > visit.stage
+        if visit.position >= len(stage.order):
+            return False
         if visit.stage not in self._last_positions:
             last = {segment: k for k, segment in enumerate(stage.order)}
             self._last_positions[visit.stage] = last
