@@ -35,15 +35,18 @@ def path(tmp_path):
     return write(tmp_path / "a.safetensors", arrays(*SHAPES), 8)
 
 
+@pytest.mark.parametrize("request_nbytes", [BLOCK, 1 << 20])
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("data_mod_64", range(0, 64, 8))
-def test_tensors_are_bound_as_they_are_in_the_file_and_64_byte_aligned(tmp_path, data_mod_64, direct):
+def test_tensors_are_bound_as_they_are_in_the_file_and_64_byte_aligned(
+    tmp_path, data_mod_64, direct, request_nbytes
+):
     tensors = arrays(*SHAPES)
     path = write(tmp_path / "a.safetensors", tensors, data_mod_64)
-    store, room = store_of(layout_of(path), direct=direct)
-    with_addresses = store.load("m", "s", room)
-    equal(bound(with_addresses), tensors)
-    for _, view in with_addresses.buffers().values():
+    store, room = store_of(layout_of(path), direct=direct, request_nbytes=request_nbytes)
+    handle = store.load("m", "s", room)
+    equal(bound(handle), tensors)
+    for _, view in handle.buffers().values():
         if len(view):
             assert np.frombuffer(view, np.uint8).ctypes.data % 64 == 0
     store.close()
