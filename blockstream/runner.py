@@ -79,6 +79,7 @@ def run(
         plugins.hook.run_started(run=this)
         stack.enter_context(new_run())
         report = _run_pipeline(this, plugins)
+        ledger.compute.phase = "report"
         write_json(folder.path / "report.json", report)
         plugins.hook.run_finished(run=this, report=report)
     return report
@@ -120,10 +121,11 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
         predicted = session.plan.predicted
         this.predicted_s = {s.name: s.wall_s for s in predicted.stages}
         with MemoryWatch(this.budget_nbytes, arena_nbytes=session.touched_nbytes) as watch:
-            output = pipeline.run(session, this)
+            with this.phase("run"):
+                output = pipeline.run(session, this)
             watch.sample()
         summary = session.report()
-    this.ledger.compute.mark("outside")
+    this.ledger.compute.mark("outside", "close")
     stages = [{**s, "predicted_s": this.predicted_s[s["name"]]} for s in summary["stages"]]
     budget = {
         "nbytes": this.budget_nbytes,

@@ -1,0 +1,36 @@
+# Everything one does here: make run, make test, make lint, make bench, make docs.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test lint bench docs clean
+
+run: $(STAMP)  ## make videos with the embedded model, into out/movd
+	$(BIN)/blockstream run movd.yaml --out out/movd --overwrite
+
+test: $(STAMP)  ## run the test suite
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)  ## format, lint and type checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## the benchmarks that take minutes; the full-size ones are scripts in benchmarks/
+	$(BIN)/python -m pytest benchmarks -q --benchmark-only
+
+docs: $(STAMP)  ## check that the pages agree with the code
+	$(BIN)/python -m pytest -q tests/test_hooks.py tests/cli tests/test_docs.py
+
+# Python 3.11 or later, and nothing else, is needed to get here.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d; name one: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,196 @@
+"""A run: its folder, its config, its report, with a pipeline of one small module."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from blockstream import runner
+from blockstream.choices import Choice, Chosen
+from blockstream.config import RunConfig
+from blockstream.errors import ConfigError
+from blockstream.hookspecs import hookimpl
+from blockstream.ledger import read_ledger, unaccounted
+from blockstream.nn.empty import empty
+from blockstream.plugins import Plugins
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
+class ToyPipeline:
+    def __init__(self, folder: Path, fail: bool = False) -> None:
+        self.folder, self.fail = folder, fail
+
+    def declare(self, session, run):
+        with empty():
+            net = Net()
+        self.net = session.stage("net", net, self.folder, passes=3)
+
+    @torch.inference_mode()
+    def run(self, session, run):
+        x = torch.ones(2, 64)
+        with run.phase("work"):
+            for _ in range(3):
+                x = self.net(x)
+                if self.fail:
+                    raise RuntimeError("the pipeline broke")
+        (run.out / "latents.safetensors").write_bytes(b"x")
+        return {"sum": float(x.sum())}
+
+
+@pytest.fixture(name="config")
+def _config(tmp_path):
+    torch.manual_seed(0)
+    (tmp_path / "net").mkdir()
+    save_file(Net().state_dict(), tmp_path / "net" / "model.safetensors")
+    return lambda **more: make(tmp_path / "net", **more)
+
+
+def make(folder, fail=False, arena=4 * 20480, **more):
+    plugins = Plugins()
+    policy = Chosen("policy", "auto", *plugins.find("policy", "auto"))
+    sampler = Chosen("sampler", "euler", *plugins.find("sampler", "euler"))
+    pipeline = Chosen("pipeline", "toy", "builtin", Choice("toy", lambda _: ToyPipeline(folder, fail)))
+    return RunConfig(pipeline=pipeline, policy=policy, sampler=sampler, arena=arena, **more)
+
+
+def test_a_run_writes_its_config_ledger_and_report(config, tmp_path):
+    report = runner.run(config(), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert {"config.yaml", "ledger.jsonl", "report.json"} <= set(os.listdir(tmp_path / "out"))
+    assert set(report) >= {"schema", "budget", "stages", "sampler", "output", "versions"}
+    assert set(report["budget"]) == {"nbytes", "peak_nbytes", "held", "by_cause"}
+    (stage,) = report["stages"]
+    wanted = "name passes b d l_s e_s alpha_s r_s overlap stall_s wall_s predicted_s read_nbytes"
+    assert set(wanted.split()) <= set(stage)
+    assert (stage["name"], stage["passes"], stage["b"]) == ("net", 3, 6)
+    assert sum(report["budget"]["by_cause"].values()) == report["budget"]["peak_nbytes"]
+
+
+def test_the_streamed_result_is_the_resident_one(config, tmp_path):
+    from safetensors.torch import load_file
+
+    net = Net()
+    net.load_state_dict(load_file(tmp_path / "net" / "model.safetensors"))
+    x = torch.ones(2, 64)
+    with torch.inference_mode():
+        for _ in range(3):
+            x = net(x)
+    assert runner.run(config(), tmp_path / "out")["output"]["sum"] == float(x.sum())
+
+
+def test_measured_spans_tile_the_run(config, tmp_path):
+    report = runner.run(config(), tmp_path / "out")
+    spans = read_ledger(tmp_path / "out" / "ledger.jsonl")
+    assert report["unaccounted"] <= 0.01
+    assert unaccounted(spans, report["wall_s"]) <= 0.01
+    inside = [s for s in spans if s.thread == "compute" and s.end_s <= report["wall_s"]]
+    longest = max(inside, key=lambda s: s.seconds)
+    assert unaccounted([s for s in spans if s is not longest], report["wall_s"]) > 0.01
+
+
+def test_compute_threads_are_pinned_in_the_written_config(config, tmp_path):
+    runner.run(config(), tmp_path / "out")
+    assert f"threads: {torch.get_num_threads()}" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_a_folder_that_is_not_empty_is_refused(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match=r"not empty \(mine.txt\).*--resume .*--overwrite"):
+        runner.run(config(), tmp_path / "out")
+
+
+def test_overwrite_removes_what_a_run_wrote_and_nothing_else(config, tmp_path):
+    out = tmp_path / "out"
+    runner.run(config(), out)
+    (out / "mine.txt").write_text("keep me")
+    (out / "0000").mkdir()
+    (out / "0000" / "notes.txt").write_text("mine too")
+    (out / "video.mp4").write_text("old")
+    runner.run(config(), out, overwrite=True)
+    assert (out / "mine.txt").read_text() == "keep me"
+    assert (out / "0000" / "notes.txt").exists()
+    assert not (out / "video.mp4").exists()
+
+
+def test_a_second_run_of_a_folder_in_use_is_refused(config, tmp_path):
+    from blockstream.outputs import OutputFolder
+
+    with OutputFolder(tmp_path / "out"), pytest.raises(ConfigError, match="another run"):
+        runner.run(config(), tmp_path / "out")
+    runner.run(config(), tmp_path / "out")
+
+
+def test_a_failed_run_keeps_its_ledger_and_unlocks_its_folder(config, tmp_path):
+    with pytest.raises(RuntimeError, match="the pipeline broke"):
+        runner.run(config(fail=True), tmp_path / "out")
+    assert any(s.kind == "execute" for s in read_ledger(tmp_path / "out" / "ledger.jsonl"))
+    assert not (tmp_path / "out" / "report.json").exists()
+    runner.run(config(), tmp_path / "out", overwrite=True)
+
+
+def test_observers_see_the_run_in_order(config, tmp_path):
+    seen = []
+
+    class Watcher:
+        @hookimpl
+        def run_started(self, run):
+            seen.append(("run", run.out.name))
+
+        @hookimpl
+        def stage_started(self, stage):
+            seen.append(("stage", stage.name))
+
+        @hookimpl
+        def pass_finished(self, stage, pass_index):
+            seen.append(("pass", pass_index))
+
+        @hookimpl
+        def stage_finished(self, stage):
+            seen.append(("end", stage.name))
+
+        @hookimpl
+        def run_finished(self, run, report):
+            seen.append(("done", report["stages"][0]["passes"]))
+
+    runner.run(config(), tmp_path / "out", observers=[Watcher()])
+    passes = [("pass", n) for n in range(3)]
+    assert seen == [("run", "out"), ("stage", "net"), *passes, ("end", "net"), ("done", 3)]
+
+
+def test_a_plan_reads_no_weight_and_says_what_is_retained(config):
+    plan = runner.plan(config())
+    (stage,) = plan["stages"]
+    assert set(stage) >= {"name", "retained", "slots", "predicted_s", "stall_s"}
+    assert plan["peak_nbytes"] <= 4 * 20480
+    assert stage["segments"] == 6
+
+
+def test_default_folders_do_not_collide(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runner.run(config())
+    runner.run(config())
+    assert sorted(os.listdir("out")) == ["config", "config-2"]
+
+
+def test_the_runner_imports_no_torch_by_itself():
+    code = "import sys, blockstream.runner; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
