@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from .clock import Clock, SystemClock
-from .errors import EngineError, SegmentLoadError
+from .errors import BlockstreamError, EngineError, SegmentLoadError
 from .ledger import Ledger, Span
 from .plan import Plan
 from .prefetch import Loader
@@ -24,8 +24,9 @@ from .store import Handle, Store
 class Engine:
     """Hands out the segments of a plan in the order compute asks for them.
 
-    Used by one compute thread. `on_executed` and `on_loaded` observe spans, the latter on the loader
-    thread. `unplanned` counts visits that were in no plan: they are loaded on demand.
+    Used by one compute thread; another may close it while that one waits. `on_executed` and `on_loaded`
+    observe spans, the latter on the loader thread: what they raise ends the run. `unplanned` counts visits
+    that were in no plan: they are loaded on demand.
     """
 
     def __init__(
@@ -56,16 +57,17 @@ class Engine:
 
     def start(self) -> Engine:
         """Start loading: the first segment of the first pass is read before anyone asks for it."""
+        self._refuse_closed()
         self._loader.start()
         return self
 
     def close(self) -> None:
         """Stop loading and release every segment. Safe to call twice and after a failure."""
-        if self._closed:
-            return
-        self._closed = True
-        self._track.mark("outside")
-        self._held.clear()
+        with self._condition:
+            first, self._closed = not self._closed, True
+            self._held.clear()
+        if first:
+            self._track.mark("outside")
         self._loader.close()
         self.ledger.flush()
 
@@ -96,15 +98,12 @@ class Engine:
         """
         self._track.mark("outside")
         with self._condition:
+            self._refuse_closed()
             visit = self._seek(self.plan.schedule.index(stage), segment)
-            while True:
-                if self._closed:
-                    raise EngineError(f"segment {segment!r} is asked for after the engine was closed")
-                load = self._scheduler.acquire(visit)
-                if load is not None:
-                    break
-                self._fail_with_loader(segment)
+            while (load := self._scheduler.acquire(visit)) is None:
+                self._refuse_endless_wait(visit)
                 self._condition.wait()
+                self._refuse_closed()
             handle = self._loader.handles[load]
             self._held.add(visit)
             self._condition.notify_all()
@@ -112,11 +111,15 @@ class Engine:
         return visit, handle
 
     def release(self, visit: Visit) -> None:
-        """End a visit; its segment goes unless the plan retains it."""
-        if visit not in self._held:  # closed meanwhile
+        """End a visit; its segment goes unless the plan retains it. Once closed there is nothing to end."""
+        if self._closed:
             return
+        if visit not in self._held:
+            raise EngineError(f"{visit} is released but was not acquired")
         span = self._track.mark("execute", self.plan.schedule.segment(visit).name, visit)
         with self._condition:
+            if self._closed:
+                return
             self._held.remove(visit)
             self._loader.release(self._scheduler.release(visit))
         if self._on_executed is not None:
@@ -128,6 +131,7 @@ class Engine:
         """Make a stage current, ending earlier ones; return the pass about to run, None past the last."""
         index = self.plan.schedule.index(stage)
         with self._condition:
+            self._refuse_closed()
             cursor = self._scheduler.cursor
             if cursor is not None and cursor.stage < index:
                 self._loader.release(self._scheduler.end_stage(index - 1))
@@ -135,20 +139,22 @@ class Engine:
 
     def end_pass(self, stage: str, pass_index: int | None) -> None:
         """End a pass: segments it did not visit are passed over."""
-        if pass_index is None or self._closed:
-            return
         with self._condition:
+            if pass_index is None or self._closed:
+                return
             index = self.plan.schedule.index(stage)
             self._loader.release(self._scheduler.end_pass(index, pass_index))
 
     def end_stage(self, stage: str) -> None:
         """End a stage now: what is held or being read for it is dropped, the next one's head loads."""
         with self._condition:
-            self._loader.release(self._scheduler.end_stage(self.plan.schedule.index(stage)))
+            if not self._closed:
+                self._loader.release(self._scheduler.end_stage(self.plan.schedule.index(stage)))
 
     def adopt(self, plan: Plan) -> None:
-        """Go on with another plan of the same stages, between two visits."""
+        """Go on with another plan of the same segments, between two passes."""
         with self._condition:
+            self._refuse_closed()
             self._loader.release(self._scheduler.adopt(plan))
         self._track.mark("replan")
 
@@ -159,7 +165,10 @@ class Engine:
         cursor = self._scheduler.cursor
         if cursor is not None and cursor.stage < stage:
             self._loader.release(self._scheduler.end_stage(stage - 1))
-        index = self._segments[stage][segment]
+        index = self._segments[stage].get(segment)
+        if index is None:
+            name = self.plan.schedule.stages[stage].name
+            raise EngineError(f"stage {name!r} has no segment {segment!r}")
         visit = self._scheduler.locate(stage, index)
         if visit is not None:
             freed = self._scheduler.skip_to(visit)
@@ -169,14 +178,32 @@ class Engine:
         self._loader.release(freed)
         return visit
 
-    def _fail_with_loader(self, segment: str) -> None:
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed; open another to go on")
+
+    def _refuse_endless_wait(self, visit: Visit) -> None:
+        """Raise if the load of a visit will not come: the loader failed, or its room is in use here."""
         failure, load = self._loader.failure, self._loader.failed
-        if failure is None:
-            return
-        if isinstance(failure, SegmentLoadError):
+        segment = self.plan.schedule.segment(visit).name
+        if not self._loader.started:
+            raise EngineError(f"segment {segment!r} is asked for before the engine was started")
+        if isinstance(failure, BlockstreamError):
             raise failure
-        assert load is not None
-        raise SegmentLoadError(
-            f"segment {load.segment.name!r} could not be loaded (while {segment!r} was waited for): "
-            f"{type(failure).__name__}: {failure}"
-        ) from failure
+        if failure is not None and load is None:
+            raise EngineError(f"loading ended before segment {segment!r}: {_named(failure)}") from failure
+        if failure is not None and load is not None:
+            raise SegmentLoadError(
+                f"segment {load.segment.name!r} could not be loaded (while {segment!r} was waited for): "
+                f"{_named(failure)}"
+            ) from failure
+        blocker = self._scheduler.in_the_way(visit)
+        if blocker is not None:
+            raise EngineError(
+                f"segment {segment!r} is asked for while {blocker.name!r} is in use where it would be "
+                "loaded; release that one first"
+            )
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

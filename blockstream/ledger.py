@@ -7,6 +7,7 @@ the run. `unaccounted` compares them with a wall time measured apart.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from typing import IO, NamedTuple
 from .segments import Visit
 
 SCHEMA = 1
+
+#: A killed run loses no more than its last seconds.
+FLUSH_S = 2.0
 
 #: The kinds of span, by thread. compute: "execute" a segment's forward, "stall" compute waiting for a
 #: load, "outside" everything between segments, "bind" making views, "replan". loader: "load", "idle".
@@ -47,7 +51,7 @@ class Span(NamedTuple):
 class Ledger:
     """All spans of a run; `path` is written as the run goes, so that a killed run leaves its own.
 
-    `add` may be called from any thread. Times come from `clock`, seconds that never go back.
+    `add` and `flush` may be called from any thread. Times come from `clock`, seconds that never go back.
     """
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -55,7 +59,9 @@ class Ledger:
         self._clock = clock
         self._begin = clock()
         self._file: IO[str] | None = None
+        self._writing = threading.Lock()
         self._written = 0
+        self._flushed_s = 0.0
         #: The compute thread's track, from the first moment of the ledger.
         self.compute = Track(self, "compute")
         if path is not None:
@@ -67,8 +73,10 @@ class Ledger:
         return self._clock() - self._begin
 
     def add(self, span: Span) -> None:
-        """Append a span."""
+        """Append a span; about once in `FLUSH_S` seconds, write what has come together."""
         self.spans.append(span)
+        if self._file is not None and span.end_s - self._flushed_s >= FLUSH_S:
+            self.flush()
 
     def track(self, thread: str) -> Track:
         """Return a track whose first span begins now."""
@@ -88,21 +96,23 @@ class Ledger:
 
     def flush(self) -> None:
         """Write the spans that are not in the file yet."""
-        if self._file is None:
-            return
-        upto = len(self.spans)
-        self._file.writelines(_dump(s) + "\n" for s in self.spans[self._written : upto])
-        self._file.flush()
-        self._written = upto
+        with self._writing:
+            if self._file is None:
+                return
+            upto = len(self.spans)
+            self._file.writelines(_dump(s) + "\n" for s in self.spans[self._written : upto])
+            self._file.flush()
+            self._written, self._flushed_s = upto, self.now()
 
     def close(self) -> None:
         """Write what is left and close the file."""
         try:
             self.flush()
         finally:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            with self._writing:
+                if self._file is not None:
+                    self._file.close()
+                    self._file = None
 
     def __enter__(self) -> Ledger:
         return self
@@ -158,20 +168,30 @@ def overlap(spans: Iterable[Span]) -> float:
 
 
 def read_ledger(path: Path) -> list[Span]:
-    """Return the spans of a ledger file; a last line cut short by a kill is left out.
+    """Return the spans of a ledger file; a last line without its end, cut short by a kill, is left out.
 
-    Raises ValueError naming the line of any other that cannot be read.
+    Raises ValueError naming the line that cannot be read.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    if not lines:
+        raise ValueError(f"{path}: not a ledger, it has no complete line")
+    if _header(lines[0]).get("schema") != SCHEMA:
+        raise ValueError(f"{path}, line 1: not a ledger of schema {SCHEMA}: {lines[0][:80]!r}")
     spans = []
     for n, line in enumerate(lines[1:], start=2):
         try:
             spans.append(_load(json.loads(line)))
-        except (ValueError, TypeError, IndexError) as error:
-            if n == len(lines):
-                break
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {n}: not a span: {line[:80]!r}") from error
     return spans
+
+
+def _header(line: str) -> dict[str, object]:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def _dump(span: Span) -> str:

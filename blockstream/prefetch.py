@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from .clock import Clock
 from .ledger import Ledger, Span
@@ -16,9 +17,10 @@ from .store import Handle, Store
 
 
 class Loader:
-    """One thread that loads segments in schedule order until it is closed or a load fails.
+    """One thread that loads segments in schedule order until it is closed or something fails.
 
-    `failure` is the exception that ended it, for the compute thread to raise.
+    `failure` is the exception that ended it, for the compute thread to raise; `failed` the load it came
+    from, None when it came from elsewhere.
     """
 
     def __init__(
@@ -42,42 +44,62 @@ class Loader:
             threading.Thread(target=self._run, name="blockstream-loader", daemon=True)
         )
 
+    @property
+    def started(self) -> bool:
+        """Return whether the thread was started, even if it has ended since."""
+        return self._thread.ident is not None
+
     def start(self) -> None:
         """Start loading."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread after the load in flight, join it and release every handle left."""
+        """End the thread after the load in flight, join it and release every handle left.
+
+        Safe to call again, as after a Ctrl-C that ended the first call.
+        """
         with self.condition:
             self._closing = True
             self.condition.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join()
-        for handle in self.handles.values():
-            handle.release()
-        self.handles.clear()
+        try:
+            if self.started:
+                self._thread.join()
+        finally:
+            with self.condition:
+                handles, self.handles = self.handles, {}
+            with ExitStack() as stack:  # all of them, whichever raises
+                for handle in handles.values():
+                    stack.callback(handle.release)
 
     def release(self, loads: list[Load]) -> None:
         """Release the handles of loads that the scheduler freed. The condition is held."""
-        for load in loads:
-            self.handles.pop(load).release()
-        self.condition.notify_all()
+        try:
+            for load in loads:
+                self.handles.pop(load).release()
+        finally:
+            self.condition.notify_all()
 
     def _run(self) -> None:
+        try:
+            self._load_until_closed()
+        except BaseException as error:  # whatever it is, the compute thread must not wait for ever
+            with self.condition:
+                self.failure = error
+                self.condition.notify_all()
+
+    def _load_until_closed(self) -> None:
         track = self._ledger.track("loader")
         while (load := self._next()) is not None:
             track.mark("idle")
             try:
                 handle = self._store.load(self._stage_name(load), load.segment.name, load.extent)
-            except BaseException as error:
+            except BaseException:
+                self.failed = load
                 track.mark("load", load.segment.name, load.visit)
-                with self.condition:
-                    self.failure, self.failed = error, load
-                    self.condition.notify_all()
-                return
+                raise
             span = track.mark("load", load.segment.name, load.visit, load.segment.streamed_nbytes)
             with self.condition:
-                if self._scheduler.loaded(load):
+                if self._scheduler.loaded(load) and not self._closing:
                     self.handles[load] = handle
                 else:
                     handle.release()

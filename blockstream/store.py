@@ -17,7 +17,10 @@ class Handle(Protocol):
     """A loaded segment."""
 
     def release(self) -> None:
-        """Give the segment up. Called once, by the compute thread or at close."""
+        """Give the segment up.
+
+        Called once: by the compute thread, or by the loader thread if it was dropped while it was read.
+        """
 
 
 @runtime_checkable
