@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from blockstream.checkpoint.convert import convert
 from blockstream.checkpoint.entries import ITEM_NBYTES, FileStamp, TensorEntry, tensor_nbytes
-from blockstream.checkpoint.layout import Read, Request, SegmentLayout
+from blockstream.checkpoint.layout import Move, Read, Request, SegmentLayout
 from blockstream.checkpoint.placement import (
     ALIGN,
     BLOCK,
     GAP_NBYTES,
     SPLIT_NBYTES,
     STAGING_NBYTES,
+    _joined,
     lay_out,
 )
 from blockstream.errors import CheckpointError
@@ -189,6 +190,12 @@ def test_a_large_conversion_needs_little_more_room_than_its_result():
     assert len(layout.chunks) > 8
     areas = [c.read.room_offset for c in layout.chunks]
     assert all(a != b for a, b in pairwise(areas))
+
+
+def test_moves_to_the_spill_are_not_joined_over_what_lies_between():
+    moves = [Move(10, 1000, 4), Move(30, 1020, 4)]
+    assert _joined(moves) == moves
+    assert _joined([Move(108, 100, 4), Move(128, 120, 4)]) == [Move(108, 100, 24)]
 
 
 def test_ten_thousand_tensors_are_laid_out_in_a_few_reads():

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from blockstream.arena import PAGE, Arena
-from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint import Checkpoint, placement
+from blockstream.checkpoint import store as store_module
 from blockstream.checkpoint.convert import convert
 from blockstream.checkpoint.layout import Request
 from blockstream.checkpoint.placement import lay_out
@@ -216,6 +218,32 @@ def test_an_error_of_any_read_fails_the_load_and_the_next_load_is_whole(tmp_path
         assert got["t1"].tobytes() == tensors["t1"].tobytes()
         assert got["half"].tobytes() == tensors["t2"].astype(np.float16).tobytes()
         store.close()
+
+
+def test_a_conversion_that_fails_leaves_no_read_under_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(placement, "STAGING_NBYTES", 2 * BLOCK)
+    checkpoint = Checkpoint.open(write(tmp_path / "a.safetensors", arrays((9 * BLOCK,))))
+    layout = lay_out("s", [Request("p", (checkpoint["t0"],), "F16")])
+    begun, let_go, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def gated(descriptor, view, offset):
+        if offset > 0:
+            begun.set()
+            assert let_go.wait(5)
+            finished.set()
+        return pread(descriptor, view, offset)
+
+    def failing(*_):
+        assert begun.wait(5)
+        threading.Timer(0.05, let_go.set).start()
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(store_module, "convert", failing)
+    store, room = store_of(layout, pread=gated)
+    with pytest.raises(RuntimeError, match="stop"):
+        store.load("m", "s", room)
+    assert finished.is_set()
+    store.close()
 
 
 class Fault:
