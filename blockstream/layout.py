@@ -105,8 +105,13 @@ def lay_out_stage(stage: Stage, retained: Sequence[int], slots: int, align: int 
     return StageLayout(stage.order, where, streamed, tuple(ordinal), unplanned, offset)
 
 
+def _rotating(sizes: Sequence[int], slots: int) -> int:
+    """Return how many slots are of use: one load a pass still overlaps the compute of the pass before."""
+    return min(slots, max(len(sizes), 2))
+
+
 def _rotation_room(sizes: Sequence[int], slots: int) -> int:
-    return min(slots, len(sizes)) * max(sizes) if len(sizes) > 1 else max(sizes) * min(slots, 2)
+    return _rotating(sizes, slots) * max(sizes)
 
 
 def _two_ends_room(sizes: Sequence[int], slots: int) -> int:
@@ -123,7 +128,7 @@ def _place(sizes: Sequence[int], slots: int) -> tuple[tuple[Extent, ...], ...]:
     stride = max(sizes)
     room = _two_ends_room(sizes, slots)
     from_ends = room < _rotation_room(sizes, slots)
-    count = 2 if from_ends else _rotation_room(sizes, slots) // stride
+    count = 2 if from_ends else _rotating(sizes, slots)
     passes = []
     for p in range(count):
         first = p * len(sizes)

@@ -73,13 +73,15 @@ def make_plan(
     align: int = ALIGN,
     thrifty: bool = False,
 ) -> Plan:
-    """Return the plan of least predicted time among the policies and slot counts that fit.
+    """Return the plan of least predicted time among the policies that fit.
 
     `arena_nbytes` bounds the weights held at once; `slots` fixes the slot count. On a tie the plan
     that reads fewer bytes wins; `thrifty` prefers the least memory that is as fast within 0.1%.
     Every rival's own plan is among the finalists, so several policies are never slower than one.
     Raises BudgetError naming the least arena when this one cannot hold two slots.
     """
+    if slots is not None and slots < 1:
+        raise ValueError(f"{slots} slots: streaming needs one, overlap two")
     best = _fastest(schedule, arena_nbytes, policies, slots, lookahead, align)
     if not thrifty:
         return best
@@ -199,8 +201,11 @@ def _candidates(
         least = slot_room(stage, frozenset(resident), count, align)
         if held + least > arena_nbytes:
             break
+        keep = _retain(policy, padded, resident, count, arena_nbytes)
+        if fitting and count > len(stage.order) - len(keep):
+            break  # no more slots than loads a pass
         fitting += 1
-        yield _Candidate(policy.name, count, _retain(policy, padded, resident, count, arena_nbytes))
+        yield _Candidate(policy.name, count, keep)
     if all_fit and not fitting:  # a stage smaller than its own two slots
         yield everything
 

@@ -182,6 +182,8 @@ class Schedule:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a schedule needs a stage")
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {names}")

@@ -77,6 +77,8 @@ def simulate(plan: Plan) -> list[Event]:
     todo = plan.schedule.visits()
     visit = next(todo, None)
     while visit is not None:
+        if scheduler.cursor is not None and scheduler.cursor.stage < visit.stage:
+            scheduler.end_stage(visit.stage - 1)
         if not loading and (load := scheduler.next_load()) is not None:
             events.append(Event("load", load.visit, now, now + load.segment.load_s))
             heapq.heappush(ends, (events[-1].end_s, len(events), load))
@@ -99,8 +101,6 @@ def simulate(plan: Plan) -> list[Event]:
             scheduler.release(done)
             computing = False
             visit = next(todo, None)
-            if visit is None or visit.stage != done.stage:
-                scheduler.end_stage(done.stage)
     return events
 
 
