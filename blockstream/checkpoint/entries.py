@@ -65,7 +65,7 @@ class FileStamp:
     def changes(self, now: os.stat_result) -> list[str]:
         """Return in words what a `stat` of the file shows to differ from this stamp."""
         found = []
-        if now.st_nlink == 0:
+        if now.st_nlink == 0 and not _names(self.path, now):
             found.append("it was deleted or replaced")
         if now.st_size != self.nbytes:
             found.append(f"its size was {self.nbytes} bytes and is {now.st_size}")
@@ -114,6 +114,14 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"{path}: cannot be read: {error.strerror or error}; check the path and its permissions"
     )
+
+
+def _names(path: Path, stat: os.stat_result) -> bool:
+    """Return whether a path leads to the file of a `stat`; some file systems count no links."""
+    try:
+        return os.path.samestat(os.stat(path), stat)
+    except OSError:
+        return False
 
 
 def _hash(stream: BinaryIO, offset: int, nbytes: int) -> str:

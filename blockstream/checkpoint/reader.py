@@ -13,7 +13,7 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -108,7 +108,7 @@ class Batch:
         for _ in self.arrivals():
             pass
 
-    def arrivals(self) -> Iterator[tuple[int, int]]:
+    def arrivals(self) -> Generator[tuple[int, int], None, None]:
         """Yield (which wanted, bytes of it there so far), in order, as they arrive.
 
         Raises as `wait` does. However it is left, nothing writes any more.

@@ -10,6 +10,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 
 from blockstream.arena import Arena
@@ -90,7 +91,7 @@ class FileStore:
 
     `stages` maps stage -> segment -> layout. Files are opened once, here, and must still be those
     whose headers were read; each load looks again. `load` belongs to one thread at a time,
-    `close` to any.
+    `close` to any. The reader is the store's from here on, and closed with it.
     """
 
     def __init__(
@@ -189,16 +190,17 @@ class FileStore:
         spent = 0.0
         todo = [list(reversed(r.moves)) for r in reads]
         batch = self.reader.submit([self._wanted(r, view) for r in reads])
-        for i, arrived in batch.arrivals():
-            moves, end = todo[i], reads[i].room_offset + arrived
-            begin = time.perf_counter()
-            while moves and moves[-1].src < end:
-                src, dst, nbytes = moves.pop()
-                n = min(nbytes, end - src)
-                ctypes.memmove(base + dst, base + src, n)  # leaves other threads running
-                if n < nbytes:
-                    moves.append(Move(src + n, dst + n, nbytes - n))
-            spent += time.perf_counter() - begin
+        with closing(batch.arrivals()) as arrivals:
+            for i, arrived in arrivals:
+                moves, end = todo[i], reads[i].room_offset + arrived
+                begin = time.perf_counter()
+                while moves and moves[-1].src < end:
+                    src, dst, nbytes = moves.pop()
+                    n = min(nbytes, end - src)
+                    ctypes.memmove(base + dst, base + src, n)  # leaves other threads running
+                    if n < nbytes:
+                        moves.append(Move(src + n, dst + n, nbytes - n))
+                spent += time.perf_counter() - begin
         return spent
 
     def _convert(self, chunks: tuple[Chunk, ...], view: memoryview) -> float:
@@ -218,7 +220,8 @@ class FileStore:
                 spent += time.perf_counter() - begin
         except BaseException:
             for batch in batches:  # nothing may write into the room after this load is over
-                batch.wait()
+                with suppress(OSError, BlockstreamError):
+                    batch.wait()
             raise
         return spent
 

@@ -62,6 +62,8 @@ def read_records(path: str | os.PathLike[str]) -> TorchZip:
     path = Path(path)
     try:
         with path.open("rb") as stream:
+            if hasattr(os, "posix_fadvise"):  # a look at each record must not read ahead into it
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             nbytes = os.fstat(stream.fileno()).st_size
             records, directory = scan(stream, nbytes, path)
             return TorchZip(FileStamp.take(stream, path, directory, nbytes - directory), records)

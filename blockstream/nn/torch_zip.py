@@ -17,26 +17,8 @@ from blockstream.checkpoint.entries import TensorEntry
 from blockstream.checkpoint.torch_zip import TorchZip, read_records
 from blockstream.errors import CheckpointError
 
-#: Names of dtypes as safetensors has them.
-DTYPE_NAMES: dict[torch.dtype, str] = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.complex128: "C128",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
+from .dtypes import FROM_TORCH
+
 #: Keys under which training scripts put the weights among other things.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
@@ -58,12 +40,22 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
 def _load_on_meta(path: Path) -> Any:
     """Return what the file holds, tensors on meta."""
     try:
-        return torch.load(path, map_location="meta", weights_only=True)
+        if _notes_offsets_on_meta():
+            return torch.load(path, map_location="meta", weights_only=True)
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            return torch.load(path, weights_only=True)
     except Exception as error:  # a hostile pickle can make torch raise anything
         raise CheckpointError(
             f"{path}: torch refuses to read it as weights only ({_first_line(error)}); "
             "save the state dict alone, or as safetensors"
         ) from error
+
+
+def _notes_offsets_on_meta() -> bool:
+    """Return whether this torch loads on meta without reading; older ones do for fake tensors only."""
+    return hasattr(torch.serialization, "_is_meta_location")
 
 
 def _first_line(error: Exception) -> str:
@@ -93,7 +85,7 @@ def _entry(name: str, tensor: torch.Tensor, archive: TorchZip, storages: Mapping
         or not tensor.is_contiguous()
         or tensor.is_conj()
         or tensor.is_neg()
-        or tensor.dtype not in DTYPE_NAMES
+        or tensor.dtype not in FROM_TORCH
     ):
         raise CheckpointError(
             f"{path}: {name!r} ({tensor.dtype}, {tensor.layout}, shape {list(tensor.shape)}) is not "
@@ -103,7 +95,7 @@ def _entry(name: str, tensor: torch.Tensor, archive: TorchZip, storages: Mapping
     nbytes = tensor.numel() * tensor.itemsize
     if nbytes == 0:
         shape = tuple(tensor.shape)
-        return TensorEntry(name, DTYPE_NAMES[tensor.dtype], shape, archive.file, 0, 0)
+        return TensorEntry(name, FROM_TORCH[tensor.dtype], shape, archive.file, 0, 0)
     start = getattr(storage, "_checkpoint_offset", None)
     begin = int(tensor.storage_offset()) * tensor.itemsize
     if not isinstance(start, int) or begin + nbytes > storages.get(start, -1):
@@ -111,5 +103,5 @@ def _entry(name: str, tensor: torch.Tensor, archive: TorchZip, storages: Mapping
             f"{path}: {name!r} takes {nbytes} bytes from {begin} of a storage at {start}, which the "
             "zip directory does not have; the file is damaged: fetch it again"
         )
-    dtype, shape = DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
+    dtype, shape = FROM_TORCH[tensor.dtype], tuple(tensor.shape)
     return TensorEntry(name, dtype, shape, archive.file, start + begin, nbytes)

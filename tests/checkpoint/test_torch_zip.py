@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import blockstream.nn.torch_zip as torch_side
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.torch_zip import read_records, scan
 from blockstream.errors import CheckpointError
@@ -51,6 +52,13 @@ def test_the_bytes_of_every_tensor_are_found_in_place(tmp_path):
     assert_equal_in_place(path, checkpoint, STATE)
     dtypes = [checkpoint[n].dtype for n in ("a", "half", "brain", "number")]
     assert dtypes == ["F32", "F16", "BF16", "I64"]
+
+
+def test_a_torch_that_notes_offsets_for_fake_tensors_only_finds_the_same(tmp_path, monkeypatch):
+    path = saved(tmp_path, STATE)
+    plain = Checkpoint.open(path)
+    monkeypatch.setattr(torch_side, "_notes_offsets_on_meta", lambda: False)
+    assert Checkpoint.open(path).entries == plain.entries
 
 
 def test_tied_tensors_share_their_bytes(tmp_path):
