@@ -12,15 +12,29 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
+if TYPE_CHECKING:
+    from .prepared import Prepared
+
 log = logging.getLogger(__name__)
 
 _LruCache = type(functools.lru_cache(lambda: None))
+
+
+def find_order(prepared: Prepared, example_inputs: Any) -> list[int] | None:
+    """Return the order of one pass as indices of parts: declared, else from example inputs, else None."""
+    index = {part.entry: i for i, part in enumerate(prepared.parts) if part.entry is not None}
+    if prepared.declared:
+        return [index[path] for path in prepared.declared if path in index] or None
+    if example_inputs is None:
+        return None
+    ran = fake_order(prepared.module, list(index), example_inputs, prepared.dtype_of)
+    return [list(index.values())[k] for k in ran] if ran else None
 
 
 def fake_order(

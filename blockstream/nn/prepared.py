@@ -58,17 +58,12 @@ class Prepared:
         cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=finer)
         self.parts = cut.parts
         self._tables = cut.tables
-        self._declared = cut.order
+        #: The order the module itself names, as paths; empty if it names none.
+        self.declared = cut.order
         self.layouts: dict[str, SegmentLayout] = {}
         for part in self.parts:
             requests = [self._requests[places[0].path] for places in part.params]
             self.layouts[part.name] = lay_out(part.name, requests)
-
-    @property
-    def declared_order(self) -> list[int] | None:
-        """Return the order the module itself names, as indices of parts; None if it names none."""
-        index = {part.entry: i for i, part in enumerate(self.parts)}
-        return [index[path] for path in self._declared if path in index] or None
 
     @property
     def outside(self) -> list[str]:
@@ -100,12 +95,6 @@ class Prepared:
         except BaseException:
             self.restore()
             raise
-
-    def recut(self, finer: int) -> None:
-        """Cut an installed module finer."""
-        self.restore()
-        self.cut(finer)
-        self.install()
 
     def bindings(self, arena: Arena) -> dict[tuple[str, str], Binding]:
         """Return what binds each segment, by (stage, segment)."""

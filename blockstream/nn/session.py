@@ -33,7 +33,6 @@ from .binding import Binding, BindingStore
 from .costs import default_costs, measured_costs
 from .dtypes import parse_dtype
 from .empty import build
-from .order import fake_order
 from .prepared import Prepared
 from .stage import StreamedStage
 
@@ -128,15 +127,7 @@ class Session:
             raise ModelError(f"{type(module).__name__} is already being streamed; a module is one stage")
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
         prepared = Prepared(name, module, opened, parse_dtype(dtype))
-        order = prepared.declared_order
-        if order is None and example_inputs is not None:
-            entries = {i: p.entry for i, p in enumerate(prepared.parts) if p.entry is not None}
-            ran = fake_order(module, list(entries.values()), example_inputs, prepared.dtype_of)
-            order = [list(entries)[k] for k in ran] if ran else None
-        added = StreamedStage(self, prepared, _passes(passes), order)
-        prepared.install()
-        added.attach()
-        self._stages.append(added)
+        self._stages.append(StreamedStage(self, prepared, _passes(passes), example_inputs))
         _of_module[module] = weakref.ref(self)
         return module
 
@@ -200,8 +191,7 @@ class Session:
             if self._store is not None:
                 self._store.close()
             for s in self._stages:
-                s.detach()
-                s.prepared.restore()
+                s.restore()
                 _of_module.pop(s.prepared.module, None)
             for binding in self._bindings.values():
                 binding.forget()
@@ -294,10 +284,12 @@ class Session:
     def _first_plan(self) -> Plan:
         """Return the first plan; stages whose segments are too large for the arena are cut finer."""
         for s in self._stages:
-            schedule = Schedule.of([default_costs(s)])
-            if least_arena(schedule, self._slots) <= self._limit:
-                continue
-            s.recut(self._limit)
+            for halves in (2, 4):
+                whole = Schedule.of([default_costs(s)])
+                if least_arena(whole, self._slots) <= self._limit:
+                    break
+                resident = sum(x.nbytes for x in whole.stages[0].segments if x.resident)
+                s.install(finer=max((self._limit - resident) // halves, 1))
         return self._make_plan(self._schedule())
 
     def _make_plan(self, schedule: Schedule) -> Plan:
@@ -317,7 +309,11 @@ class Session:
         stages = list(engine.plan.schedule.stages)
         stages[index] = changed
         schedule = Schedule.of(stages)
-        plan = self._make_plan(schedule)
+        try:
+            plan = self._make_plan(schedule)
+        except BudgetError as error:
+            log.warning("stage %r keeps its plan: %s", stage.name, error)
+            return
         if not (reordered or self._resized):
             running = replace(engine.plan, schedule=schedule)
             if plan.predicted.wall_s > (1 - GAIN) * running.predicted.wall_s:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from blockstream.errors import AliasError, ModelError
 from blockstream.segments import Passes, Visit
 
 from .binding import BoundHandle, tensors_in
+from .order import find_order
 from .prepared import Prepared
 
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ log = logging.getLogger(__name__)
 class StreamedStage:
     """The compute side of one stage. Its hooks drive the session's engine."""
 
-    def __init__(self, session: Session, prepared: Prepared, passes: Passes, order: list[int] | None) -> None:
+    def __init__(self, session: Session, prepared: Prepared, passes: Passes, example_inputs: Any) -> None:
         self.session = session
         self.prepared = prepared
         self.name = prepared.name
         self.passes = passes
         #: The order passes are planned in (indices of parts), and whether it is a guess until one ran.
         self.order: tuple[int, ...] = ()
-        self.guessed = order is None
+        self.guessed = True
         #: Whether the costs of the segments have been measured.
         self.measured = False
         self.resident: list[int] = []
         self.streamed: list[int] = []
         self._part_at: dict[str, int] = {}
-        self._index_parts(order)
+        self._hooked: set[str] = set()
         self._calls: list[str] = []
         self._in_use: tuple[int, Visit, BoundHandle] | None = None
         self._kept: list[tuple[Visit, BoundHandle]] = []
@@ -53,8 +53,10 @@ class StreamedStage:
         self._open = False
         self._ran: list[int] = []
         self._ran_before: tuple[int, ...] = ()
-        self._warned = False
+        self._strayed = 0
         self._hooks: list[RemovableHandle] = []
+        self._example_inputs = example_inputs
+        self.install()
 
     @property
     def model_name(self) -> str:
@@ -68,25 +70,32 @@ class StreamedStage:
 
     # -- hooks -------------------------------------------------------------------------------
 
-    def attach(self) -> None:
-        """Add hooks to the module, its blocks and what may be called by itself."""
-        modules = dict(self.prepared.module.named_modules())
-        entries = [self.prepared.parts[i].entry for i in self.streamed]
-        for path in dict.fromkeys(["", *(e for e in entries if e is not None), *self.prepared.outside]):
-            self._hook(modules[path], path)
+    def install(self, finer: int | None = None) -> None:
+        """Find the module's order, put stand-ins and hooks in place.
 
-    def detach(self) -> None:
-        """Remove every hook."""
+        With `finer`, undo that first and cut anew: no segment above so many bytes, where it can be helped.
+        """
+        if finer is not None:
+            self.restore()
+            self.prepared.cut(finer)
+        self._index_parts(find_order(self.prepared, self._example_inputs))
+        self.prepared.install()
+        self._attach()
+
+    def restore(self) -> None:
+        """Remove the hooks and give the module back as it was."""
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
+        self.prepared.restore()
 
-    def recut(self, finer: int) -> None:
-        """Cut the module into segments of at most `finer` bytes, where it can be cut."""
-        self.detach()
-        self.prepared.recut(finer)
-        self._index_parts(None)
-        self.attach()
+    def _attach(self) -> None:
+        """Add hooks to the module, its blocks and what may be called by itself."""
+        modules = dict(self.prepared.module.named_modules())
+        entries = [self.prepared.parts[i].entry for i in self.streamed]
+        self._hooked = {"", *(e for e in entries if e is not None), *self.prepared.outside}
+        for path in self._hooked:
+            self._hook(modules[path], path)
 
     def _index_parts(self, order: list[int] | None) -> None:
         parts = self.prepared.parts
@@ -115,6 +124,9 @@ class StreamedStage:
         outermost = not self._calls
         if outermost:
             self.session._enter(self)
+            if path not in self._hooked:  # the session began, and cut this module finer
+                self.session._leave()
+                return
         self._calls.append(path)
         if outermost:
             self._refuse_gradients(args, kwargs)
@@ -142,11 +154,12 @@ class StreamedStage:
                 self.session._leave()
 
     def _end_forward(self, output: Any) -> None:
+        failed = _failed(output)
         try:
-            if not _failed(output):
+            if not failed:
                 self._check_result(output)
         finally:
-            self.close_pass()
+            self.close_pass(complete=not failed)
 
     def _refuse_gradients(self, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled():
@@ -205,8 +218,11 @@ class StreamedStage:
             self._kept.append((visit, handle))
             handle.bind()
 
-    def close_pass(self) -> None:
-        """End the pass that is open: what was resident in it may go if it was the last."""
+    def close_pass(self, complete: bool = True) -> None:
+        """End the pass that is open: what was resident in it may go if it was the last.
+
+        Nothing is learnt from the order of one that is not `complete`.
+        """
         if not self._open:
             return
         self._open = False
@@ -218,28 +234,27 @@ class StreamedStage:
         self._kept.clear()
         self._engine.end_pass(self.name, self._pass)
         self.session._observe_pass(self, self._pass, started=False)
-        if self._ran and self._pass is not None:
+        if complete and self._ran and self._pass is not None:
             self._learn()
 
     def _learn(self) -> None:
         """Compare the order that ran with the planned one; have the session plan anew."""
         ran = tuple(self._ran)
-        differs = ran != self.order
-        if differs and (self.guessed or ran == self._ran_before):
+        astray = ran != self.order
+        settled = self.guessed or ran == self._ran_before
+        if astray and settled:
             self.order = ran
-            self.session._replan(self, reordered=True)
-        else:
-            if differs and not self._warned:
-                self._warned = True
-                log.warning(
-                    "stage %r left its order in pass %s: %d of %d visits were others than planned; "
-                    "they are loaded on demand, which is correct but not overlapped",
-                    self.name,
-                    self._pass,
-                    sum(a != b for a, b in zip_longest(ran, self.order)),
-                    len(ran),
-                )
-            self.session._replan(self, reordered=False)
+        self.session._replan(self, reordered=astray and settled)
+        self._strayed = self._strayed + 1 if astray and not settled else 0
+        if self._strayed == 2:
+            log.warning(
+                "stage %r runs its segments in another order in every pass (pass %s ran %d, the plan has "
+                "%d); what is not next is loaded on demand, which is correct but not overlapped",
+                self.name,
+                self._pass,
+                len(ran),
+                len(self.order),
+            )
         self.guessed = False
         self._ran_before = ran
 
