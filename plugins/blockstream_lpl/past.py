@@ -77,13 +77,14 @@ class Past:
 
 def cosine(v: Tensor, before: Tensor) -> Tensor:
     """Return the cosine [B] between two velocities [B, ...], each sample taken whole."""
-    v, before = (x.flatten(1).to(_wide(x)) for x in (v, before))
-    return (v * before).sum(1) / (v.norm(dim=1) * before.norm(dim=1)).clamp_min(1e-20)
+    dot: Tensor = (v.flatten(1).to(_wide(v)) * before.flatten(1)).sum(1)
+    return dot / (size(v) * size(before)).clamp_min(1e-20)
 
 
 def size(v: Tensor) -> Tensor:
     """Return the norm [B] of each sample of v [B, ...]."""
-    return v.flatten(1).to(_wide(v)).norm(dim=1)
+    norm: Tensor = v.flatten(1).to(_wide(v)).norm(dim=1)
+    return norm
 
 
 def _wide(v: Tensor) -> Any:

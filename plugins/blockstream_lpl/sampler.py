@@ -31,16 +31,16 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     statistic: Statistic = Field(
-        "error",
+        default="error",
         description="what decides a leap: error, measured on the way, or reference, the published rule's",
     )
     tolerance: float = Field(
-        TOLERANCE,
+        default=TOLERANCE,
         gt=0,
         description="error that leaps may add to the sample, relative to its way from noise; more is faster",
     )
     leap: int | None = Field(
-        None,
+        default=None,
         ge=2,
         description="the fixed form instead: take (leap - 1) / leap of the steps, then go to the end",
     )

@@ -81,7 +81,8 @@ def _check(factor: int) -> None:
 
 
 def _means(x: Tensor, factor: int) -> Tensor:
-    return x.unflatten(1, (x.shape[1] // factor, factor)).mean(2)
+    B, T, *rest = x.shape
+    return x.reshape(B, T // factor, factor, *rest).mean(2)
 
 
 def _repeated(y: Tensor, factor: int) -> Tensor:

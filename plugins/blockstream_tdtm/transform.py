@@ -51,22 +51,22 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     merge_steps: Steps = Field(
-        0.5, description='steps that merge, from the first: 15, or a share: 0.5 or "50%"; 0 is off'
+        default=0.5, description='steps that merge, from the first: 15, or a share: 0.5 or "50%"; 0 is off'
     )
-    factor: int = Field(2, ge=2, description="frames that become one")
-    kinds: tuple[AttentionKind, ...] = Field(KINDS, description="the kinds of attention that merge")
+    factor: int = Field(default=2, ge=2, description="frames that become one")
+    kinds: tuple[AttentionKind, ...] = Field(default=KINDS, description="the kinds of attention that merge")
     positions: Literal["mean", "reference"] = Field(
-        "mean",
+        default="mean",
         description="where merged frames stand in time: at the mean of their frames, or numbered 0, 1, 2, "
         "... as in the authors' code",
     )
     last_frame: Literal["kept", "reference"] = Field(
-        "kept",
+        default="kept",
         description="a last frame without a partner passes unmerged, or is dropped and replaced by a copy of "
         "the last mean as in the authors' code",
     )
     min_tokens: int = Field(
-        0,
+        default=0,
         ge=0,
         description="leave layers alone that have fewer tokens, frames times places: merging costs too",
     )
