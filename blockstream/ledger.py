@@ -1,7 +1,8 @@
 """Where every second went: an append-only list of spans, written as JSON lines.
 
 The compute thread is a `Track`: each `mark` closes the span since the one before, so its spans tile
-the run. `unaccounted` compares them with a wall time measured apart.
+the run. `unaccounted` compares them with a wall time measured apart. Notes are what a report needs
+besides: plans, memory, steps of a sampler.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from .segments import Visit
 
@@ -48,19 +49,37 @@ class Span(NamedTuple):
         return self.end_s - self.start_s
 
 
+class Note(NamedTuple):
+    """Something that was so at one moment: a "plan", "memory", a "step" of a sampler. Plain JSON values."""
+
+    kind: str
+    at_s: float
+    value: Any
+
+
+class Records(NamedTuple):
+    """What a ledger file holds; `began` in seconds since 1970."""
+
+    began: float
+    spans: list[Span]
+    notes: list[Note]
+
+
 class Ledger:
     """All spans of a run; `path` is written as the run goes, so that a killed run leaves its own.
 
-    `add` and `flush` may be called from any thread. Times come from `clock`, seconds that never go back.
+    `add`, `note` and `flush` may be called from any thread. Times come from `clock`, seconds that never
+    go back.
     """
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self.spans: list[Span] = []
+        self.notes: list[Note] = []
         self._clock = clock
         self._begin = clock()
         self._file: IO[str] | None = None
         self._writing = threading.Lock()
-        self._written = 0
+        self._written = self._noted = 0
         self._flushed_s = 0.0
         #: The compute thread's track, from the first moment of the ledger.
         self.compute = Track(self, "compute")
@@ -77,6 +96,10 @@ class Ledger:
         self.spans.append(span)
         if self._file is not None and span.end_s - self._flushed_s >= FLUSH_S:
             self.flush()
+
+    def note(self, kind: str, value: Any) -> None:
+        """Append what is so now; `value` is plain JSON."""
+        self.notes.append(Note(kind, self.now(), value))
 
     def track(self, thread: str) -> Track:
         """Return a track whose first span begins now."""
@@ -95,14 +118,17 @@ class Ledger:
             self.compute.phase = before
 
     def flush(self) -> None:
-        """Write the spans that are not in the file yet."""
+        """Write the spans and notes that are not in the file yet."""
         with self._writing:
             if self._file is None:
                 return
-            upto = len(self.spans)
-            self._file.writelines(_dump(s) + "\n" for s in self.spans[self._written : upto])
+            spans, notes = self.spans[self._written :], self.notes[self._noted :]
+            self._file.writelines(_dump(s) + "\n" for s in spans)
+            self._file.writelines(_dump_note(n) + "\n" for n in notes)
             self._file.flush()
-            self._written, self._flushed_s = upto, self.now()
+            self._written += len(spans)
+            self._noted += len(notes)
+            self._flushed_s = self.now()
 
     def close(self) -> None:
         """Write what is left and close the file."""
@@ -168,22 +194,36 @@ def overlap(spans: Iterable[Span]) -> float:
 
 
 def read_ledger(path: Path) -> list[Span]:
-    """Return the spans of a ledger file; a last line without its end, cut short by a kill, is left out.
+    """Return the spans of a ledger file: see `read_records`."""
+    return read_records(path).spans
+
+
+def read_records(path: Path) -> Records:
+    """Return what a ledger file holds; a last line without its end, cut short by a kill, is left out.
 
     Raises ValueError naming the line that cannot be read.
     """
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    try:
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a ledger, byte {error.start} is not text") from error
     if not lines:
         raise ValueError(f"{path}: not a ledger, it has no complete line")
-    if _header(lines[0]).get("schema") != SCHEMA:
+    header = _header(lines[0])
+    if header.get("schema") != SCHEMA:
         raise ValueError(f"{path}, line 1: not a ledger of schema {SCHEMA}: {lines[0][:80]!r}")
-    spans = []
+    began = header.get("began")
+    found = Records(float(began) if isinstance(began, int | float) else 0.0, [], [])
     for n, line in enumerate(lines[1:], start=2):
         try:
-            spans.append(_load(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {n}: not a span: {line[:80]!r}") from error
-    return spans
+            row = json.loads(line)
+            if isinstance(row, dict):
+                found.notes.append(Note(str(row["note"]), float(row["at"]), row["value"]))
+            else:
+                found.spans.append(_load(row))
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"{path}, line {n}: neither a span nor a note: {line[:80]!r}") from error
+    return found
 
 
 def _header(line: str) -> dict[str, object]:
@@ -205,6 +245,11 @@ def _dump(span: Span) -> str:
         visit,
         span.nbytes,
     ]
+    return json.dumps(row, separators=(",", ":"))
+
+
+def _dump_note(note: Note) -> str:
+    row = {"note": note.kind, "at": round(note.at_s, 7), "value": note.value}
     return json.dumps(row, separators=(",", ":"))
 
 

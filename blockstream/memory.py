@@ -154,13 +154,39 @@ class Peak:
     arena_nbytes: int
 
 
+class Stretches:
+    """Divides time so that a run of any length has few points: `SAME` stretches, then as many twice as long.
+
+    The first are 20 ms; an hour has about four thousand.
+    """
+
+    SAME = 500
+    FIRST_S = 0.020
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._length_s = self.FIRST_S
+        self._ends_s = 0.0
+
+    def is_over(self, now_s: float) -> bool:
+        """Return whether a stretch ends now; the next one begins then."""
+        if now_s < self._ends_s:
+            return False
+        self._count += 1
+        if self._count % self.SAME == 0:
+            self._length_s *= 2
+        self._ends_s = now_s + self._length_s
+        return True
+
+
 class MemoryWatch:
     """Samples what the process holds, every 10 ms and at each visit, and keeps the peak.
 
     The kernel has no high-water mark for this sum, so a thread looks; it is joined by `close`, and
     by leaving the `with` block. `sample` may be called from any thread; `arena_nbytes` is called
     from any, under the watch's lock. A change of `budget_nbytes` holds from the next sample on;
-    `broken` remembers that any sample was above it.
+    `broken` remembers that any sample was above it. `record(held, arena_nbytes)` is called under the
+    lock, once a stretch of time with the most held in it, as rarely as `Stretches` says.
     """
 
     def __init__(
@@ -170,6 +196,7 @@ class MemoryWatch:
         arena_nbytes: Callable[[], int] = lambda: 0,
         read: Callable[[], Held] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        record: Callable[[Held, int], None] | None = None,
     ) -> None:
         if every_s <= 0:
             raise ValueError(f"every_s is {every_s}: a watch needs a time above 0 between samples")
@@ -180,6 +207,9 @@ class MemoryWatch:
         self._arena_nbytes = arena_nbytes
         self._clock = clock
         self._began = clock()
+        self._record = record
+        self._stretches = Stretches()
+        self._most: tuple[Held, int] | None = None
         self._label = ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -214,11 +244,24 @@ class MemoryWatch:
             if self._peak is None or now.nbytes > self._peak.held.nbytes:
                 at = self._clock() - self._began
                 self._peak = Peak(now, at, self._label, self._arena_nbytes())
+            if self._record is not None:
+                self._keep(now)
             if self.budget_nbytes is not None and now.nbytes > self.budget_nbytes:
                 self.broken = True
             if label is not None:  # after the comparison: what is held now came of the last label
                 self._label = label
             return now
+
+    def _keep(self, now: Held) -> None:
+        if self._most is None or now.nbytes > self._most[0].nbytes:
+            self._most = (now, self._arena_nbytes())
+        if self._stretches.is_over(self._clock() - self._began):
+            self._write_most()
+
+    def _write_most(self) -> None:
+        if self._most is not None and self._record is not None:
+            (most, arena_nbytes), self._most = self._most, None
+            self._record(most, arena_nbytes)
 
     @property
     def peak(self) -> Peak:
@@ -253,6 +296,7 @@ class MemoryWatch:
         try:
             if self._failure is None:
                 self._sample(None)
+                self._write_most()
         finally:
             self._close_reader()
 
