@@ -5,8 +5,9 @@ A `Choice` is what a plugin returns; a `Chosen` is one a config has made, its op
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BlockstreamError, PluginError
@@ -34,14 +35,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """An architecture by name, for `synth` and `plan`.
+    """An architecture by name, for `synth`, `pack` and `plan`.
 
-    `module()` returns the module in its full size with its parameters on the meta device.
+    `module()` returns the full-size module with its parameters on the meta device; `config` is what its
+    config.json holds. `from_config(config)` builds the module of a folder's config.json, None when that is
+    another architecture's. `write_extras(folder)` adds what a folder has beside weights: a tokenizer.
     """
 
     name: str
     module: Callable[[], nn.Module]
     summary: str = ""
+    config: Mapping[str, Any] | None = None
+    from_config: Callable[[Mapping[str, Any]], nn.Module | None] | None = None
+    write_extras: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,32 @@ def word_tokenizer_json(words: Iterable[str]) -> str:
     return str(library.to_str(pretty=True))
 
 
+def write_stand_in(folder: Path) -> None:
+    """Write a small `spiece.model` into a folder of synthetic weights: it splits text, and means nothing.
+
+    Ids are T5's where they are fixed: 0 pads, 1 ends, 2 is unknown.
+    """
+    import io
+
+    from sentencepiece import SentencePieceTrainer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [a + b + c for a in letters[::2] for b in "aeiou" for c in letters[1::2]]
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(words[i : i + 40]) for i in range(0, len(words), 40)]),
+        model_writer=model,
+        vocab_size=256,
+        hard_vocab_limit=False,
+        pad_id=PAD,
+        eos_id=EOS,
+        unk_id=UNKNOWN,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / SENTENCEPIECE).write_bytes(model.getvalue())
+
+
 def load_tokenizer(folder: Path, max_length: int = MAX_LENGTH) -> Tokenizer:
     """Return the tokenizer in a T5 folder: `spiece.model`, else `tokenizer.json`."""
     folder = Path(folder)

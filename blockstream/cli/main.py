@@ -23,6 +23,8 @@ from blockstream.errors import BlockstreamError, ConfigError, PluginError
 BUILT_IN = {
     "run": ("blockstream.cli.run", "run a config and write its result to a folder"),
     "plan": ("blockstream.cli.plan", "predict a run: what stays, how long, how much memory"),
+    "pack": ("blockstream.cli.pack", "write a checkpoint in the form that reads fastest"),
+    "synth": ("blockstream.cli.synth", "write a random checkpoint of any architecture, for benchmarks"),
     "schema": ("blockstream.cli.schema", "print the JSON Schema of config files"),
     "plugins": ("blockstream.cli.plugins", "list what is installed, without importing it"),
     "doctor": ("blockstream.cli.doctor", "measure this machine: disk, memory, processors"),

@@ -1,0 +1,47 @@
+"""The pages are true: links lead somewhere, what they name exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_relative_link_of_a_page_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    broken = [x for x in links if "://" not in x and not (page.parent / x).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_make_target_a_page_names_exists(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^(?:    |\$ )make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_yaml_a_page_runs_is_packaged_or_made_there(page):
+    text = page.read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packaged = set(project["entry-points"]["blockstream.examples"])
+    named = set(re.findall(r"blockstream (?:run|plan|verify) ([\w.-]+\.yaml)", text))
+    written = set(re.findall(r"(?:cat > |# |`)([\w.-]+\.yaml)", text))
+    assert named <= packaged | written | {"config.yaml"}
+
+
+def test_constraints_pin_every_dependency_exactly():
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line.strip()
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [r for name, rs in project["optional-dependencies"].items() if name != "coreml" for r in rs]
+    names = {re.match(r"[A-Za-z0-9_.-]+", r).group().lower() for r in [*project["dependencies"], *extras]}
+    known = {n.lower().replace("_", "-") for n in pins}
+    assert {n for n in names if n.replace("_", "-") not in known} == {"blockstream-engine"}
