@@ -27,6 +27,7 @@ BUILT_IN = {
     "synth": ("blockstream.cli.synth", "write a random checkpoint of any architecture, for benchmarks"),
     "schema": ("blockstream.cli.schema", "print the JSON Schema of config files"),
     "plugins": ("blockstream.cli.plugins", "list what is installed, without importing it"),
+    "plugins.new": ("blockstream.cli.new_plugin", "write the package of a plugin to start from"),
     "doctor": ("blockstream.cli.doctor", "measure this machine: disk, memory, processors"),
 }
 
@@ -71,7 +72,7 @@ def _dispatch(argv: list[str]) -> int:
     if below:
         print(_listing(f"usage: blockstream {argv[0]} COMMAND", {n: added[n] for n in below}))
         return 0 if {"-h", "--help"} & set(argv) else 2
-    known = [*BUILT_IN, *(name.replace(".", " ") for name in added)]
+    known = [name.replace(".", " ") for name in (*BUILT_IN, *added)]
     raise ConfigError(f"no command {argv[0]!r}{nearest(argv[0], known)} (commands: {', '.join(known)})")
 
 
@@ -116,7 +117,7 @@ def _help(added: Mapping[str, list[Installed]]) -> str:
         "Run transformers that do not fit in memory, inside a byte budget.",
         "",
         "commands:",
-        *(f"  {name:<14} {summary}" for name, (_, summary) in BUILT_IN.items()),
+        *(f"  {name.replace('.', ' '):<14} {summary}" for name, (_, summary) in BUILT_IN.items()),
     ]
     own = {name: found for name, found in added.items() if name not in BUILT_IN}
     if own:

@@ -50,7 +50,8 @@ def test_help_lists_commands_with_those_of_packages_and_examples(command, site):
     site.install("exporter", {"exporter.py": COMMAND}, {"blockstream.commands": {"export.x": "exporter"}})
     code, out, _ = command("--help")
     assert code == 0
-    for text in (*BUILT_IN, "export x", "from exporter 1.0", "video.yaml", "BLOCKSTREAM_DISABLE"):
+    names = [name.replace(".", " ") for name in BUILT_IN]
+    for text in (*names, "export x", "from exporter 1.0", "video.yaml", "BLOCKSTREAM_DISABLE"):
         assert text in out
     assert "exporter" not in sys.modules
 
@@ -173,8 +174,8 @@ def test_a_built_in_command_cannot_be_replaced(command, site):
 
 
 def test_a_longer_name_wins_over_the_argument_of_a_shorter(command, exporter):
-    exporter.install("more", {"more.py": COMMAND}, {"blockstream.commands": {"plugins.new": "more"}})
-    assert command("plugins", "new") == (0, "exported\n", "")
+    exporter.install("more", {"more.py": COMMAND}, {"blockstream.commands": {"plugins.mine": "more"}})
+    assert command("plugins", "mine") == (0, "exported\n", "")
 
 
 def test_a_hidden_package_has_no_commands(command, exporter, monkeypatch):
@@ -195,10 +196,10 @@ def options_of(name: str) -> set[str]:
 
 def test_the_page_documents_every_command_and_option_and_no_other():
     sections = dict(
-        re.findall(r"^## `blockstream (\w+).*?`\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.S | re.M)
+        re.findall(r"^## `blockstream ([a-z ]*[a-z]).*?`\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.S | re.M)
     )
     documented = {n: set(re.findall(r"^\| `(--[a-z-]+)", text, re.M)) for n, text in sections.items()}
-    assert documented == {name: options_of(name) for name in BUILT_IN}
+    assert documented == {name.replace(".", " "): options_of(name) for name in BUILT_IN}
 
 
 def test_the_page_shows_every_key_of_the_engine_with_its_default(site):
