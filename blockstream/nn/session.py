@@ -26,6 +26,7 @@ from blockstream.errors import BudgetError, ConfigError, EngineError, ModelError
 from blockstream.layout import align_up
 from blockstream.ledger import Ledger
 from blockstream.plan import Plan, least_arena, make_plan
+from blockstream.report.plans import plan_record
 from blockstream.retention import POLICIES, RetentionPolicy
 from blockstream.segments import Exactly, Extent, Passes, Schedule, Unknown
 
@@ -67,6 +68,7 @@ class Session:
 
     `budget` bounds what the process holds, `arena` the weights; with neither, the weights get what
     80% of the headroom leaves. `policy` is "auto", a policy's name or `RetentionPolicy` values.
+    `slots` fixes their number (1: nothing overlaps), `lookahead` how many visits ahead is loaded (1: Eq. 8).
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Session:
         policy: str | RetentionPolicy | Sequence[RetentionPolicy] = "auto",
         *,
         slots: int | None = None,
+        lookahead: int | None = None,
         ledger: Ledger | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class Session:
         self._arena_limit = None if arena is None else parse_nbytes(arena)
         self._policies = _policies(policy)
         self._slots = slots
+        self._lookahead = lookahead
         self.ledger = ledger if ledger is not None else Ledger()
         self._stages: list[StreamedStage] = []
         self._engine: Engine | None = None
@@ -146,6 +150,7 @@ class Session:
         self._store = BindingStore(files, self._bindings)
         self._files = files
         watch = self._observer
+        self.ledger.note("plan", plan_record(plan))
         self._engine = Engine(
             plan,
             self._store,
@@ -293,7 +298,7 @@ class Session:
         return self._make_plan(self._schedule())
 
     def _make_plan(self, schedule: Schedule) -> Plan:
-        return make_plan(schedule, self._limit, self._policies, slots=self._slots)
+        return make_plan(schedule, self._limit, self._policies, slots=self._slots, lookahead=self._lookahead)
 
     def _replan(self, stage: StreamedStage, reordered: bool) -> None:
         """Plan anew at a pass boundary: from the order that ran, from costs measured in the first pass."""
@@ -319,6 +324,7 @@ class Session:
             if plan.predicted.wall_s > (1 - GAIN) * running.predicted.wall_s:
                 return
         engine.adopt(plan)
+        self.ledger.note("plan", plan_record(plan))
         if self._resized:
             self._resized = False
             assert self._arena is not None
