@@ -74,7 +74,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"    {result['command']}",
         "",
-        f"{result['samples']} samples each. dB to the result of all {STEPS} steps, median (tenth percentile),",
+        f"{result['samples']} samples each. dB to the result of all {STEPS} steps, median (10th percentile),",
         "at the passes that LPL took for that sample; wins: samples where LPL is nearer than both rivals.",
         "Below 10 dB a rival went to another component: the first steps decide which, and fewer are coarser.",
     ]
