@@ -48,6 +48,8 @@ class _Views:
                 for name, p in layout.tensors.items()
             }
         self._room = room
+        self.begin = arena.address + offset
+        self.end = self.begin + layout.nbytes
         self._storage = room.untyped_storage()
         self._listed = list(self.params.values())
         self._uses = self._count_uses()
@@ -149,8 +151,10 @@ class Binding:
         self._views = None
 
     def _holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor's memory is the segment's."""
         assert self._views is not None
-        return any(_storage(tensor) == _storage(p) for p in self._views._listed[:1])
+        address = address_of(tensor)
+        return address is not None and self._views.begin <= address < self._views.end
 
     def _flatten(self) -> None:
         """Rebuild the lists recurrent layers keep of their weights."""
@@ -208,9 +212,9 @@ def tensors_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str
             yield from tensors_in(item, f"{path}.{key}", depth + 1)
 
 
-def _storage(tensor: Tensor) -> int | None:
-    """Return the address of a tensor's storage; None where it has none."""
+def address_of(tensor: Tensor) -> int | None:
+    """Return the address of a tensor's first element; None where it has none."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        return tensor.data_ptr()
     except (NotImplementedError, RuntimeError, ModelError):  # sparse, wrapper subclasses, stand-ins
         return None

@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from blockstream.errors import AliasError, ModelError
 from blockstream.segments import Passes, Visit
 
-from .binding import BoundHandle, tensors_in
+from .binding import BoundHandle, address_of, tensors_in
+from .known import Known, known_costs, remember
 from .order import find_order
 from .prepared import Prepared
 
@@ -40,6 +41,8 @@ class StreamedStage:
         #: The order passes are planned in (indices of parts), and whether it is a guess until one ran.
         self.order: tuple[int, ...] = ()
         self.guessed = True
+        #: What its loads and visits cost as far as is known beforehand.
+        self.known = Known()
         #: Whether the costs of the segments have been measured.
         self.measured = False
         self.resident: list[int] = []
@@ -78,9 +81,16 @@ class StreamedStage:
         if finer is not None:
             self.restore()
             self.prepared.cut(finer)
+        else:
+            self.known = known_costs(self.prepared, self._example_inputs, self.session.variant)
         self._index_parts(find_order(self.prepared, self._example_inputs))
         self.prepared.install()
         self._attach()
+
+    def remember(self, index: int) -> None:
+        """Keep what was measured of stage number `index` for the plans of later runs."""
+        seen = Seen.of(self.session.ledger.spans, index)
+        remember(self.prepared, self._example_inputs, self.session.variant, seen)
 
     def restore(self) -> None:
         """Remove the hooks and give the module back as it was."""
@@ -121,7 +131,7 @@ class StreamedStage:
 
     def _enter(self, path: str, args: Any, kwargs: Any) -> None:
         """Begin a call of the module itself (path ""), a block, or something that stays resident."""
-        outermost = not self._calls
+        outermost = not self._calls or not self.session._is_inside()
         if outermost:
             self.session._enter(self)
             if path not in self._hooked:  # the session began, and cut this module finer
@@ -268,11 +278,8 @@ class StreamedStage:
                     f"output{path} of {self.model_name} is on meta: it was computed from a "
                     "weight or buffer that is not loaded; report the module that made it"
                 )
-            try:
-                address = tensor.untyped_storage().data_ptr()
-            except (NotImplementedError, RuntimeError):
-                continue
-            if arena.address <= address < arena.address + arena.nbytes:
+            address = address_of(tensor)
+            if address is not None and arena.address <= address < arena.address + arena.nbytes:
                 raise AliasError(
                     f"output{path} of {self.model_name} shares memory with its weights, which "
                     "may be replaced; return a copy (.clone())"

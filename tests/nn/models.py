@@ -146,7 +146,8 @@ def mixtral() -> nn.Module:
     return MixtralForCausalLM(
         MixtralConfig(
             vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+            num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64, bos_token_id=1,
+            eos_token_id=2,
         )
     )  # fmt: skip
 
