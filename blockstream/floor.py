@@ -74,7 +74,7 @@ def runtime_floor(
     if nbytes is not None:
         return Floor(nbytes, versions, measured=False)
     nbytes = _measure(wanted)
-    _write(file, {**about, "nbytes": nbytes})
+    write_cached(file, {**about, "nbytes": nbytes})
     return Floor(nbytes, versions, measured=True)
 
 
@@ -94,7 +94,7 @@ def _cached(file: Path) -> int | None:
     return nbytes if type(nbytes) is int and nbytes > 0 else None
 
 
-def _write(file: Path, value: object) -> None:
+def write_cached(file: Path, value: object) -> None:
     """Write JSON so that a reader sees all of it or nothing; a folder that refuses is let be."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,18 @@ def doctor_facts(path: Path | str = ".", measure: bool = True) -> dict[str, Any]
     }
 
 
+def cpu_name() -> str:
+    """Return the processor's name, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, str | None]:
     """Return the versions of the distributions that matter to a run, None where not installed."""
     return {name: _version(name) for name in PACKAGES}

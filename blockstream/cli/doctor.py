@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from blockstream.budget import format_nbytes
+from blockstream.machine import cpu_name
 
 from .common import add_json, print_json
 
@@ -58,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
 
 def devices() -> list[dict[str, str]]:
     """Return the devices of this machine, without importing torch: kind, name, and what it lacks."""
-    found = [{"kind": "cpu", "name": _cpu_name()}]
+    found = [{"kind": "cpu", "name": cpu_name()}]
     if sys.platform == "darwin":
-        return [*found, {"kind": "mps", "name": "Apple GPU"}] if _cpu_name() == "arm" else found
+        return [*found, {"kind": "mps", "name": "Apple GPU"}] if cpu_name() == "arm" else found
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return found
@@ -138,17 +139,3 @@ def _disk_lines(disk: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield "", f"no direct reads: {disk['direct_refused']}"
     for note in disk["notes"]:
         yield "", note
-
-
-def _cpu_name() -> str:
-    """Return the processor's name, as far as the system tells."""
-    import platform
-
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -1,13 +1,14 @@
-"""What loads and computes of a stage cost: guessed before the first pass, measured after it."""
+"""What loads and computes of a stage cost: as known before it runs, and as measured when it has."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from blockstream.ledger import Ledger
+from blockstream.ledger import Ledger, Span
 from blockstream.segments import Segment, Stage
 
 if TYPE_CHECKING:
@@ -16,51 +17,105 @@ if TYPE_CHECKING:
 #: Bytes a second, before anything has been measured: a common NVMe disk, and compute half as slow.
 READ_SPEED = 1.2e9
 COMPUTE_SPEED = 2.4e9
+#: The time of a pass outside all segments: the sampler's, files', first and last layers'.
+OUTSIDE = "(outside)"
 
 
 def default_costs(stage: StreamedStage) -> Stage:
-    """Return a stage with costs guessed from sizes."""
+    """Return a stage with the costs known before it runs."""
+    known, prepared = stage.known, stage.prepared
+    outside = _outside_flops(stage)
+    resident = [part.name for part in prepared.parts if part.resident]
     segments = []
-    for part in stage.prepared.parts:
-        layout = stage.prepared.layouts[part.name]
+    for part in prepared.parts:
+        layout = prepared.layouts[part.name]
+        if part.name in known.execute_s:
+            execute_s = known.execute_s[part.name]
+        elif known.flops and known.compute_speed:
+            flops = known.flops.get(part.entry, 0.0) if part.entry else outside / max(1, len(resident))
+            execute_s = flops / known.compute_speed
+        else:
+            execute_s = layout.bound_nbytes / COMPUTE_SPEED
+        load_s = known.load_s.get(part.name, layout.read_nbytes / known.read_speed)
         segments.append(
-            Segment(
-                part.name,
-                layout.nbytes,
-                load_s=layout.read_nbytes / READ_SPEED,
-                execute_s=layout.bound_nbytes / COMPUTE_SPEED,
-                read_nbytes=layout.read_nbytes,
-                resident=part.resident,
-            )
+            Segment(part.name, layout.nbytes, load_s, execute_s, layout.read_nbytes, part.resident)
         )
-    return Stage(stage.name, tuple(segments), stage.full_order, stage.passes)
+    made = Stage(stage.name, tuple(segments), stage.full_order, stage.passes)
+    return _with_outside(made, known.execute_s.get(OUTSIDE, 0.0))
+
+
+def _outside_flops(stage: StreamedStage) -> float:
+    """Return the operations of a forward that no streamed segment does."""
+    flops = stage.known.flops
+    if not flops:
+        return 0.0
+    parts = stage.prepared.parts
+    inside = sum(flops.get(parts[i].entry or "", 0.0) for i in stage.order)
+    return max(0.0, flops.get("", 0.0) - inside)
 
 
 def measured_costs(stage: Stage, index: int, ledger: Ledger) -> Stage:
     """Return the stage with the median load and execution times the ledger has of it.
 
-    Segments not seen yet take the speed of those that were.
+    Segments not seen yet take the speed of those that were. Time outside the segments goes to what is
+    resident, which is visited once a pass, else to all.
     """
-    loads: dict[str, list[float]] = defaultdict(list)
-    computes: dict[str, list[float]] = defaultdict(list)
-    for span in ledger.spans:
-        if span.visit is not None and span.visit.stage == index:
-            if span.kind == "load":
-                loads[span.label].append(span.seconds)
-            elif span.kind == "execute":
-                computes[span.label].append(span.seconds)
+    seen = Seen.of(ledger.spans, index)
     sized = {s.name: s for s in stage.segments}
-    read = sum(sized[n].streamed_nbytes * len(x) for n, x in loads.items() if n in sized)
-    spent = sum(map(sum, loads.values()))
+    read = sum(sized[n].streamed_nbytes * len(x) for n, x in seen.loads.items() if n in sized)
+    spent = sum(map(sum, seen.loads.values()))
     speed = read / spent if spent > 0 and read else READ_SPEED
-    return replace(
+    measured = replace(
         stage,
         segments=tuple(
             replace(
                 s,
-                load_s=median(loads[s.name]) if loads[s.name] else s.streamed_nbytes / speed,
-                execute_s=median(computes[s.name]) if computes[s.name] else s.execute_s,
+                load_s=median(seen.loads[s.name]) if seen.loads[s.name] else s.streamed_nbytes / speed,
+                execute_s=median(seen.executes[s.name]) if seen.executes[s.name] else s.execute_s,
             )
             for s in stage.segments
         ),
     )
+    return _with_outside(measured, seen.outside_s)
+
+
+def _with_outside(stage: Stage, seconds: float) -> Stage:
+    """Return the stage with time that belongs to no segment added to a pass."""
+    if not seconds or not stage.order:
+        return stage
+    resident = {i for i in stage.visited if stage.segments[i].resident}
+    takers = resident or set(stage.visited)
+    more = seconds / sum(i in takers for i in stage.order)
+    segments = tuple(
+        replace(s, execute_s=s.execute_s + more) if i in takers else s for i, s in enumerate(stage.segments)
+    )
+    return replace(stage, segments=segments)
+
+
+@dataclass
+class Seen:
+    """The seconds a ledger has of one stage, by segment; `outside_s` a pass, between its visits."""
+
+    loads: dict[str, list[float]]
+    executes: dict[str, list[float]]
+    outside_s: float
+
+    @classmethod
+    def of(cls, spans: Iterable[Span], index: int) -> Seen:
+        """Read a stage's spans: its load, execute and stall spans carry their visit."""
+        loads: dict[str, list[float]] = defaultdict(list)
+        executes: dict[str, list[float]] = defaultdict(list)
+        begin, end, busy, last = float("inf"), 0.0, 0.0, -1
+        for span in spans:
+            if span.visit is None or span.visit.stage != index:
+                continue
+            if span.kind == "load":
+                loads[span.label].append(span.seconds)
+                continue
+            if span.kind == "execute":
+                executes[span.label].append(span.seconds)
+                last = max(last, span.visit.pass_index)
+            busy += span.seconds
+            begin, end = min(begin, span.start_s), max(end, span.end_s)
+        outside = max(0.0, end - begin - busy) / (last + 1) if last >= 0 else 0.0
+        return cls(loads, executes, outside)

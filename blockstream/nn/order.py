@@ -49,21 +49,33 @@ def fake_order(
     argument. Only shapes and dtypes count. None if the forward cannot run without data.
     """
     ran: list[int] = []
+    try:
+        with faked(module, example_inputs, dtype_of) as (fake, args, kwargs):
+            _record(fake, entries, ran)
+            fake(*args, **kwargs)
+    except Exception as error:
+        log.info("the order of %s is learnt in the first pass (%s)", type(module).__name__, error)
+        return None
+    return ran
+
+
+@contextmanager
+def faked(
+    module: nn.Module, example_inputs: Any, dtype_of: Callable[[str], torch.dtype] | None = None
+) -> Iterator[tuple[nn.Module, Sequence[Any], Mapping[str, Any]]]:
+    """Yield a copy of the module on fake tensors, and positional and keyword arguments for it.
+
+    Nothing outside is touched: caches that may hold fake tensors are cleared, the random state is kept.
+    """
     state = torch.random.get_rng_state()
     try:
         with _cleared_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             with FakeCopyMode(mode):
                 fake, inputs = copy.deepcopy((module, example_inputs))
             _make_computable(fake, dtype_of)
-            _record(fake, entries, ran)
-            args, kwargs = split_inputs(inputs)
-            fake(*args, **kwargs)
-    except Exception as error:
-        log.info("the order of %s is learnt in the first pass (%s)", type(module).__name__, error)
-        return None
+            yield fake, *split_inputs(inputs)
     finally:
         torch.random.set_rng_state(state)
-    return ran
 
 
 def split_inputs(inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:

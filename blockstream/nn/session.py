@@ -79,6 +79,7 @@ class Session:
         *,
         slots: int | None = None,
         lookahead: int | None = None,
+        variant: str = "",
         ledger: Ledger | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -89,6 +90,8 @@ class Session:
         self._policies = _policies(policy)
         self._slots = slots
         self._lookahead = lookahead
+        #: What execution times depend on besides models and inputs: attention transforms, a backend.
+        self.variant = variant
         self.ledger = ledger if ledger is not None else Ledger()
         self._stages: list[StreamedStage] = []
         self._engine: Engine | None = None
@@ -210,6 +213,11 @@ class Session:
         self.close()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the stages, in the order they run."""
+        return tuple(s.name for s in self._stages)
+
+    @property
     def plan(self) -> Plan:
         """Return the plan in force; made on first use."""
         self.start()
@@ -223,6 +231,11 @@ class Session:
         if self._arena is not None:
             self._limit = min(self._arena.nbytes, self._weights_nbytes())
             self._resized = True
+
+    def remember(self) -> None:
+        """Keep what was measured, on this machine, for the plans of later runs."""
+        for index, stage in enumerate(self._stages):
+            stage.remember(index)
 
     def report(self) -> dict[str, Any]:
         """Return what the ledger and the stores say so far, as report.json has its stages."""

@@ -18,6 +18,7 @@ from blockstream.errors import AliasError, ModelError
 from blockstream.segments import Passes, Visit
 
 from .binding import BoundHandle, address_of, tensors_in
+from .costs import Seen
 from .known import Known, known_costs, remember
 from .order import find_order
 from .prepared import Prepared
