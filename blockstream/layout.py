@@ -7,8 +7,8 @@ rotation, and the two ends of the region in turn (least memory for two slots of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .segments import Extent, Stage
@@ -29,7 +29,7 @@ class StageLayout:
     `retained` maps a segment to its extent. `streamed[p % len(streamed)][k]` is the extent of the
     k-th streamed visit of pass p; `ordinal[position]` is that k, or -1 for a retained segment.
     `unplanned[i]` is where segment i goes when it is asked for out of the order. `nbytes` is the
-    exact peak.
+    exact peak of the bytes in use, `end` the first byte after them all.
     """
 
     order: tuple[int, ...]
@@ -38,6 +38,21 @@ class StageLayout:
     ordinal: tuple[int, ...]
     unplanned: tuple[Extent, ...]
     nbytes: int
+    end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        used = (*self.retained.values(), *(x for one in self.streamed for x in one), *self.unplanned)
+        object.__setattr__(self, "end", max((x.end for x in used), default=0))
+
+    @property
+    def base(self) -> int:
+        """Return where the slots begin; 0 without any."""
+        return min((x.offset for one in self.streamed for x in one), default=0)
+
+    @property
+    def is_scattered(self) -> bool:
+        """Return whether there are holes between the extents, left by what a plan before it retained."""
+        return self.end > self.nbytes
 
     def extent(self, pass_index: int, position: int) -> Extent:
         """Return the extent of the segment visited at `position` of a pass."""
@@ -79,30 +94,51 @@ def slot_room(stage: Stage, retained: Collection[int], slots: int, align: int = 
     return max(least, min(_rotation_room(sizes, slots), _two_ends_room(sizes, slots)))
 
 
-def lay_out_stage(stage: Stage, retained: Sequence[int], slots: int, align: int = ALIGN) -> StageLayout:
+def lay_out_stage(
+    stage: Stage,
+    retained: Sequence[int],
+    slots: int,
+    align: int = ALIGN,
+    kept: Mapping[int, Extent] | None = None,
+    base: int = 0,
+) -> StageLayout:
     """Return the extents of one stage: slots at the start of the arena, then what is retained.
 
     Retained segments are laid out in the order of their first visit: in the last pass they are
-    released in that order, and the next stage's loads find one growing hole.
+    released in that order, and the next stage's loads find one growing hole. Those in `kept` stay at
+    their extents; then the slots go to `base`, or else, like everything else, to the lowest hole.
     """
     keep = frozenset(retained)
-    sizes = streamed_sizes(stage, keep, align)
+    where = {i: x for i, x in (kept or {}).items() if i in keep}
     room = slot_room(stage, keep, slots, align)
-    streamed = _place(sizes, slots)
-    where: dict[int, Extent] = {}
-    offset = room
+    region = Extent(base if where else 0, room)
+    if any(region.overlaps(x) for x in where.values()):
+        region = next(_holes(where.values(), room))
     for i in stage.visited:
-        if i in keep:
-            nbytes = align_up(stage.segments[i].nbytes, align)
-            where[i] = Extent(offset, nbytes)
-            offset += nbytes
+        if i in keep and i not in where:
+            where[i] = next(_holes((region, *where.values()), align_up(stage.segments[i].nbytes, align)))
+    streamed = tuple(
+        tuple(Extent(region.offset + x.offset, x.nbytes) for x in one)
+        for one in _place(streamed_sizes(stage, keep, align), slots)
+    )
     sized = [align_up(s.nbytes, align) for s in stage.segments]
-    unplanned = tuple(where.get(i, Extent(0, nbytes)) for i, nbytes in enumerate(sized))
+    unplanned = tuple(where.get(i, Extent(region.offset, nbytes)) for i, nbytes in enumerate(sized))
     ordinal, k = [], 0
     for i in stage.order:
         ordinal.append(-1 if i in keep else k)
         k += i not in keep
-    return StageLayout(stage.order, where, streamed, tuple(ordinal), unplanned, offset)
+    nbytes = room + sum(x.nbytes for x in where.values())
+    return StageLayout(stage.order, where, streamed, tuple(ordinal), unplanned, nbytes)
+
+
+def _holes(taken: Iterable[Extent], nbytes: int) -> Iterator[Extent]:
+    """Yield extents of `nbytes` that overlap none of those taken, lowest first; the last one is the end."""
+    offset = 0
+    for x in sorted(taken):
+        if x.offset - offset >= nbytes:
+            yield Extent(offset, nbytes)
+        offset = max(offset, x.end)
+    yield Extent(offset, nbytes)
 
 
 def _rotating(sizes: Sequence[int], slots: int) -> int:

@@ -7,18 +7,15 @@ time wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from . import simulate
-from .errors import BudgetError
-from .layout import ALIGN, StageLayout, align_up, lay_out_stage, slot_room
+from .candidates import Candidate, Limits, Ranked, best_of_policy, least_of
+from .layout import ALIGN, StageLayout, align_up, lay_out_stage
 from .retention import POLICIES, RetentionPolicy
-from .segments import Extent, Schedule, Stage, Visit
-
-#: Slot counts the planner tries; more than eight never paid in simulation or in practice.
-SLOT_COUNTS = (2, 3, 4, 6, 8)
+from .segments import Exactly, Extent, Schedule, Stage, Visit
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,25 @@ class Plan:
         return simulate.predict(self)
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What a run shows when it is planned anew; costs come in the schedule, memory as the arena's bytes.
+
+    `stage` is the one that runs, `passes_left` its passes to come, the running one included, `kept`
+    the segments of it that `plan` retains and that are in memory now. Extents end at `end_nbytes`.
+    """
+
+    plan: Plan
+    stage: int
+    passes_left: int
+    kept: frozenset[int]
+    end_nbytes: int
+
+    def remaining(self, stage: Stage) -> Stage:
+        """Return the stage with the passes that are left."""
+        return replace(stage, passes=Exactly(max(1, self.passes_left)))
+
+
 def make_plan(
     schedule: Schedule,
     arena_nbytes: int,
@@ -72,27 +88,37 @@ def make_plan(
     lookahead: int | None = None,
     align: int = ALIGN,
     thrifty: bool = False,
+    observed: Observed | None = None,
 ) -> Plan:
     """Return the plan of least predicted time among the policies that fit.
 
     `arena_nbytes` bounds the weights held at once; `slots` fixes the slot count. On a tie the plan
     that reads fewer bytes wins; `thrifty` prefers the least memory that is as fast within 0.1%.
     Every rival's own plan is among the finalists, so several policies are never slower than one.
+    `observed` plans the rest of a run: what it retains and the new plan retains too stays where it is.
     Raises BudgetError naming the least arena when this one cannot hold two slots.
     """
     if slots is not None and slots < 1:
         raise ValueError(f"{slots} slots: streaming needs one, overlap two")
-    best = _fastest(schedule, arena_nbytes, policies, slots, lookahead, align)
+
+    def fastest(nbytes: int) -> tuple[Plan, float]:
+        limits = Limits(nbytes, slots, lookahead, align)
+        if observed is None:
+            plan = _fastest(schedule, policies, limits)
+            return plan, plan.predicted.wall_s
+        plan = _fastest_rest(schedule, policies, limits, observed)
+        return plan, remaining_s(plan, observed)
+
+    best, best_s = fastest(arena_nbytes)
     if not thrifty:
         return best
-    target = best.predicted.wall_s * 1.001
-    low, high = least_arena(schedule, slots, align), best.arena_nbytes
+    low, high = least_arena(_rest(schedule, observed), slots, align), best.arena_nbytes
     for _ in range(8):
         if high - low <= align:
             break
         middle = align_up((low + high) // 2, align)
-        plan = _fastest(schedule, middle, policies, slots, lookahead, align)
-        if plan.predicted.wall_s <= target:
+        plan, plan_s = fastest(middle)
+        if plan_s <= best_s * 1.001:
             best, high = plan, plan.arena_nbytes
         else:
             low = middle
@@ -104,155 +130,96 @@ def least_arena(schedule: Schedule, slots: int | None = None, align: int = ALIGN
 
     Two slots suffice for overlap; a stage with one streamed visit a pass needs one.
     """
-    return max(_least_of(stage, slots, align)[0] for stage in schedule.stages)
+    return max(least_of(stage, slots, align)[0] for stage in schedule.stages)
 
 
-def _least_of(stage: Stage, slots: int | None, align: int) -> tuple[int, int, int]:
-    """Return (least arena, resident bytes, bytes of the slots) of one stage."""
-    resident = _resident(stage)
-    held = sum(align_up(stage.segments[i].nbytes, align) for i in resident)
-    keep = frozenset(resident)
-    everything = sum(align_up(stage.segments[i].nbytes, align) for i in stage.visited)
-    room = slot_room(stage, keep, slots or SLOT_COUNTS[0], align)
-    return min(held + room, everything), held, room
+def remaining_s(plan: Plan, observed: Observed) -> float:
+    """Return the seconds that what is left of a run takes under a plan, by the recurrence."""
+    total = 0.0
+    for i in range(observed.stage, len(plan.stages)):
+        stage, planned = plan.schedule.stages[i], plan.stages[i]
+        here = i == observed.stage
+        total += simulate.estimate(
+            observed.remaining(stage) if here else stage,
+            frozenset(planned.retained),
+            planned.slots,
+            plan.lookahead,
+            observed.kept if here else (),
+        ).wall_s
+    return total
 
 
-def _resident(stage: Stage) -> list[int]:
-    return [i for i in stage.visited if stage.segments[i].resident]
+def _rest(schedule: Schedule, observed: Observed | None) -> Schedule:
+    return schedule if observed is None else Schedule(schedule.stages[observed.stage :])
 
 
-def _fastest(
-    schedule: Schedule,
-    arena_nbytes: int,
-    policies: Sequence[RetentionPolicy],
-    slots: int | None,
-    lookahead: int | None,
-    align: int,
-) -> Plan:
-    options = [
-        {p.name: _best_of_policy(s, arena_nbytes, p, slots, lookahead, align) for p in policies}
-        for s in schedule.stages
-    ]
+def _fastest(schedule: Schedule, policies: Sequence[RetentionPolicy], limits: Limits) -> Plan:
+    options = [{p.name: best_of_policy(s, p, limits) for p in policies} for s in schedule.stages]
     # One pure plan a policy, and the mixture of each stage's best: the least of all these cannot
     # be slower than any single policy, whatever the stages do to one another.
     mixtures = [tuple(stage[p.name] for stage in options) for p in policies]
     mixtures.append(tuple(min(stage.values(), key=_rank) for stage in options))
-    plans = [
-        _assemble(schedule, [c.candidate for c in choice], lookahead, align)
-        for choice in dict.fromkeys(mixtures)
-    ]
+    plans = [_assemble(schedule, [c.candidate for c in choice], limits) for choice in dict.fromkeys(mixtures)]
     if len(plans) == 1:
         return plans[0]
     return min(plans, key=lambda p: (round(p.predicted.wall_s, 9), p.predicted.read_nbytes, p.arena_nbytes))
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    policy: str
-    slots: int
-    retained: tuple[int, ...]
+def _rank(r: Ranked) -> tuple[float, int, int]:
+    return r.rank
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    candidate: _Candidate
-    wall_s: float
-    read_nbytes: int
-    room: int
+def _fastest_rest(
+    schedule: Schedule, policies: Sequence[RetentionPolicy], limits: Limits, observed: Observed
+) -> Plan:
+    """Return the plan of what is left: each stage's best by the recurrence."""
+    chosen = []
+    for i in range(observed.stage, len(schedule.stages)):
+        here = i == observed.stage
+        stage = observed.remaining(schedule.stages[i]) if here else schedule.stages[i]
+        there = observed.kept if here else frozenset[int]()
+        ranked = [best_of_policy(stage, p, limits, there) for p in policies]
+        chosen.append(min(ranked, key=_rank).candidate)
+    return _assemble(schedule, chosen, limits, observed)
 
 
-def _rank(r: _Ranked) -> tuple[float, int, int]:
-    return (round(r.wall_s, 9), r.read_nbytes, r.room)
+def _assemble(
+    schedule: Schedule, chosen: Sequence[Candidate], limits: Limits, observed: Observed | None = None
+) -> Plan:
+    """Lay the stages out in one arena, each from the end that lets its head load earlier.
 
-
-def _best_of_policy(
-    stage: Stage,
-    arena_nbytes: int,
-    policy: RetentionPolicy,
-    slots: int | None,
-    lookahead: int | None,
-    align: int,
-) -> _Ranked:
-    """Return the policy's best slot count for one stage, by the recurrence."""
-    ranked = []
-    for candidate in _candidates(stage, arena_nbytes, policy, slots, align):
-        keep = frozenset(candidate.retained)
-        estimate = simulate.estimate(stage, keep, candidate.slots, lookahead)
-        room = slot_room(stage, keep, candidate.slots, align)
-        ranked.append(_Ranked(candidate, estimate.wall_s, estimate.read_nbytes, room))
-    if not ranked:
-        raise _too_small(stage, arena_nbytes, slots, align)
-    return min(ranked, key=_rank)
-
-
-def _candidates(
-    stage: Stage, arena_nbytes: int, policy: RetentionPolicy, slots: int | None, align: int
-) -> Iterable[_Candidate]:
-    resident = _resident(stage)
-    padded = _padded(stage, align)
-    held = sum(padded.segments[i].nbytes for i in resident)
-    everything = _Candidate(policy.name, slots or SLOT_COUNTS[0], stage.visited)
-    all_fit = sum(padded.segments[i].nbytes for i in stage.visited) <= arena_nbytes
-    if all_fit and policy.retains:
-        yield everything
-        return
-    fitting = 0
-    for count in [slots] if slots else SLOT_COUNTS:
-        least = slot_room(stage, frozenset(resident), count, align)
-        if held + least > arena_nbytes:
-            break
-        keep = _retain(policy, padded, resident, count, arena_nbytes)
-        if fitting and count > len(stage.order) - len(keep):
-            break  # no more slots than loads a pass
-        fitting += 1
-        yield _Candidate(policy.name, count, keep)
-    if all_fit and not fitting:  # a stage smaller than its own two slots
-        yield everything
-
-
-def _retain(
-    policy: RetentionPolicy, padded: Stage, resident: Sequence[int], slots: int, arena_nbytes: int
-) -> tuple[int, ...]:
-    """Return what a policy retains beside `slots` slots, resident segments first.
-
-    What is retained changes which loads are neighbours, and so the room of the slots: it is sized for
-    all streamed first, then, should that not hold, for slots of the largest segment.
+    `chosen` are the candidates of the last stages; those before them are over and stay as they were.
     """
-    if policy.retains:
-        held = sum(padded.segments[i].nbytes for i in resident)
-        largest = max((padded.segments[i].nbytes for i in padded.visited), default=0)
-        for room in (slot_room(padded, frozenset(resident), slots, 1), slots * largest):
-            left = arena_nbytes - held - room
-            keep = tuple(dict.fromkeys([*resident, *(policy.retain(padded, left) if left > 0 else ())]))
-            kept = sum(padded.segments[i].nbytes for i in keep)
-            if kept + slot_room(padded, frozenset(keep), slots, 1) <= arena_nbytes:
-                return keep
-    return tuple(resident)
-
-
-def _padded(stage: Stage, align: int) -> Stage:
-    """Return the stage with every segment at the room its extent takes."""
-    segments = tuple(replace(s, nbytes=align_up(s.nbytes, align)) for s in stage.segments)
-    return replace(stage, segments=segments)
-
-
-def _assemble(schedule: Schedule, chosen: Sequence[_Candidate], lookahead: int | None, align: int) -> Plan:
-    """Lay the stages out in one arena, each from the end that lets its head load earlier."""
+    over = len(schedule.stages) - len(chosen)
     drafts = [
-        lay_out_stage(stage, c.retained, c.slots, align)
-        for stage, c in zip(schedule.stages, chosen, strict=True)
+        lay_out_stage(stage, c.retained, c.slots, limits.align)
+        for stage, c in zip(schedule.stages[over:], chosen, strict=True)
     ]
+    before = list(observed.plan.stages[:over]) if observed is not None else []
+    if observed is not None:
+        drafts[0] = _lay_out_around(schedule.stages[over], chosen[0], drafts[0], limits.align, observed)
     arena = max(d.nbytes for d in drafts)
     layouts: list[StageLayout] = []
     for draft in drafts:
-        either = [draft, draft.mirrored(arena)]
+        either = [draft]
+        if observed is None or layouts:
+            either.append(draft.mirrored(arena))
         if layouts:
-            before, stage = layouts[-1], schedule.stages[len(layouts) - 1]
-            last = stage.passes.expected - 1
-            either.sort(key=lambda x: _wait_for(before, last, x))
+            last = schedule.stages[over + len(layouts) - 1].passes.expected - 1
+            either.sort(key=lambda x: _wait_for(layouts[-1], last, x))
         layouts.append(either[0])
     plans = (StagePlan(c.policy, c.slots, x) for c, x in zip(chosen, layouts, strict=True))
-    return Plan(schedule, tuple(plans), arena, lookahead)
+    return Plan(schedule, (*before, *plans), arena, limits.lookahead)
+
+
+def _lay_out_around(
+    stage: Stage, chosen: Candidate, fresh: StageLayout, align: int, observed: Observed
+) -> StageLayout:
+    """Return the layout that leaves what is kept where it is; the fresh one if that has no room."""
+    running = observed.plan.stages[observed.stage].layout
+    kept = {i: running.retained[i] for i in chosen.retained if i in observed.kept}
+    around = lay_out_stage(stage, chosen.retained, chosen.slots, align, kept, running.base)
+    return around if around.end <= max(observed.end_nbytes, fresh.end) else fresh
 
 
 def _wait_for(before: StageLayout, last_pass: int, after: StageLayout) -> tuple[int, ...]:
@@ -263,13 +230,3 @@ def _wait_for(before: StageLayout, last_pass: int, after: StageLayout) -> tuple[
         head = after.extent(0, position)
         waits.append(max((k for k, x in enumerate(extents) if x.overlaps(head)), default=-1))
     return tuple(waits)
-
-
-def _too_small(stage: Stage, arena_nbytes: int, slots: int | None, align: int) -> BudgetError:
-    least, held, _ = _least_of(stage, slots, align)
-    largest = max((stage.segments[i] for i in stage.visited), key=lambda s: s.nbytes)
-    return BudgetError(
-        f"an arena of {arena_nbytes:,} bytes cannot hold {slots or SLOT_COUNTS[0]} slots of stage "
-        f"{stage.name!r} (largest segment {largest.name!r}, {largest.nbytes:,} bytes) beside "
-        f"{held:,} bytes that stay resident; the least is {least:,} bytes"
-    )

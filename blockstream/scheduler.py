@@ -218,24 +218,26 @@ class Scheduler:
         return freed + self._drop([x for x in self._live if x.visit.stage <= stage])
 
     def adopt(self, plan: Plan) -> list[Load]:
-        """Go on with another plan of the same segments: at a pass boundary, nothing in use.
+        """Go on with another plan of the same segments, between two visits.
 
-        What the stage at the cursor retains stays where the new plan retains it at the same extent. The
-        rest is dropped: a later stage's head might lie where this one's next load goes.
+        What the stage at the cursor retains stays where the new plan retains it at the same extent, and so
+        does what was loaded for the next visits, up to the first that goes elsewhere. The rest is dropped:
+        a later stage's head might lie where this one's next load goes.
         """
         self._refuse_unfit(plan)
+        before, self.plan = self.plan, plan
+        stays = self._staying()
+        for load, state in self._live.items():
+            if state is State.ACQUIRED and load not in stays:
+                self.plan = before
+                raise EngineError(
+                    f"segment {load.segment.name!r} is in use and the plan to adopt has it elsewhere; a plan "
+                    "is adopted between visits"
+                )
         freed = self._leave_detour()
-        self.plan = plan
         self._last_positions.clear()
-        here = self._cursor
-        kept = plan.stages[here.stage].layout.retained if here is not None else {}
-        doomed = [
-            x
-            for x in self._live
-            if not x.retained or here is None or x.key[0] != here.stage or kept.get(x.key[1]) != x.extent
-        ]
-        self._front = here
-        return freed + self._drop(doomed)
+        self._front = self._cursor
+        return freed + self._drop([x for x in self._live if x not in stays])
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -279,9 +281,32 @@ class Scheduler:
             return []
         return self._drop([load])
 
+    def _staying(self) -> set[Load]:
+        """Return the loads of the plan before that the one in force has use for where they are."""
+        here, plan = self._cursor, self.plan
+        if here is None:
+            return set()
+        kept = plan.stages[here.stage].layout.retained
+        stays = {
+            x for x in self._live if x.retained and x.key[0] == here.stage and kept.get(x.key[1]) == x.extent
+        }
+        visit: Visit | None = here
+        while visit is not None and visit.stage == here.stage and visit.pass_index <= here.pass_index + 1:
+            load = self._loaded_for(visit)
+            if load not in stays:
+                streamed = self._streamed.get(visit)
+                if (
+                    streamed is None
+                    or streamed.key != self._key(visit)
+                    or plan.is_retained(visit)
+                    or plan.extent(visit) != streamed.extent
+                ):
+                    break
+                stays.add(streamed)
+            visit = self._after(visit)
+        return stays
+
     def _refuse_unfit(self, plan: Plan) -> None:
-        if State.ACQUIRED in self._live.values():
-            raise EngineError("a plan is adopted between visits only")
         mine, others = self.plan.schedule.stages, plan.schedule.stages
         named, wanted = ([[s.name for s in x.segments] for x in stages] for stages in (mine, others))
         if named != wanted:
@@ -322,6 +347,8 @@ class Scheduler:
         here = self._cursor
         if here is None:
             return False
+        if visit.stage != here.stage and self.plan.stages[here.stage].layout.is_scattered:
+            return False  # in the holes there would be more bytes in use than planned
         # Passes that need no load must not send the front round and round.
         passed = here.pass_index if here.stage == visit.stage else 0
         if visit.pass_index > passed + 2:

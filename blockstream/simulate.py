@@ -166,15 +166,23 @@ def _sum(plan: Plan, events: list[Event]) -> Prediction:
     return Prediction(begin, tuple(stages))
 
 
-def estimate(stage: Stage, retained: Collection[int], slots: int, lookahead: int | None = None) -> Estimate:
+def estimate(
+    stage: Stage,
+    retained: Collection[int],
+    slots: int,
+    lookahead: int | None = None,
+    there: Collection[int] = (),
+) -> Estimate:
     """Return the time of one stage by itself for equal slots in rotation: O(passes x visits).
+
+    What is retained and `there` needs no load.
 
     load_start[n] = max(load_end[n-1], release[n - slots]), execute_start = max(execute_end of the
     visit before, load_end). Only a few passes are run; later ones repeat the last.
     """
     passes = stage.passes.expected
     run = min(passes, max(3, min(slots + 2, SIMULATED_VISITS // max(len(stage.order), 1))))
-    loaded_at: dict[int, float] = {}
+    loaded_at: dict[int, float] = dict.fromkeys((i for i in there if i in retained), 0.0)
     released = [0.0] * slots
     loader = compute = 0.0
     n = 0
