@@ -25,7 +25,7 @@ class Extent(NamedTuple):
 
     def overlaps(self, other: Extent) -> bool:
         """Return whether the two extents share a byte."""
-        return self.offset < other.end and other.offset < self.end
+        return max(self.offset, other.offset) < min(self.end, other.end)
 
 
 class Visit(NamedTuple):
