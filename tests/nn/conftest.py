@@ -1,4 +1,4 @@
-"""Stream a module beside its resident twin."""
+"""Stream a module beside its resident twin; stores that tests watch, hold and break."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 import blockstream
 import blockstream.nn.session as session_module
 from blockstream.checkpoint.store import FileStore
+from blockstream.errors import SegmentLoadError
 from blockstream.plan import least_arena
 
 from .models import aligned, save
@@ -24,7 +25,7 @@ def twins(tmp_path):
     """Return make(factory) -> (resident module, checkpoint of its weights)."""
 
     def make(factory: Callable[[], nn.Module]):
-        torch.manual_seed(0)
+        torch.manual_seed(len(list(tmp_path.iterdir())))
         module = factory().eval()
         folder = save(copy.deepcopy(module), tmp_path / f"w{len(list(tmp_path.iterdir()))}")
         return aligned(module), folder
@@ -47,26 +48,65 @@ def streamed(factory, folder, arena=None, **options):
         yield m
 
 
-class GatedStore(FileStore):
-    """A file store whose loads wait for the test: `gates[segment]`, and tell when they begin."""
+class WatchedStore(FileStore):
+    """A file store that tells when loads begin and end, and that a test can hold or break."""
 
-    gates: dict[str, threading.Event]
-    begun: dict[str, threading.Event]
+    condition: threading.Condition
     loads: list[tuple[str, str]]
+    done: list[tuple[str, str]]
+    gates: dict[tuple[str, str], threading.Event]
+    broken: set[tuple[str, str]]
 
     def load(self, stage, segment, room):
-        type(self).loads.append((stage, segment))
-        begun = type(self).begun.setdefault(segment, threading.Event())
-        gate = type(self).gates.get(segment)
-        begun.set()
+        key = (stage, segment)
+        self._tell(self.loads, key)
+        gate = self.gates.get(key)
         if gate is not None:
             assert gate.wait(timeout=10), f"{segment} is never let through"
-        return super().load(stage, segment, room)
+        if key in self.broken:
+            raise SegmentLoadError(f"{stage}: segment {segment!r}: no such luck")
+        handle = super().load(stage, segment, room)
+        self._tell(self.done, key)
+        return handle
+
+    @classmethod
+    def _tell(cls, events, key):
+        with cls.condition:
+            events.append(key)
+            cls.condition.notify_all()
+
+    @classmethod
+    def wait_for(cls, stage: str, segment: str, times: int) -> bool:
+        """Return whether a load has begun so many times, waiting for it."""
+        with cls.condition:
+            return cls.condition.wait_for(lambda: cls.loads.count((stage, segment)) >= times, timeout=10)
+
+    @classmethod
+    def expect(cls, stage: str, segment: str, times: int) -> None:
+        """Assert `wait_for`."""
+        assert cls.wait_for(stage, segment, times), f"{segment} of {stage} is not loaded ahead"
+
+    @classmethod
+    def finished(cls, stage: str, segment: str) -> None:
+        """Wait until a segment has been loaded."""
+        with cls.condition:
+            assert cls.condition.wait_for(lambda: (stage, segment) in cls.done, timeout=10)
+
+    @classmethod
+    def hold(cls, stage: str, segment: str) -> threading.Event:
+        """Hold a segment's loads until the event is set."""
+        return cls.gates.setdefault((stage, segment), threading.Event())
+
+    @classmethod
+    def fail(cls, stage: str, segment: str) -> None:
+        """Fail a segment's loads."""
+        cls.broken.add((stage, segment))
 
 
 @pytest.fixture
-def gated(monkeypatch):
-    """Return the class of store sessions use for the test; set its `gates` before they start."""
-    store = type("Gated", (GatedStore,), {"gates": {}, "begun": {}, "loads": []})
+def watched(monkeypatch):
+    """Return the class of store that sessions use for the length of the test."""
+    fresh = {"condition": threading.Condition(), "loads": [], "done": [], "gates": {}, "broken": set()}
+    store = type("Store", (WatchedStore,), fresh)
     monkeypatch.setattr(session_module, "FileStore", store)
     return store
