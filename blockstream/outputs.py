@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ FILES = (
     "timeline.png",
     "trace.json",
 )
+#: Ledgers of the parts of a resumed run, and what a kill leaves half written.
+_OTHERS = re.compile(r"ledger\.\d+\.jsonl|(?P<unfinished>\..+\.(part|\d+))")
 LOCK = ".lock"
 STATE = "state"
 
@@ -76,6 +79,8 @@ class OutputFolder:
 
     def _make_room(self) -> None:
         found = sorted(p.name for p in self.path.iterdir() if p.name != LOCK)
+        if self._resume:
+            self._remove_unfinished(found)
         if not found or self._resume:
             return
         if not self._overwrite:
@@ -86,16 +91,34 @@ class OutputFolder:
             )
         for name in found:
             path = self.path / name
-            if name in FILES:
+            if path.is_dir():
+                if name == STATE or _is_of_a_prompt(path):
+                    shutil.rmtree(path)
+            elif _is_written(name):
                 path.unlink()
-            elif path.is_dir() and (name == STATE or _is_of_a_prompt(path)):
-                shutil.rmtree(path)
+
+    def _remove_unfinished(self, found: list[str]) -> None:
+        """Remove the files that a kill left half written; nobody else writes here while it is locked."""
+        own = [self.path / name for name in found if name == STATE or _names_a_prompt(name)]
+        for path in [p for folder in [self.path, *own] if folder.is_dir() for p in folder.iterdir()]:
+            match = _OTHERS.fullmatch(path.name)
+            if match is not None and match["unfinished"] and path.is_file():
+                path.unlink()
+
+
+def _is_written(name: str) -> bool:
+    """Return whether a file's name is one that a run writes."""
+    return name in FILES or _OTHERS.fullmatch(name) is not None
+
+
+def _names_a_prompt(name: str) -> bool:
+    """Return whether a name is 0000, 0001, ..."""
+    return name.isdigit() and len(name) == 4
 
 
 def _is_of_a_prompt(path: Path) -> bool:
-    """Return whether a folder is 0000, 0001, ... and holds nothing a run does not write."""
-    named = path.name.isdigit() and len(path.name) == 4
-    return named and all(p.name in FILES for p in path.iterdir())
+    """Return whether a folder is a prompt's and holds nothing a run does not write."""
+    return _names_a_prompt(path.name) and all(_is_written(p.name) for p in path.iterdir())
 
 
 def write_atomic(path: Path, data: bytes) -> None:

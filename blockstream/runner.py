@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,15 @@ from .config import RunConfig
 from .ledger import Ledger, unaccounted
 from .machine import versions
 from .memory import MemoryWatch, held
-from .outputs import OutputFolder, write_json
+from .outputs import OutputFolder, write_atomic, write_json
 from .pipeline import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
 from .plugins import Plugins, activate
+from .resume import finished, keep_ledger, resumed
 
 if TYPE_CHECKING:
     from .nn.session import Session
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 
@@ -64,12 +68,20 @@ def run(
     """Run a config, write its folder and return what report.json holds.
 
     `out` None: the config's `output`, else the next free folder out/NAME. `observers` have hookimpls.
-    Raises ConfigError for a folder that is in use or not empty.
+    With `resume` the run in the folder goes on; if nothing is left to do, its report is returned.
+    Raises ConfigError for a folder that is in use or not empty, and for a config that is not the one a
+    resumed run was begun with.
     """
-    config = _pinned(config)
     with ExitStack() as stack:
         folder = stack.enter_context(OutputFolder(out or _folder(config), resume, overwrite))
-        (folder.path / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        if resume:
+            config = resumed(config, folder.path)
+            if (done := finished(folder.path)) is not None:
+                return done
+            keep_ledger(folder.path)
+        stack.enter_context(_telling_how_to_go_on(folder.path))
+        config = _pinned(config)
+        write_atomic(folder.path / "config.yaml", config.dump().encode())
         ledger = stack.enter_context(Ledger(folder.path / "ledger.jsonl"))
         stack.enter_context(ledger.phase("setup"))
         plugins = activate(config)
@@ -117,9 +129,8 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
     runtime = held().nbytes
     with _session(this, observer=plugins.hook) as session:
         pipeline.declare(session, this)
-        session.start()
-        predicted = session.plan.predicted
-        this.predicted_s = {s.name: s.wall_s for s in predicted.stages}
+        if session.names:  # a resumed run may have nothing left to compute
+            this.predicted_s = {s.name: s.wall_s for s in session.plan.predicted.stages}
         with MemoryWatch(this.budget_nbytes, arena_nbytes=session.touched_nbytes) as watch:
             with this.phase("run"):
                 output = pipeline.run(session, this)
@@ -160,6 +171,16 @@ def _session(this: RunInProgress, observer: Any = None) -> Session:
         ledger=this.ledger,
         observer=observer,
     )
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Say on Ctrl-C how the run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("%s is unfinished; go on with: blockstream run --resume %s", folder, folder)
+        raise
 
 
 def _pinned(config: RunConfig) -> RunConfig:

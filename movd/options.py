@@ -7,9 +7,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from blockstream.budget import parse_nbytes
 from blockstream.errors import ConfigError
-from movd.rflow import check_frames
-from movd.sizes import ASPECT_RATIOS, RESOLUTIONS, size_of
+from movd.sizes import ASPECT_RATIOS, RESOLUTIONS, check_frames, size_of
 
 #: The embedded model, wherever it is installed.
 TINY = "movd/tiny"
@@ -33,10 +33,7 @@ class ModelOptions(BaseModel):
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: str, info: ValidationInfo) -> str:
-        base = (info.context or {}).get("base")
-        if path == TINY or base is None:
-            return path
-        return str((Path(base) / Path(path).expanduser()).resolve())
+        return path if path == TINY else str(_found(path, info))
 
     def folder(self, part: str) -> Path:
         """Return the folder of this network; `part` is t5, dit or vae."""
@@ -44,8 +41,19 @@ class ModelOptions(BaseModel):
             return _ASSETS / "tiny" / part
         folder = Path(self.path)
         if not folder.is_dir():
-            raise ConfigError(f"{part}.path: {folder} is not a folder; name the one with the checkpoint")
+            reason = "is a file" if folder.exists() else "does not exist"
+            raise ConfigError(f"{part}.path {folder}: {reason}; name the folder of the checkpoint")
         return folder
+
+
+def _found(path: str, info: ValidationInfo) -> Path:
+    """Return a path made absolute: from the config's folder, or where nothing is there, from the working one.
+
+    The second serves `--set` and packaged configs.
+    """
+    given = Path(path).expanduser()
+    base = Path((info.context or {}).get("base") or "")
+    return next((p for p in (base / given, given) if p.exists()), base / given).absolute()
 
 
 def _tiny() -> ModelOptions:
@@ -72,16 +80,30 @@ class MovdOptions(BaseModel):
     guidance: float = Field(7.0, ge=0, le=100, description="scale of classifier-free guidance")
     seed: int = Field(42, ge=0, lt=1 << 63, description="the same seed and numerics give the same bits")
     aesthetic: float | None = Field(6.5, description="aesthetic score appended to the prompt, null for none")
+    reference: str | None = Field(
+        None, min_length=1, description="image that is the first frame: png, jpeg or webp"
+    )
     t5: ModelOptions = Field(default_factory=_tiny, description="the text encoder")
     dit: ModelOptions = Field(default_factory=_tiny, description="STDiT3")
     vae: ModelOptions = Field(default_factory=_tiny, description="the video autoencoder")
+    cache: int | str = Field(
+        "256MiB",
+        description="most bytes of prompts' embeddings kept on disk for later runs, or off",
+        json_schema_extra={"numerics": False},
+    )
+    save_every: int = Field(
+        5,
+        ge=1,
+        description="steps after which what --resume needs is saved; slow steps are saved each",
+        json_schema_extra={"numerics": False},
+    )
 
     @field_validator("prompts", mode="before")
     @classmethod
     def _read_prompts(cls, value: object, info: ValidationInfo) -> object:
         if not isinstance(value, str):
             return value
-        path = Path((info.context or {}).get("base") or ".") / Path(value).expanduser()
+        path = _found(value, info)
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -89,6 +111,23 @@ class MovdOptions(BaseModel):
                 f"{path}: {error}; write a list of prompts or the path of a text file"
             ) from error
         return [line.strip() for line in lines if line.strip()]
+
+    @field_validator("reference")
+    @classmethod
+    def _absolute(cls, path: str | None, info: ValidationInfo) -> str | None:
+        return None if path is None else str(_found(path, info))
+
+    @field_validator("cache")
+    @classmethod
+    def _amount(cls, cache: int | str) -> int | str:
+        if isinstance(cache, str) and cache.strip().endswith(("%", "auto")):
+            raise ValueError(f"{cache!r}: write an amount such as 256MiB, or off")
+        if cache not in ("off", 0):
+            try:
+                parse_nbytes(cache)
+            except ConfigError as error:
+                raise ValueError(f"{error}, or off") from error
+        return cache
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -99,6 +138,8 @@ class MovdOptions(BaseModel):
         try:
             check_frames(self.frames)
             _ = self.size
+            if self.reference is not None and self.frames == 1:
+                raise ConfigError("reference is the first frame of a video; with frames = 1 nothing is left")
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
@@ -113,6 +154,11 @@ class MovdOptions(BaseModel):
                 raise ConfigError("write height and width, or resolution and aspect_ratio, not both")
             return self.height, self.width
         return size_of(self.resolution or "240p", self.aspect_ratio or "9:16")
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Return the most bytes of embeddings kept for later runs, 0 for none."""
+        return 0 if self.cache in ("off", 0) else parse_nbytes(self.cache)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -1,37 +1,47 @@
-"""Text to video: T5 -> STDiT3 -> VAE, three stages of one schedule.
+"""Text to video: T5 -> STDiT3 -> VAE, stages of one schedule.
 
 Prompts go stage by stage: all through T5, each denoised, each decoded. What a stage makes is on disk
-before the next begins, so a run that was stopped goes on where it was.
+before the next begins, so a run that was stopped goes on where it was, and stages with nothing left to do
+are not declared.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from blockstream.errors import ConfigError
-from blockstream.nn.empty import empty
+from blockstream.floor import cache_folder
+from blockstream.machine import versions
 from blockstream.pipeline import Run
 from blockstream.segments import AtMost, Exactly
 from movd.attention import attention_hooks
 from movd.captions import official_prompt
 from movd.options import MovdOptions
+from movd.reference import digest, read_reference
 from movd.rflow import OpenSoraFlow
-from movd.state import Progress
-from movd.stdit3 import STDiT3, STDiT3Config
-from movd.t5 import T5_V1_1_XXL, embed, t5_encoder
-from movd.tokenizer import load_tokenizer
-from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
+from movd.state import IMAGE, VIDEO, Progress, Step
+from movd.t5 import embed
+from movd.texts import TextCache, TextFolder, Texts
 from movd.video import to_frames, write_image, write_video
+from movd.weights import Weights
 
 if TYPE_CHECKING:
     from blockstream.nn.session import Session
+
+log = logging.getLogger(__name__)
+
+#: A step that took longer than this is saved at once, in seconds.
+SLOW_STEP_S = 10.0
+#: The packages whose version may change a bit.
+PACKAGES = ("torch", "transformers", "diffusers", "blockstream-engine")
+REFERENCE = "reference"
 
 
 class MovdPipeline:
@@ -41,75 +51,158 @@ class MovdPipeline:
         self.options = options
         self.height, self.width = options.size
         self.captions = [official_prompt(text, options.aesthetic) for text in options.texts]
+        self.indices = range(len(self.captions))
 
     # -- stages ------------------------------------------------------------------------------
 
     def declare(self, session: Session, run: Run) -> None:
-        """Add T5, STDiT3 and the VAE. Checkpoints are matched to the modules; nothing is read but headers."""
-        o, n = self.options, len(self.captions)
-        folders = {name: getattr(o, name).folder(name) for name in ("t5", "dit", "vae")}
-        dit_config = STDiT3Config(**_config(folders["dit"]))
-        vae_config = OpenSoraVAEConfig(**_config(folders["vae"]))
-        self.tokenizer = load_tokenizer(folders["t5"], dit_config.model_max_length)
-        with empty():
-            t5 = t5_encoder(_config(folders["t5"], T5_V1_1_XXL))
-            dit = STDiT3(dit_config).eval()
-            vae = _without_encoder(OpenSoraVAE(vae_config).eval())
-        self._check_widths(t5, dit)
-        factor = vae_config.space_factor
-        self.latent = (
-            dit_config.in_channels,
-            vae_config.latent_frames(o.frames),
-            self.height // factor,
-            self.width // factor,
-        )
-        chunks = vae_config.chunks(o.frames)
-        vae.plan_decode(chunks[0], self.latent[2] * factor, self.latent[3] * factor)
-        self.t5 = session.stage("t5", t5, folders["t5"], passes=n, dtype=o.t5.dtype)
-        self.dit = session.stage("dit", dit, folders["dit"], passes=AtMost(n * o.steps), dtype=o.dit.dtype)
-        self.vae = session.stage(
-            "vae", vae, folders["vae"], passes=Exactly(n * len(chunks)), dtype=o.vae.dtype
+        """Add the stages that have work to do. Checkpoints are matched to modules, headers alone are read."""
+        o = self.options
+        weights = self.weights = Weights(o)
+        self.progress = Progress(run.out, len(self.captions), run.resumed)
+        self.to_decode = [n for n in self.indices if self.progress.result(n) is None]
+        self.to_denoise = [n for n in self.to_decode if not self.progress.has_latents(n)]
+        self.latent = self._latent_shape()
+        self.first = self._reference()
+        if not self.to_decode:
+            return
+        self._warn_of_cut_captions()
+        if self.first is not None:
+            self.encoder = session.stage(
+                "vae-encoder", weights.encoder(), weights.vae.checkpoint, passes=1, dtype=o.vae.dtype
+            )
+        self._declare_text(session, run)
+        self._declare_denoiser(session, run)
+        chunks = weights.vae_config.chunks(o.frames)
+        vae = weights.decoder()
+        vae.plan_decode(chunks[0], *self.pixels)
+        passes = Exactly(len(self.to_decode) * len(chunks))
+        self.vae = session.stage("vae", vae, weights.vae.checkpoint, passes=passes, dtype=o.vae.dtype)
+
+    def _declare_text(self, session: Session, run: Run) -> None:
+        """Add T5, unless every caption's embedding is there."""
+        o, weights = self.options, self.weights
+        captions = [self.captions[n] for n in self.to_denoise]
+        cache = TextCache(cache_folder() / "movd" / "text", o.cache_nbytes)
+        own = TextFolder(self.progress.state / "text")
+        self.texts = Texts(captions, self._text_numerics(run), own, cache)
+        self.to_embed = self.texts.missing(captions)
+        if self.to_embed:
+            self.t5 = session.stage(
+                "t5",
+                weights.text_encoder(),
+                weights.t5.checkpoint,
+                passes=len(self.to_embed),
+                dtype=o.t5.dtype,
+            )
+
+    def _declare_denoiser(self, session: Session, run: Run) -> None:
+        """Add STDiT3, unless every prompt is denoised."""
+        if not self.to_denoise:
+            return
+        o, weights = self.options, self.weights
+        saved = [self.progress.step(n) for n in self.to_denoise]
+        begun = sum(step.index for step in saved if step is not None)
+        most = getattr(run.sampler, "passes", lambda steps: (steps, steps))(o.steps)[1]
+        passes = AtMost(max(1, len(saved) * most - begun))
+        self.dit = session.stage(
+            "dit", weights.denoiser(), weights.dit.checkpoint, passes=passes, dtype=o.dit.dtype
         )
 
-    def _check_widths(self, t5: nn.Module, dit: STDiT3) -> None:
-        width, wanted = t5.config.d_model, dit.config.caption_channels
-        if width != wanted:
-            raise ConfigError(
-                f"t5 gives {width} channels a token and dit takes {wanted}: "
-                "these checkpoints do not belong together"
-            )
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        config = self.weights.vae_config
+        factor = config.space_factor
+        h, w = self.height // factor, self.width // factor
+        #: Height and width of what is decoded: whole latents.
+        self.pixels = (h * factor, w * factor)
+        return self.weights.dit_config.in_channels, config.latent_frames(self.options.frames), h, w
+
+    def _reference(self) -> Tensor | None:
+        """Return the frame to encode, None where there is none or it has been encoded."""
+        path = self.options.reference
+        if path is None or not self.to_denoise:
+            return None
+        if self.progress.resumed and self.progress.tensor(REFERENCE) is not None:
+            return None
+        return read_reference(Path(path), *self.pixels)
+
+    def _text_numerics(self, run: Run) -> dict[str, Any]:
+        """Return what an embedding's bits follow from beside the caption."""
+        installed = versions()
+        return {
+            "weights": self.weights.t5.identity,
+            "tokenizer": self.weights.tokenizer.identity,
+            "length": self.weights.dit_config.model_max_length,
+            "dtype": self.options.t5.dtype,
+            "threads": run.config.threads,
+            "device": run.config.device,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "versions": [installed["torch"], installed["transformers"]],
+        }
+
+    def _warn_of_cut_captions(self) -> None:
+        length = self.weights.dit_config.model_max_length
+        for n in self.to_denoise:
+            _, mask = self.weights.tokenizer.encode([self.captions[n]])
+            if int(mask.sum()) >= length:
+                log.warning(
+                    "prompt %d fills all %d tokens the model reads; what follows is cut: %r",
+                    *(n, length, self.captions[n][:60]),
+                )
 
     # -- the run -----------------------------------------------------------------------------
 
     @torch.inference_mode()
     def run(self, session: Session, run: Run) -> Mapping[str, Any]:
         """Make every video; return their files, relative to `run.out`."""
-        progress = Progress(run.out, len(self.captions), run.resumed)
-        with run.phase("text"):
-            texts = [embed(self.t5, self.tokenizer, [caption]) for caption in self.captions]
-        session.end("t5")
-        with run.phase("denoise"):
-            for n, (y, mask) in enumerate(texts):
-                self._denoise(session, run, progress, n, y, mask)
-        session.end("dit")
-        files = []
-        with run.phase("decode"):
-            for n in range(len(texts)):
-                files.append(self._decode(progress, n))
-        return {
-            "files": [str(file.relative_to(run.out)) for file in files],
-            "prompts": list(self.options.texts),
-            "height": self.latent[2] * self.vae.config.space_factor,
-            "width": self.latent[3] * self.vae.config.space_factor,
-            "frames": self.options.frames,
-            "fps": self.options.fps,
-        }
+        if self.to_decode:
+            self._make(session, run)
+        output = self._output(run.out)
+        self.progress.finish()
+        return output
 
-    def _denoise(
-        self, session: Session, run: Run, progress: Progress, n: int, y: Tensor, mask: Tensor
-    ) -> None:
+    def _make(self, session: Session, run: Run) -> None:
+        self.progress.begin(self._about())
+        if self.first is not None:
+            with run.phase("reference"):
+                self.progress.save_tensor(REFERENCE, self.encoder(self.first))
+            session.end("vae-encoder")
+        with run.phase("text"):
+            self._embed(session)
+        with run.phase("denoise"):
+            for n in self.to_denoise:
+                self._denoise(session, run, n)
+        if self.to_denoise:
+            session.end("dit")
+        with run.phase("decode"):
+            for n in self.to_decode:
+                self._decode(n)
+
+    def _about(self) -> dict[str, dict[str, str | None]]:
+        """Return what a run's bits follow from beside its config."""
+        installed = versions()
+        inputs: dict[str, str | None] = dict(self.weights.identity())
+        if self.options.reference is not None:
+            inputs[REFERENCE] = digest(Path(self.options.reference))
+        return {"inputs": inputs, "versions": {name: installed[name] for name in PACKAGES}}
+
+    def _embed(self, session: Session) -> None:
+        self.texts.collect([self.captions[n] for n in self.to_denoise])
+        for caption in self.to_embed:
+            self.texts.put(caption, *embed(self.t5, self.weights.tokenizer, [caption]))
+        if self.to_embed:
+            session.end("t5")
+
+    def _denoise(self, session: Session, run: Run, n: int) -> None:
         o = self.options
-        z = torch.randn((1, *self.latent), generator=torch.Generator().manual_seed(o.seed))
+        y, mask = self.texts.get(self.captions[n])
+        generator = torch.Generator().manual_seed(o.seed)
+        z = torch.randn((1, *self.latent), generator=generator)
+        x_mask = None
+        if o.reference is not None:
+            x_mask = torch.ones(1, self.latent[1])
+            x_mask[:, 0] = 0
+            z[:, :, :1] = self.progress.tensor(REFERENCE)
         flow = OpenSoraFlow(
             self.dit,
             y,
@@ -120,8 +213,16 @@ class MovdPipeline:
             self.width,
             o.frames,
             o.fps,
+            x_mask,
+            generator,
             on_remaining=lambda passes: self._remaining(session, n, passes),
         )
+        i, memory = 0, None
+        if (saved := self.progress.step(n)) is not None:
+            i, z, memory = saved.index, saved.z, saved.memory
+            flow.load_state(saved.flow)
+        saver = _Saver(self.progress, n, o.save_every, flow, memory)
+        flow.on_step = saver
         T, H, W = self.dit.grid(*self.latent[1:])
         with attention_hooks(
             self.dit,
@@ -131,45 +232,60 @@ class MovdPipeline:
             token_merge=run.token_merge,
             attention_kernel=run.attention_kernel,
         ):
-            progress.save_latents(n, run.sampler(flow, z))
+            z = run.sampler(flow, z, i, memory)
+        self.progress.save_latents(n, z, self._said_by(run.sampler, saver.memory))
+
+    def _said_by(self, sampler: Any, memory: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what a sampler has to say of the prompt it has just done."""
+        report: Callable[..., dict[str, Any]] | None = getattr(sampler, "report", None)
+        return report(memory, self.options.steps) if report is not None and memory is not None else {}
 
     def _remaining(self, session: Session, n: int, passes: int) -> None:
         """Let the VAE's head load as soon as the last pass of the last prompt is known to be the last."""
-        if passes == 0 and n == len(self.captions) - 1:
+        if passes == 0 and n == self.to_denoise[-1]:
             session.end("dit")
 
-    def _decode(self, progress: Progress, n: int) -> Path:
-        o, folder = self.options, progress.folder(n)
-        z = progress.latents(n)
-        if o.frames == 1:
-            write_image(folder / "image.png", next(self._frames(z))[0])
-            return folder / "image.png"
-        write_video(folder / "video.mp4", self._frames(z), o.fps)
-        return folder / "video.mp4"
+    def _decode(self, n: int) -> None:
+        z, _ = self.progress.latents(n)
+        if self.options.frames == 1:
+            write_image(self.progress.target(n, IMAGE), next(self._frames(z))[0])
+        else:
+            write_video(self.progress.target(n, VIDEO), self._frames(z), self.options.fps)
 
     def _frames(self, z: Tensor) -> Iterator[np.ndarray]:
         for clip in self.vae.decode_chunks(z, self.options.frames):
             yield to_frames(clip[0])
 
+    def _output(self, out: Path) -> dict[str, Any]:
+        o = self.options
+        name = IMAGE if o.frames == 1 else VIDEO
+        said = [self.progress.latents(n)[1] for n in self.indices]
+        return {
+            "files": [str((self.progress.folder(n) / name).relative_to(out)) for n in self.indices],
+            "prompts": list(o.texts),
+            "height": self.pixels[0],
+            "width": self.pixels[1],
+            "frames": o.frames,
+            "fps": o.fps,
+            **({"sampler": said} if any(said) else {}),
+        }
 
-def _without_encoder(vae: OpenSoraVAE) -> OpenSoraVAE:
-    """Return the VAE without what only encodes: making a video loads none of it."""
-    del vae.spatial_vae.module.encoder, vae.spatial_vae.module.quant_conv
-    del vae.temporal_vae.encoder, vae.temporal_vae.quant_conv
-    return vae
 
+class _Saver:
+    """Saves one prompt's state after a step: each `every`-th, and those that took long."""
 
-def _config(folder: Path, fallback: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a checkpoint's config.json."""
-    path = folder / "config.json"
-    if not path.is_file() and fallback is not None:
-        return dict(fallback)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; {folder} is not a checkpoint's folder") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} does not hold a configuration")
-    return found
+    def __init__(
+        self, progress: Progress, n: int, every: int, flow: OpenSoraFlow, memory: Mapping[str, Any] | None
+    ) -> None:
+        self._progress, self._n, self._every, self._flow = progress, n, every, flow
+        self.memory = memory
+        self._steps = 0
+        self._saved_s = time.monotonic()
+
+    def __call__(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
+        self._steps += 1
+        self.memory = memory
+        if self._steps % self._every and time.monotonic() - self._saved_s < SLOW_STEP_S:
+            return
+        self._progress.save_step(self._n, Step(i + 1, z, memory, self._flow.state()))
+        self._saved_s = time.monotonic()

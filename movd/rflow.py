@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
 from blockstream.pipeline import current_run
+from movd.sizes import check_frames
 
 NUM_TIMESTEPS = 1000
 BASE_PIXELS = 512 * 512
@@ -20,17 +21,6 @@ BASE_PIXELS = 512 * 512
 IMAGE_FPS = 120.0
 
 OnStep = Callable[[int, Tensor, Mapping[str, Any] | None], None]
-
-
-def check_frames(frames: int) -> None:
-    """Raise ConfigError for a number of frames that the time transform cannot serve."""
-    if 2 <= frames <= 16:
-        raise ConfigError(
-            f"frames = {frames}: the time transform scales by sqrt(frames // 17 * 5), which is 0 from 2 to "
-            "16 frames (Open-Sora returns NaN there); the nearest counts that work are 1 and 17"
-        )
-    if frames < 1:
-        raise ConfigError(f"frames = {frames}: at least 1 is needed")
 
 
 def transform_times(

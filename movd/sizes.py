@@ -1,4 +1,4 @@
-"""The sizes Open-Sora v1.2 was trained at: height x width in pixels by resolution and aspect ratio (H:W)."""
+"""The sizes and frame counts that Open-Sora v1.2 takes; sizes are height x width in pixels, ratios H:W."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ def size_of(resolution: str, aspect_ratio: str) -> tuple[int, int]:
     column = _pick("aspect_ratio", aspect_ratio, ASPECT_RATIOS)
     height, width = _SIZES[RESOLUTIONS[row]].split()[column].split("x")
     return int(height), int(width)
+
+
+def check_frames(frames: int) -> None:
+    """Raise ConfigError for a number of frames that the time transform cannot serve."""
+    if 2 <= frames <= 16:
+        raise ConfigError(
+            f"frames = {frames}: the time transform scales by sqrt(frames // 17 * 5), which is 0 from 2 to "
+            "16 frames (Open-Sora returns NaN there); the nearest counts that work are 1 and 17"
+        )
+    if frames < 1:
+        raise ConfigError(f"frames = {frames}: at least 1 is needed")
 
 
 def _pick(key: str, value: str, known: tuple[str, ...]) -> int:
