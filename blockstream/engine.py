@@ -7,7 +7,7 @@ with Engine(plan, store, ledger) as engine:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -17,8 +17,11 @@ from .ledger import Ledger, Span
 from .plan import Plan
 from .prefetch import Loader
 from .scheduler import Scheduler
-from .segments import Visit
+from .segments import Extent, Visit
 from .store import Handle, Store
+
+#: A signal that comes just before a thread sleeps is heard when it wakes: no wait is longer than this.
+HEARTBEAT_S = 0.5
 
 
 class Engine:
@@ -102,7 +105,7 @@ class Engine:
             visit = self._seek(self.plan.schedule.index(stage), segment)
             while (load := self._scheduler.acquire(visit)) is None:
                 self._refuse_endless_wait(visit)
-                self._condition.wait()
+                self._condition.wait(HEARTBEAT_S)
                 self._refuse_closed()
             handle = self._loader.handles[load]
             self._held.add(visit)
@@ -157,6 +160,25 @@ class Engine:
             self._refuse_closed()
             self._loader.release(self._scheduler.adopt(plan))
         self._track.mark("replan")
+
+    def kept(self) -> frozenset[int]:
+        """Return the segments that the stage at the cursor retains and that are there or being read."""
+        with self._condition:
+            here = self._scheduler.cursor
+            live = self._scheduler.live
+            return frozenset(
+                x.key[1] for x in live if x.retained and here is not None and x.key[0] == here.stage
+            )
+
+    def trim(self, keep: Callable[[Iterable[Extent]], object]) -> None:
+        """Call `keep` with the extents in use, while no load can begin."""
+        with self._condition:
+            keep([load.extent for load in self._scheduler.live])
+
+    @property
+    def cursor(self) -> Visit | None:
+        """Return the next planned visit; None once every known one has been."""
+        return self._scheduler.cursor
 
     # -- inside ------------------------------------------------------------------------------
 
