@@ -15,6 +15,7 @@ import ctypes
 import mmap
 import sys
 import threading
+from collections.abc import Iterable
 
 from .errors import BudgetError
 from .segments import Extent
@@ -22,6 +23,8 @@ from .segments import Extent
 PAGE = mmap.PAGESIZE
 #: Linux backs an aligned range of this size with one page where it can: fewer faults, fewer misses.
 HUGE_PAGE = 2 << 20
+#: Address space beyond what is ever touched costs nothing, and is not to be counted as promised.
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (0x4000 if sys.platform == "linux" else 0)  # MAP_NORESERVE
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it
 
 
@@ -37,7 +40,7 @@ class Arena:
             raise ValueError(f"an arena needs a positive size, not {nbytes} bytes")
         self.nbytes = -(-nbytes // PAGE) * PAGE
         try:
-            self._map = mmap.mmap(-1, self.nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map = mmap.mmap(-1, self.nbytes + HUGE_PAGE, flags=_FLAGS)
         except (OSError, OverflowError) as error:
             raise BudgetError(
                 f"the system refused an arena of {nbytes} bytes ({error}); ask for a smaller arena or budget"
@@ -107,6 +110,15 @@ class Arena:
             self._mark(Extent(first, end - first), 0)
             self.discarded_nbytes += end - first
         return end - first
+
+    def keep(self, extents: Iterable[Extent]) -> int:
+        """Give everything outside these extents back to the system; return its bytes."""
+        given, offset = 0, 0
+        for x in [*sorted(x for x in extents if x.nbytes), Extent(self.nbytes, 0)]:
+            if x.offset > offset and self._touched.find(1, offset // PAGE, -(-x.offset // PAGE)) >= 0:
+                given += self.discard(Extent(offset, x.offset - offset))
+            offset = max(offset, x.end)
+        return given
 
     def _check(self, extent: Extent) -> None:
         if extent.offset < 0 or extent.nbytes < 0 or extent.end > self.nbytes:

@@ -83,6 +83,14 @@ def parse_nbytes(value: str | int, headroom_nbytes: int | None = None, held_nbyt
     return _checked(floor(number * _UNITS[unit]), value)
 
 
+def headroom_part(value: str | int | None) -> float | None:
+    """Return the part of the headroom that a budget asks for, 0..1; None for an amount."""
+    if isinstance(value, int):
+        return None
+    text = f"{AUTO_PERCENT}%" if value is None or value.strip() == "auto" else value.strip()
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else None
+
+
 def _checked(nbytes: int, value: str | int) -> int:
     if not 0 < nbytes < 2**63:
         raise ConfigError(f"{value!r} is {nbytes} bytes: an amount is above 0 and below 8 EiB")
@@ -141,9 +149,7 @@ def resolve_budget(value: str | int | None = None, now: Headroom | None = None) 
     now = now or headroom()
     here = held().nbytes
     nbytes = parse_nbytes("auto" if value is None else value, now.nbytes, here)
-    explicit = isinstance(value, int) or (
-        isinstance(value, str) and value.strip() != "auto" and not value.strip().endswith("%")
-    )
+    explicit = headroom_part(value) is None
     warning = None
     if nbytes > here + now.nbytes:
         warning = (

@@ -83,13 +83,24 @@ def headroom(root: Path = ROOT, system: SystemMemory | None = None) -> Headroom:
     (`memory.max`, `memory.high`, `memory.limit_in_bytes`, memory plus swap), and the process's
     address space and data limits. `root` and `system` replace the machine in tests.
     """
-    system = system or SystemMemory.now()
-    machine = Limit("available memory", system.total, system.total - system.available)
-    memory = groups("memory", root)
-    limits = [machine, *_process_limits(root)]
-    for group in memory:
-        limits += _version_2(group) if group.version == 2 else _version_1(group)
-    return Headroom(tuple(limits), _swap_free(memory, system))
+    return HeadroomReader(root).read(system)
+
+
+class HeadroomReader:
+    """Reads the headroom again and again: the control groups are looked up once, when it is made."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._groups = groups("memory", root)
+
+    def read(self, system: SystemMemory | None = None) -> Headroom:
+        """Return what this process may still take now."""
+        system = system or SystemMemory.now()
+        machine = Limit("available memory", system.total, system.total - system.available)
+        limits = [machine, *_process_limits(self._root)]
+        for group in self._groups:
+            limits += _version_2(group) if group.version == 2 else _version_1(group)
+        return Headroom(tuple(limits), _swap_free(self._groups, system))
 
 
 def page_cache_nbytes(root: Path = ROOT) -> int | None:

@@ -196,6 +196,7 @@ class MemoryWatch:
         arena_nbytes: Callable[[], int] = lambda: 0,
         read: Callable[[], Held] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_sample: Callable[[Held], object] = lambda now: None,
         record: Callable[[Held, int], None] | None = None,
     ) -> None:
         if every_s <= 0:
@@ -203,6 +204,8 @@ class MemoryWatch:
         self.budget_nbytes = budget_nbytes
         self.broken = False
         self.samples = 0
+        self.outside_nbytes = 0
+        self._on_sample = on_sample
         self._every_s = every_s
         self._arena_nbytes = arena_nbytes
         self._clock = clock
@@ -241,20 +244,22 @@ class MemoryWatch:
         # One lock over read and compare: two threads never put an older, lower peak over a newer.
         with self._lock:
             now, self.samples = self._read(), self.samples + 1
+            arena_nbytes = self._arena_nbytes()
+            self.outside_nbytes = max(self.outside_nbytes, now.nbytes - arena_nbytes)
             if self._peak is None or now.nbytes > self._peak.held.nbytes:
                 at = self._clock() - self._began
-                self._peak = Peak(now, at, self._label, self._arena_nbytes())
+                self._peak = Peak(now, at, self._label, arena_nbytes)
             if self._record is not None:
-                self._keep(now)
+                self._keep(now, arena_nbytes)
             if self.budget_nbytes is not None and now.nbytes > self.budget_nbytes:
                 self.broken = True
             if label is not None:  # after the comparison: what is held now came of the last label
                 self._label = label
             return now
 
-    def _keep(self, now: Held) -> None:
+    def _keep(self, now: Held, arena_nbytes: int) -> None:
         if self._most is None or now.nbytes > self._most[0].nbytes:
-            self._most = (now, self._arena_nbytes())
+            self._most = (now, arena_nbytes)
         if self._stretches.is_over(self._clock() - self._began):
             self._write_most()
 
@@ -262,6 +267,11 @@ class MemoryWatch:
         if self._most is not None and self._record is not None:
             (most, arena_nbytes), self._most = self._most, None
             self._record(most, arena_nbytes)
+
+    def forget_outside(self) -> None:
+        """Begin `outside_nbytes` anew, with what is held now."""
+        with self._lock:
+            self.outside_nbytes = max(0, self._read().nbytes - self._arena_nbytes())
 
     @property
     def peak(self) -> Peak:
@@ -314,7 +324,7 @@ class MemoryWatch:
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
             try:
-                self._sample(None)
+                self._on_sample(self._sample(None))
             except BaseException as error:
                 self._failure = error
                 return
