@@ -25,14 +25,14 @@ def default_costs(stage: StreamedStage) -> Stage:
     """Return a stage with the costs known before it runs."""
     known, prepared = stage.known, stage.prepared
     outside = _outside_flops(stage)
-    resident = [part.name for part in prepared.parts if part.resident]
+    visits = len(stage.full_order) - len(stage.order)  # of what is resident, in a pass
     segments = []
     for part in prepared.parts:
         layout = prepared.layouts[part.name]
         if part.name in known.execute_s:
             execute_s = known.execute_s[part.name]
         elif known.flops and known.compute_speed:
-            flops = known.flops.get(part.entry, 0.0) if part.entry else outside / max(1, len(resident))
+            flops = known.flops.get(part.entry, 0.0) if part.entry else outside / max(1, visits)
             execute_s = flops / known.compute_speed
         else:
             execute_s = layout.bound_nbytes / COMPUTE_SPEED
@@ -58,7 +58,7 @@ def measured_costs(stage: Stage, index: int, ledger: Ledger) -> Stage:
     """Return the stage with the median load and execution times the ledger has of it.
 
     Segments not seen yet take the speed of those that were. Time outside the segments goes to what is
-    resident, which is visited once a pass, else to all.
+    resident, else to all; what is resident is held through a pass, one span for its visits.
     """
     seen = Seen.of(ledger.spans, index)
     sized = {s.name: s for s in stage.segments}
@@ -71,9 +71,11 @@ def measured_costs(stage: Stage, index: int, ledger: Ledger) -> Stage:
             replace(
                 s,
                 load_s=median(seen.loads[s.name]) if seen.loads[s.name] else s.streamed_nbytes / speed,
-                execute_s=median(seen.executes[s.name]) if seen.executes[s.name] else s.execute_s,
+                execute_s=median(seen.executes[s.name]) / (stage.order.count(i) if s.resident else 1)
+                if seen.executes[s.name]
+                else s.execute_s,
             )
-            for s in stage.segments
+            for i, s in enumerate(stage.segments)
         ),
     )
     return _with_outside(measured, seen.outside_s)

@@ -69,8 +69,8 @@ class StreamedStage:
 
     @property
     def full_order(self) -> tuple[int, ...]:
-        """Return the order of one pass, what is resident first."""
-        return (*self.resident, *self.order)
+        """Return the order of one pass. What is resident is visited first and last: it is used throughout."""
+        return (*self.resident, *self.order, *self.resident)
 
     # -- hooks -------------------------------------------------------------------------------
 
