@@ -30,7 +30,7 @@ def default_costs(stage: StreamedStage) -> Stage:
     for part in prepared.parts:
         layout = prepared.layouts[part.name]
         if part.name in known.execute_s:
-            execute_s = known.execute_s[part.name]
+            execute_s = known.execute_s[part.name] / (2 if part.resident else 1)  # held between two visits
         elif known.flops and known.compute_speed:
             flops = known.flops.get(part.entry, 0.0) if part.entry else outside / max(1, visits)
             execute_s = flops / known.compute_speed
