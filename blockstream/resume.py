@@ -23,9 +23,7 @@ def resumed(config: RunConfig, folder: Path) -> RunConfig:
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ConfigError(
-            f"{path} does not exist: there is no run to go on with; start one with --out {folder}"
-        )
+        raise ConfigError(f"{path} does not exist: no run was begun there; begin one with --out {folder}")
     was = yamlfile.read(path).data
     if config.threads == "auto" and isinstance(was.get("threads"), int):
         config = config.model_copy(update={"threads": was["threads"]})

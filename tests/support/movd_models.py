@@ -12,7 +12,7 @@ from movd.tokenizer import word_tokenizer_json
 from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
 from tests.movd.tiny import filled
 
-WORDS = "a red blue green star circle square moving left right up down slowly quickly on black".split()
+TEXT = "a red blue green star circle square moving left right up down slowly quickly on black"
 TOKENS = 40
 
 T5 = {
@@ -101,7 +101,7 @@ def write_vae(folder, **more):
 def write_word_tokenizer(folder):
     """Replace the sentencepiece model of a T5 folder by a tokenizer.json with one token a word."""
     (folder / "spiece.model").unlink(missing_ok=True)
-    (folder / "tokenizer.json").write_text(word_tokenizer_json(WORDS))
+    (folder / "tokenizer.json").write_text(word_tokenizer_json(TEXT.split()))
 
 
 def sentencepiece():
@@ -110,7 +110,7 @@ def sentencepiece():
 
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(WORDS), "aesthetic score: 6.5."] * 20),
+        sentence_iterator=iter([TEXT, "aesthetic score: 6.5."] * 20),
         model_writer=model,
         vocab_size=T5["vocab_size"],
         hard_vocab_limit=False,
