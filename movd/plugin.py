@@ -55,6 +55,10 @@ def _pipeline(options: Any) -> Any:
     return MovdPipeline(options)
 
 
+#: A config.json that leaves one out means the default of transformers, which is the library's to know.
+_T5_SIZES = {"vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"}
+
+
 @hookimpl
 def pipelines() -> Sequence[Choice]:
     """List the text-to-video pipeline."""
@@ -81,13 +85,13 @@ def _vae(config: Mapping[str, Any] | None = None) -> Any:
         return OpenSoraVAE(OPENSORA_VAE_V1_2 if config is None else OpenSoraVAEConfig(**config))
 
 
-def _t5() -> Any:
+def _t5(config: Mapping[str, Any] = _T5_CONFIG) -> Any:
     import torch
 
-    from movd.t5 import T5_V1_1_XXL, t5_encoder
+    from movd.t5 import t5_encoder
 
     with torch.device("meta"):
-        return t5_encoder(T5_V1_1_XXL)
+        return t5_encoder(config)
 
 
 def _is_stdit3(config: Mapping[str, Any]) -> Any:
@@ -97,6 +101,11 @@ def _is_stdit3(config: Mapping[str, Any]) -> Any:
 def _is_vae(config: Mapping[str, Any]) -> Any:
     named = {"spatial", "temporal"} <= config.keys() or {"vae_2d", "vae_temporal"} <= config.keys()
     return _vae(config) if named else None
+
+
+def _is_t5(config: Mapping[str, Any]) -> Any:
+    named = config.get("model_type") == "t5" and config.get("architectures") == ["T5EncoderModel"]
+    return _t5(config) if named and config.keys() >= _T5_SIZES else None
 
 
 def _stand_in_tokenizer(folder: Path) -> None:
@@ -128,6 +137,7 @@ def model_families() -> Sequence[ModelFamily]:
             _t5,
             summary="T5 v1.1 XXL encoder, 4.8 B parameters",
             config=_T5_CONFIG,
+            from_config=_is_t5,
             write_extras=_stand_in_tokenizer,
         ),
     ]

@@ -77,6 +77,11 @@ class Request(_Value):
     dtype: str | None
     segments: tuple[tuple[str, tuple[str, ...]], ...]
     aliases: tuple[tuple[str, str], ...] = ()
+    float32: tuple[str, ...] = ()
+
+    def dtype_of(self, name: str) -> str | None:
+        """Return the dtype asked for a tensor, None for that of the source."""
+        return "F32" if name in self.float32 else self.dtype
 
 
 class Manifest(_Value):

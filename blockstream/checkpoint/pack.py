@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from blockstream.errors import CheckpointError
@@ -38,20 +38,22 @@ def pack(
     segments: Mapping[str, Sequence[str]],
     dtype: str | None = None,
     *,
+    float32: Collection[str] = (),
     on_segment: Callable[[str, int, int], None] | None = None,
     pwrite: Pwrite = os.pwrite,
 ) -> Manifest:
     """Write a checkpoint's tensors to `dst`, one file a segment; return the manifest.
 
     `segments` maps a segment to the names of its tensors; what no segment names goes to a last one
-    called `rest`. `dtype` (bf16, fp16, fp32) converts floating-point tensors of 32 and 16 bits.
+    called `rest`. `dtype` (bf16, fp16, fp32) converts floating-point tensors of 32 and 16 bits, to
+    float32 those that `float32` names.
     `on_segment(name, done, of)` hears of each file. Asked again after an interruption it goes on; a
     finished pack of the same request is returned as it is. Raises CheckpointError for a folder that
     holds anything else, a full disk (finished files stay), or a source that changed meanwhile.
     """
     source = src if isinstance(src, Checkpoint) else Checkpoint.open(src)
     folder = Path(dst)
-    request = _request(source, segments, dtype)
+    request = _request(source, segments, dtype, float32)
     with _locked(folder):
         manifest = _resume(folder, request)
         if len(manifest.segments) == len(request.segments):
@@ -60,7 +62,7 @@ def pack(
         if source.synthetic is not None:
             write_json(folder / SYNTHETIC_NAME, dict(source.synthetic))
         with Reader() as reader:
-            copier = _Copier(source, reader, request.dtype)
+            copier = _Copier(source, reader, request)
             for i, (name, names) in enumerate(request.segments):
                 if i < len(manifest.segments):
                     continue
@@ -99,7 +101,12 @@ def verify_pack(folder: str | os.PathLike[str]) -> int:
     return total
 
 
-def _request(source: Checkpoint, segments: Mapping[str, Sequence[str]], dtype: str | None) -> Request:
+def _request(
+    source: Checkpoint,
+    segments: Mapping[str, Sequence[str]],
+    dtype: str | None,
+    float32: Collection[str],
+) -> Request:
     """Return what is to be packed, every tensor once; raises for names that are not there."""
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"no dtype {dtype!r} to pack to; there are {', '.join(DTYPES)}")
@@ -108,10 +115,11 @@ def _request(source: Checkpoint, segments: Mapping[str, Sequence[str]], dtype: s
     taken: set[str] = set()
     filled: list[tuple[str, tuple[str, ...]]] = []
     named = [n for names in segments.values() for n in names]
-    twice = {n for n in named if named.count(n) > 1} if len(set(named)) < len(named) else set()
+    known = set(named)
+    twice = {n for n in named if named.count(n) > 1} if len(known) < len(named) else set()
     if twice:
         raise CheckpointError(f"tensor {min(twice)!r} is in two segments; name it once")
-    rest = [n for n in source.names if n not in set(named)]
+    rest = [n for n in source.names if n not in known]
     for segment, names in (*segments.items(), *([("rest", rest)] if rest else ())):
         kept = []
         for name in names:
@@ -131,6 +139,7 @@ def _request(source: Checkpoint, segments: Mapping[str, Sequence[str]], dtype: s
         dtype=DTYPES[dtype] if dtype else None,
         segments=tuple(filled),
         aliases=tuple(aliases),
+        float32=tuple(sorted(float32)),
     )
 
 
@@ -192,7 +201,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _check_space(folder: Path, source: Checkpoint, request: Request, done: Manifest) -> None:
     """Refuse before writing what cannot fit."""
     left = request.segments[len(done.segments) :]
-    need = sum(_spec(source[n], request.dtype).nbytes for _, names in left for n in names)
+    need = sum(_spec(source[n], request.dtype_of(n)).nbytes for _, names in left for n in names)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise CheckpointError(
@@ -230,14 +239,14 @@ def _write_segment(
 class _Copier:
     """Supplies the bytes of a checkpoint's tensors, converted, in bounded memory."""
 
-    def __init__(self, source: Checkpoint, reader: Reader, dtype: str | None) -> None:
-        self._source, self._reader, self._dtype = source, reader, dtype
+    def __init__(self, source: Checkpoint, reader: Reader, request: Request) -> None:
+        self._source, self._reader, self._request = source, reader, request
         self._files = {stamp: reader.open(stamp.path) for stamp in source.files}
         self._converted = memoryview(bytearray(2 * _STEP_NBYTES))
 
     def spec(self, name: str) -> TensorSpec:
         """Return a tensor as it will be written, under the name it was asked for."""
-        return _spec(self._source[name], self._dtype)._replace(name=name)
+        return _spec(self._source[name], self._request.dtype_of(name))._replace(name=name)
 
     def data(self, tensor: TensorSpec) -> Iterator[memoryview]:
         """Yield a tensor's bytes in the dtype of its spec."""

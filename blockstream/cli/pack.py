@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 import sys
 from pathlib import Path
+
+from blockstream.outputs import write_atomic
+
+#: The small files of a model's folder that a pack takes along; the weights' index is none of them.
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*preprocessor_config.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,32 +37,43 @@ def run(args: argparse.Namespace) -> int:
     from blockstream.budget import format_nbytes
     from blockstream.checkpoint import Checkpoint
     from blockstream.checkpoint.pack import pack
-    from blockstream.nn.architectures import CONFIG, find, of_folder
-    from blockstream.nn.spec import segment_tensors
+    from blockstream.nn.architectures import find, of_folder
+    from blockstream.nn.spec import pack_segments
 
     source = Checkpoint.open(args.src)
     folder = args.src if args.src.is_dir() else args.src.parent
     architecture = find(args.model) if args.model else of_folder(folder)
-    segments = segment_tensors(architecture.module(), source)
+    segments, float32 = pack_segments(architecture.module(), source, args.dtype)
     shown = sys.stderr.isatty()
 
     def on_segment(name: str, done: int, of: int) -> None:
         if shown:
             print(f"\r{done} of {of}: {name:60.60}", end="", file=sys.stderr, flush=True)
 
-    manifest = pack(source, args.dst, segments, args.dtype, on_segment=on_segment)
+    manifest = pack(source, args.dst, segments, args.dtype, float32=float32, on_segment=on_segment)
     if shown:
         print(file=sys.stderr)
-    for extra in sorted(folder.iterdir()):
-        is_config = extra.suffix in (".json", ".model", ".txt") and "index" not in extra.name
-        if (
-            is_config
-            and extra.is_file()
-            and not (args.dst / extra.name).exists()
-            and extra.name != "synthetic.json"
-        ):
-            shutil.copy(extra, args.dst / extra.name)
+    _copy_small_files(folder, args.dst, args.dtype)
     nbytes = Checkpoint.open(args.dst).nbytes
     print(f"{args.dst}: {len(manifest.segments)} segments, {format_nbytes(nbytes)}")
-    assert (args.dst / CONFIG).exists() or not (folder / CONFIG).exists()
     return 0
+
+
+def _copy_small_files(folder: Path, dst: Path, dtype: str | None) -> None:
+    """Copy config and tokenizer beside the pack, so that it is opened as its source is."""
+    found = {path.name: path for pattern in SMALL_FILES for path in sorted(folder.glob(pattern))}
+    for name, path in found.items():
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        if name == "config.json" and dtype is not None:
+            data = _with_dtype(data, dtype)
+        write_atomic(dst / name, data)
+
+
+def _with_dtype(config: bytes, dtype: str) -> bytes:
+    """Return a config.json that names the dtype the weights are now in, if it named one."""
+    named = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+    settings = json.loads(config)
+    changed = {key: named for key in ("dtype", "torch_dtype") if settings.get(key)}
+    return json.dumps({**settings, **changed}, indent=2).encode() + b"\n" if changed else config

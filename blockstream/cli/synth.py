@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from blockstream.errors import BlockstreamError
+from blockstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from blockstream.nn.architectures import Architecture
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
@@ -23,38 +28,48 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--layout", choices=("safetensors", "bin"), default="safetensors", help="kind of files to write"
     )
     parser.add_argument("--shard", metavar="SIZE", default="10GB", help="most bytes a file")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint, its config.json and what else its family's folders have."""
     from blockstream.budget import format_nbytes, parse_nbytes
     from blockstream.checkpoint.synth import synthesise
-    from blockstream.checkpoint.writer import write_json
-    from blockstream.nn.architectures import CONFIG, find
+    from blockstream.nn.architectures import find
     from blockstream.nn.spec import tensor_spec
 
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed}: write 0 or more")
+    shard_nbytes = parse_nbytes(args.shard)
     architecture = find(args.arch)
     spec = tensor_spec(architecture.module(), DTYPES[args.dtype])
-    made = synthesise(
-        spec,
-        args.dst,
-        args.layout,
-        parse_nbytes(args.shard),
-        args.seed,
-        note={"architecture": architecture.name, "dtype": args.dtype},
+    note = {"architecture": architecture.name, "dtype": args.dtype}
+    with tempfile.TemporaryDirectory() as folder:
+        # First, and aside: what fails here must not fail after many gigabytes.
+        small = _write_small(architecture, Path(folder))
+        made = synthesise(spec, args.dst, args.layout, shard_nbytes, args.seed, note=note)
+        for path in small:
+            shutil.copyfile(path, args.dst / path.name)
+    files = len(made.files)
+    print(
+        f"{args.dst}: {len(made)} random tensors of {architecture.name}, {format_nbytes(made.nbytes)} in "
+        f"{files} file{'s' * (files > 1)}"
     )
-    if architecture.config is not None:
-        write_json(args.dst / CONFIG, _plain(architecture.config))
-    if architecture.write_extras is not None:
-        architecture.write_extras(args.dst)
-    print(f"{args.dst}: {len(made)} tensors of {architecture.name}, {format_nbytes(made.nbytes)}, random")
     return 0
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    except TypeError as error:
-        raise BlockstreamError(f"the architecture's config is no JSON: {error}") from error
-    return plain
+def _write_small(architecture: Architecture, folder: Path) -> list[Path]:
+    """Write the folder's files beside the weights; return them."""
+    from blockstream.nn.pretrained import CONFIG
+
+    if architecture.config is not None:
+        try:
+            text = json.dumps(dict(architecture.config), indent=2)
+        except TypeError as error:
+            raise ConfigError(
+                f"the config of model family {architecture.name!r} is no JSON: {error}"
+            ) from error
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    if architecture.write_extras is not None:
+        architecture.write_extras(folder)
+    return sorted(folder.iterdir())

@@ -10,14 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from blockstream.checkpoint.index import read_json
 from blockstream.errors import ConfigError, ModelError
 from blockstream.plugins import Plugins
 
 from .empty import empty
-from .pretrained import from_folder
-
-CONFIG = "config.json"
+from .pretrained import CONFIG, from_config, read_config
 
 
 @dataclass(frozen=True)
@@ -42,24 +39,32 @@ def find(ref: str, plugins: Plugins | None = None) -> Architecture:
     """
     plugins = plugins or Plugins()
     path = Path(ref)
-    if path.is_file() or path.is_dir():
-        return of_folder(path if path.is_dir() else path.parent, plugins)
+    if path.is_file():
+        return _of_config(path, plugins)
+    if (path / CONFIG).is_file():
+        return _of_config(path / CONFIG, plugins)
     try:
         family = plugins.family(ref)
     except ConfigError as error:
-        raise ConfigError(f"{error}; or name a config.json, or a folder that has one") from error
+        there = f"{path} is a folder without a {CONFIG}, and " if path.is_dir() else ""
+        raise ConfigError(f"{there}{error}; or name a config.json, or a folder that has one") from error
     return Architecture(family.name, family.module, family.config, family.write_extras)
 
 
 def of_folder(folder: Path, plugins: Plugins | None = None) -> Architecture:
-    """Return the architecture of a checkpoint's folder: a plugin's family, else transformers or diffusers."""
-    plugins = plugins or Plugins()
+    """Return the architecture of a checkpoint's folder: a plugin's family, else transformers or diffusers.
+
+    Raises ModelError when its config.json is missing, or one that nobody knows.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise ModelError(f"{folder} has no {CONFIG}; name its architecture with --model")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds no table of settings")
+    return _of_config(path, plugins or Plugins())
+
+
+def _of_config(path: Path, plugins: Plugins) -> Architecture:
+    config = read_config(path)
+    name = str(config.get("_class_name") or config.get("model_type") or path.parent.name)
     for plugin in plugins.visible:
         plugins.load(plugin)
         for family in plugins.families(plugin).values():
@@ -69,8 +74,8 @@ def of_folder(folder: Path, plugins: Plugins | None = None) -> Architecture:
                 known = family.from_config(config) is not None
             if known:
                 build = partial(_built, family.from_config, config)
-                return Architecture(family.name, build, config, family.write_extras)
-    return Architecture(str(config.get("model_type", folder.name)), from_folder(folder), config)
+                return Architecture(name, build, config, family.write_extras)
+    return Architecture(name, from_config(path), config)
 
 
 def _built(build: Callable[[Mapping[str, Any]], nn.Module | None], config: Mapping[str, Any]) -> nn.Module:

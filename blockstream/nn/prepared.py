@@ -42,6 +42,8 @@ class Prepared:
         require_parameters(module)
         self.name = name
         self.module = module
+        #: What marks synthetic weights; None for real ones.
+        self.synthetic = checkpoint.synthetic
         self.matched = match(module, checkpoint)
         self._modules = dict(module.named_modules())
         self._requests = {
@@ -70,6 +72,11 @@ class Prepared:
         """Return the modules that use what stays resident: they may be called by themselves."""
         resident = [part for part in self.parts if part.resident]
         return list(dict.fromkeys(x.module for part in resident for places in part.params for x in places))
+
+    @property
+    def tables(self) -> list[str]:
+        """Return the parameters that are gathered row by row."""
+        return [places[0].path for places in self._tables]
 
     @property
     def gathered_nbytes(self) -> int:

@@ -12,21 +12,34 @@ from torch import nn
 from blockstream.checkpoint.index import read_json
 from blockstream.errors import ModelError
 
+#: What a model's folder calls its settings.
+CONFIG = "config.json"
+
 
 def from_folder(folder: str | os.PathLike[str]) -> Callable[[], nn.Module]:
     """Return a factory of the model that a folder's config.json names.
 
     Raises ModelError naming the class when no installed library has it.
     """
-    folder = Path(folder)
-    path = folder / "config.json"
+    path = Path(folder) / CONFIG
     if not path.is_file():
         raise ModelError(
-            f"{folder}: has no config.json; pass the model and the checkpoint to blockstream.stream()"
+            f"{folder}: has no {CONFIG}; pass the model and the checkpoint to blockstream.stream()"
         )
+    return from_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings of a config.json; raises ModelError for a file of something else."""
     config = read_json(path)
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds no table of settings")
+        raise ModelError(f"{path}: holds no table of settings; name the config.json of a model")
+    return config
+
+
+def from_config(path: Path) -> Callable[[], nn.Module]:
+    """Return a factory of the model that a config.json names; raises as `from_folder`."""
+    config = read_config(path)
     if "_class_name" in config:
         return _diffusers(path, config)
     return _transformers(path, config)
@@ -45,7 +58,7 @@ def _transformers(path: Path, config: dict[str, Any]) -> Callable[[], nn.Module]
     cls = _class(path, "transformers", str(names[0]))
 
     def build() -> nn.Module:
-        settings = cls.config_class.from_pretrained(path.parent, local_files_only=True)
+        settings = cls.config_class.from_pretrained(path, local_files_only=True)
         module: nn.Module = cls._from_config(settings)
         return module
 

@@ -21,7 +21,10 @@ def session_report(session: Session) -> dict[str, Any]:
     stages = [
         {
             **summary,
+            "files": sorted({str(f.path) for x in stage.prepared.layouts.values() for f in x.files}),
+            "costs": stage.known.source,
             "gathered_nbytes": stage.prepared.gathered_nbytes,
+            "synthetic": stage.prepared.synthetic is not None,
             "unused_tensors": len(stage.prepared.matched.unused),
         }
         for stage, summary in zip(

@@ -32,6 +32,8 @@ def print_run(report: Mapping[str, Any], console: Console | None = None) -> None
         held = "held" if budget.get("held", True) else "EXCEEDED"
         peak += f" of a budget of {format_nbytes(budget['nbytes'])}, {held}"
     console.print(Text(peak))
+    if made_up := [s["name"] for s in report["stages"] if s.get("synthetic")]:
+        console.print(Text(f"synthetic weights: {', '.join(made_up)}; the result means nothing"))
 
 
 def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
