@@ -101,6 +101,14 @@ def test_a_third_segment_waits_for_a_slot():
         gates.finish("s.2")
 
 
+def test_with_one_visit_of_lookahead_a_load_begins_when_compute_does():
+    gates = Gates("s.1")
+    plan = planned(units=4, slots=4, lookahead=1)
+    with engine_on(plan, gates) as (engine, _), engine.visit("s", "s.0"):
+        assert gates.started["s.1"].wait(WAIT)
+        gates.finish("s.1")
+
+
 def test_the_first_segment_of_the_next_pass_loads_in_the_last_visit_of_this_one():
     gates = Gates("s.0")
     with engine_on(planned(stage(passes=2)), gates) as (engine, _):
@@ -339,9 +347,10 @@ def test_ctrl_c_during_close_is_made_good_by_closing_again():
     with pytest.raises(KeyboardInterrupt):
         engine.close()
     gates.finish("s.1")
+    join(WAIT)
+    assert not store.live, "the load that was in flight is released by the loader"
     engine._loader._thread.join = join
     engine.close()
-    store.close()
 
 
 # -- the end -----------------------------------------------------------------------------------
