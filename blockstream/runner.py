@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .budget import cpu_count, resolve_budget
+from .account import (
+    attention_account,
+    budget_account,
+    disk_account,
+    sampler_account,
+    stage_accounts,
+)
+from .budget import cpu_count, parse_nbytes, resolve_budget
 from .config import RunConfig
+from .forecast import plan_account
 from .ledger import Ledger, unaccounted
 from .machine import versions
-from .memory import MemoryWatch, held
+from .memory import Held, MemoryWatch, held
 from .outputs import OutputFolder, write_atomic, write_json
 from .pipeline import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
 from .plugins import Plugins, activate
 from .resume import finished, keep_ledger, resumed
+from .sampling import WatchedMerge, WatchedSampler
 
 if TYPE_CHECKING:
     from .nn.session import Session
@@ -25,6 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+
+#: The folder of a run that is only planned: nothing of an earlier run is found there, nothing is written.
+NOWHERE = Path(os.devnull) / "run"
 
 
 class RunInProgress:
@@ -39,17 +53,22 @@ class RunInProgress:
         self.ledger = ledger
         self.budget_nbytes = resolve_budget(config.budget).nbytes
         self.predicted_s: dict[str, float] = {}
-        self.sampler: Sampler = config.sampler.build()
+        self.sampler: Sampler = WatchedSampler(config.sampler.build(), ledger)
+        self.merges = WatchedMerge(ledger)
         self.hook = plugins.hook
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is done outside the segments, for the ledger."""
         return self.ledger.phase(name)
 
+    def note_memory(self, now: Held, arena_nbytes: int) -> None:
+        """Write what is held, and what of it is the arena, to the ledger."""
+        self.ledger.note("memory", [now.nbytes, arena_nbytes])
+
     def token_merge(self, layer: AttentionLayer) -> Merge | None:
         """Return the merge a plugin has for a layer."""
         found: Merge | None = self.hook.token_merge(layer=layer)
-        return found
+        return None if found is None else self.merges.watch(found)
 
     def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
         """Return the kernel a plugin has for a layer."""
@@ -101,57 +120,53 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """Return what `plan --json` prints: the plan as it would be made now. Nothing is read but headers."""
     config = _pinned(config)
     plugins = activate(config)
-    this = RunInProgress(config, Path(), Ledger(), plugins)
+    this = RunInProgress(config, NOWHERE, Ledger(), plugins)
     with _session(this) as session:
         pipeline: Pipeline = config.pipeline.build()
         pipeline.declare(session, this)
         made = session.draft()
-    stages = [
-        {
-            "name": stage.name,
-            "policy": planned.policy,
-            "segments": len(stage.segments),
-            "retained": [stage.segments[i].name for i in planned.retained],
-            "slots": planned.slots,
-            "predicted_s": predicted.wall_s,
-            "stall_s": predicted.stall_s,
-            "read_nbytes": predicted.read_nbytes,
-        }
-        for stage, planned, predicted in zip(
-            made.schedule.stages, made.stages, made.predicted.stages, strict=True
+        return plan_account(
+            made,
+            config.policy.build(),
+            session.costs_from,
+            runtime_nbytes=held().nbytes,
+            activations_beside=session.activations_beside,
+            budget_nbytes=this.budget_nbytes,
+            arena_nbytes=None if config.arena == "auto" else parse_nbytes(config.arena),
         )
-    ]
-    return {"schema": SCHEMA, "stages": stages, "peak_nbytes": made.arena_nbytes, "curve": []}
 
 
 def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
     pipeline: Pipeline = this.config.pipeline.build()
-    runtime = held().nbytes
+    runtime, first = held().nbytes, None
     with _session(this, observer=plugins.hook) as session:
         pipeline.declare(session, this)
         if session.names:  # a resumed run may have nothing left to compute
-            this.predicted_s = {s.name: s.wall_s for s in session.plan.predicted.stages}
-        with MemoryWatch(this.budget_nbytes, arena_nbytes=session.touched_nbytes) as watch:
+            first = session.plan
+            this.predicted_s = {s.name: s.wall_s for s in first.predicted.stages}
+        began_s = this.ledger.now()
+        with MemoryWatch(
+            this.budget_nbytes, arena_nbytes=session.touched_nbytes, record=this.note_memory
+        ) as watch:
             with this.phase("run"):
                 output = pipeline.run(session, this)
             watch.sample()
         summary = session.report()
+        session.remember()
     this.ledger.compute.mark("outside", "close")
-    stages = [{**s, "predicted_s": this.predicted_s[s["name"]]} for s in summary["stages"]]
-    budget = {
-        "nbytes": this.budget_nbytes,
-        "peak_nbytes": watch.peak_nbytes,
-        "held": not watch.broken,
-        "by_cause": watch.by_cause(runtime=runtime),
-    }
+    wall_s = this.ledger.compute.at
     return {
         "schema": SCHEMA,
-        "budget": budget,
-        "stages": stages,
-        "sampler": this.config.sampler.written(),
+        "budget": budget_account(watch, began_s, this.ledger.spans, runtime),
+        "stages": stage_accounts(summary["stages"], first),
+        "sampler": sampler_account(this.config.sampler.written(), this.ledger.notes),
+        "attention": attention_account(
+            [a.written() for a in this.config.attention], this.merges.layers, this.ledger
+        ),
+        "disk": disk_account(summary["stages"]),
         "output": dict(output),
-        "wall_s": this.ledger.compute.at,
-        "unaccounted": unaccounted(this.ledger.spans, this.ledger.now()),
+        "wall_s": wall_s,
+        "unaccounted": unaccounted(this.ledger.spans, wall_s),
         **{k: v for k, v in summary.items() if k not in ("stages", "schema")},
         "versions": {"python": platform.python_version(), **versions()},
     }
@@ -168,6 +183,7 @@ def _session(this: RunInProgress, observer: Any = None) -> Session:
         config.budget,
         None if config.arena == "auto" else config.arena,
         config.policy.build(),
+        variant=", ".join(json.dumps(c.written(), sort_keys=True) for c in (*config.attention,)),
         ledger=this.ledger,
         observer=observer,
     )

@@ -171,6 +171,10 @@ class Session:
         self._limit = self._weights_nbytes()
         return self._first_plan()
 
+    def activations_beside(self, arena_nbytes: int) -> int:
+        """Return the bytes kept free of weights beside an arena."""
+        return max(ACTIVATIONS_NBYTES, int(ACTIVATIONS_PART / (1 - ACTIVATIONS_PART) * arena_nbytes))
+
     def touched_nbytes(self) -> int:
         """Return the bytes of the arena that hold weights now."""
         return 0 if self._arena is None else self._arena.touched_nbytes
@@ -231,6 +235,11 @@ class Session:
         if self._arena is not None:
             self._limit = min(self._arena.nbytes, self._weights_nbytes())
             self._resized = True
+
+    @property
+    def costs_from(self) -> dict[str, str]:
+        """Return, by stage, in words where the costs it was first planned with come from."""
+        return {s.name: s.known.source for s in self._stages}
 
     def remember(self) -> None:
         """Keep what was measured, on this machine, for the plans of later runs."""

@@ -1,0 +1,124 @@
+"""Watch a sampler and attention transforms from outside: steps, leaps, straightness, merging.
+
+Nothing they compute is changed. What is seen goes to the ledger as notes, for reports to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .ledger import Ledger, Note
+from .pipeline import Flow, Merge, Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WatchedSampler:
+    """A sampler that notes each step: from which index to which, and how straight the flow was there."""
+
+    def __init__(self, sampler: Sampler, ledger: Ledger) -> None:
+        self._sampler = sampler
+        self._ledger = ledger
+        self._runs = 0
+
+    def __call__(self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
+        """Return what the sampler returns."""
+        number, self._runs = self._runs, self._runs + 1
+        return self._sampler(_WatchedFlow(flow, self._ledger, number), z, i, memory)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+
+class _WatchedFlow:
+    """A flow that notes the cosine of each velocity with the one before, and where each step goes."""
+
+    def __init__(self, flow: Flow, ledger: Ledger, run: int) -> None:
+        self._flow = flow
+        self._ledger = ledger
+        self._run = run
+        self._before: Tensor | None = None
+        self._cosine: float | None = None
+
+    def velocity(self, z: Tensor, i: int) -> Tensor:
+        v = self._flow.velocity(z, i)
+        self._cosine = None if self._before is None else cosine(v, self._before)
+        self._before = v.detach().clone()
+        return v
+
+    def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
+        times = self._flow.times
+        step = {
+            "run": self._run,
+            "i": i,
+            "to": to,
+            "of": len(times),
+            "t": float(times[i]),
+            "cosine": self._cosine,
+        }
+        self._ledger.note("step", step)
+        return self._flow.advance(z, v, i, to)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._flow, name)
+
+
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Return the cosine between two tensors taken whole, None where one is zero or not finite."""
+    a, b = a.detach().flatten().float(), b.flatten().float()
+    value = float((a @ b) / (a.norm() * b.norm()))
+    return value if -2 < value < 2 else None
+
+
+class WatchedMerge:
+    """Notes when merging begins and ends, asked as the layers compute."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._now: bool | None = None
+        self.layers = 0
+
+    def watch(self, merge: Merge) -> Merge:
+        """Return the merge, its answers noted when they change."""
+        self.layers += 1
+
+        def active() -> bool:
+            on = merge.active()
+            if on != self._now:
+                self._now = on
+                self._ledger.note("merging", on)
+            return on
+
+        return replace(merge, active=active)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one sampling: the indices computed, of how many, and where it leapt."""
+
+    indices: tuple[int, ...]
+    of: int
+    leaps: tuple[tuple[int, int], ...]
+    times: tuple[float, ...]
+    cosine: tuple[float | None, ...]
+
+
+def samplings(notes: Sequence[Note]) -> list[Steps]:
+    """Return the steps of each sampling that a ledger's notes tell of, in order."""
+    runs: dict[int, list[Mapping[str, Any]]] = {}
+    for note in notes:
+        if note.kind == "step" and isinstance(note.value, Mapping):
+            runs.setdefault(int(note.value.get("run", 0)), []).append(note.value)
+    return [
+        Steps(
+            tuple(int(s["i"]) for s in steps),
+            int(steps[-1]["of"]),
+            tuple((int(s["i"]), int(s["to"])) for s in steps if s["to"] > s["i"] + 1),
+            tuple(float(s["t"]) for s in steps),
+            tuple(s["cosine"] for s in steps),
+        )
+        for _, steps in sorted(runs.items())
+    ]
