@@ -1,0 +1,226 @@
+"""Prompts' embeddings: found again, made again when damaged, bounded, and never all in memory."""
+
+import gc
+import json
+import logging
+import os
+import weakref
+
+import pytest
+import torch
+
+from blockstream import runner
+from movd import pipeline
+from movd.texts import TextCache, TextFolder, Texts
+from tests.movd import tiny
+from tests.movd.interrupted import Passes
+
+Y = tiny.noise(1, 1, 6, 8)
+MASK = torch.tensor([[1, 1, 1, 0, 0, 0]])
+
+
+def entries(cache):
+    return sorted((cache / "movd" / "text").glob("*.safetensors"))
+
+
+def passes_of(config, out):
+    passes = Passes()
+    runner.run(config, out, observers=[passes])
+    return passes.of
+
+
+def test_what_comes_back_is_what_was_put_and_zero_where_nothing_attends(tmp_path):
+    folder = TextFolder(tmp_path)
+    folder.put("key", Y, MASK)
+    y, mask = folder.get("key")
+    assert torch.equal(mask, MASK)
+    assert torch.equal(y[:, :, :3], Y[:, :, :3])
+    assert not y[:, :, 3:].any()
+    assert y.shape == Y.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_embedding_keeps_its_dtype(tmp_path, dtype):
+    folder = TextFolder(tmp_path)
+    folder.put("key", Y.to(dtype), torch.ones(1, 6, dtype=torch.int64))
+    assert torch.equal(folder.get("key")[0], Y.to(dtype))
+
+
+def damage_truncated(path):
+    os.truncate(path, 80)
+
+
+def damage_flipped(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def damage_length(path):
+    data = path.read_bytes()
+    assert b'"length":"6"' in data
+    path.write_bytes(data.replace(b'"length":"6"', b'"length":"9"'))
+
+
+def damage_emptied(path):
+    path.write_bytes(b"")
+
+
+DAMAGES = [damage_truncated, damage_flipped, damage_length, damage_emptied]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_as_if_it_were_not_there(tmp_path, damage, caplog):
+    folder = TextFolder(tmp_path)
+    folder.put("key", Y, MASK)
+    damage(folder.path("key"))
+    assert folder.get("key") is None
+    assert "is damaged and is made again" in caplog.text
+    folder.put("key", Y, MASK)
+    assert folder.get("key") is not None
+
+
+def test_an_entry_under_another_key_is_not_taken(tmp_path):
+    folder = TextFolder(tmp_path)
+    folder.put("key", Y, MASK)
+    folder.path("key").rename(folder.path("other"))
+    assert folder.get("other") is None
+
+
+def test_the_cache_drops_what_was_used_longest_ago(tmp_path):
+    cache = TextCache(tmp_path, 1 << 20)
+    for n, key in enumerate(["a", "b", "c"]):
+        cache.put(key, Y, MASK)
+        os.utime(cache.path(key), (n, n))
+    size = cache.path("a").stat().st_size
+    assert cache.get("a") is not None  # used now
+    TextCache(tmp_path, 3 * size).put("d", Y, MASK)
+    assert [key for key in "abcd" if cache.path(key).exists()] == ["a", "c", "d"]
+
+
+def test_the_cache_clears_what_a_kill_left(tmp_path):
+    (tmp_path / ".old.safetensors.123").write_bytes(bytes(5000))
+    os.utime(tmp_path / ".old.safetensors.123", (1, 1))
+    cache = TextCache(tmp_path, 1000)
+    cache.put("key", Y, MASK)
+    assert [p.name for p in tmp_path.iterdir()] == ["key.safetensors"]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    cache = TextCache(tmp_path / "file", 1000)
+    with caplog.at_level(logging.INFO):
+        cache.put("key", Y, MASK)
+        assert cache.get("key") is None
+    assert "cannot be written" in caplog.text
+
+
+def test_a_cache_of_no_size_holds_nothing(tmp_path):
+    TextCache(tmp_path / "cache", 1 << 20).put("key", Y, MASK)
+    off = TextCache(tmp_path / "cache", 0)
+    assert off.get("key") is None
+    off.put("other", Y, MASK)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("changed", ["weights", "tokenizer", "dtype", "threads"])
+def test_everything_an_embedding_follows_from_is_part_of_its_key(tmp_path, changed):
+    own, cache = TextFolder(tmp_path / "own"), TextCache(tmp_path / "cache", 1 << 20)
+    about = {"weights": "w", "tokenizer": "t", "dtype": None, "threads": 1}
+    Texts(["a"], about, own, cache).put("a", Y, MASK)
+    assert Texts(["a", "b"], about, own, cache).missing(["a", "b", "b"]) == ["b"]
+    other = {**about, changed: "other"}
+    assert Texts(["a"], other, own, cache).missing(["a"]) == ["a"]
+
+
+def test_a_run_does_not_need_the_cache_once_it_has_begun(tmp_path):
+    cache = TextCache(tmp_path / "cache", 1 << 20)
+    own = TextFolder(tmp_path / "own")
+    Texts(["a"], {}, TextFolder(tmp_path / "earlier"), cache).put("a", Y, MASK)
+    texts = Texts(["a"], {}, own, cache)
+    assert texts.missing(["a"]) == []
+    texts.collect(["a"])
+    for path in cache.folder.iterdir():
+        path.unlink()
+    assert torch.equal(texts.get("a")[1], MASK)
+
+
+# -- in runs ---------------------------------------------------------------------------------------
+
+
+def test_a_prompt_seen_before_needs_no_t5_and_gives_the_same_bits(config, tmp_path, own_cache):
+    first = passes_of(config(prompts=["a red star", "a blue circle", "a red star"]), tmp_path / "a")
+    assert first["t5"] == 2
+    assert len(entries(own_cache)) == 2
+    again = passes_of(config(prompts=["a blue circle"]), tmp_path / "b")
+    assert set(again) == {"dit", "vae"}
+    latents = [tmp_path / name / "latents.safetensors" for name in ("a/0001", "b")]
+    assert latents[0].read_bytes() == latents[1].read_bytes()
+
+
+def test_a_plan_of_known_prompts_has_no_t5_and_writes_nothing(config, tmp_path, own_cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [s["name"] for s in runner.plan(config())["stages"]] == ["t5", "dit", "vae"]
+    runner.run(config(), tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    assert [s["name"] for s in runner.plan(config())["stages"]] == ["dit", "vae"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_damaged_entry_is_made_again_by_the_next_run(config, tmp_path, own_cache):
+    runner.run(config(), tmp_path / "a")
+    (entry,) = entries(own_cache)
+    good = entry.read_bytes()
+    damage_flipped(entry)
+    assert passes_of(config(), tmp_path / "b")["t5"] == 1
+    assert entry.read_bytes() == good
+
+
+@pytest.mark.parametrize("off", ["off", 0])
+def test_without_a_cache_t5_runs_each_time(config, tmp_path, own_cache, off):
+    for name in ("a", "b"):
+        assert passes_of(config(cache=off), tmp_path / name)["t5"] == 1
+    assert not own_cache.exists()
+
+
+def test_other_weights_are_not_answered_from_the_cache(config, models, tmp_path, own_cache):
+    from tests.support.movd_models import write_t5
+
+    runner.run(config(), tmp_path / "a")
+    write_t5(tmp_path / "t5", num_heads=4)
+    assert passes_of(config(t5={"path": str(tmp_path / "t5")}), tmp_path / "b")["t5"] == 1
+
+
+def test_fifty_prompts_go_stage_by_stage_and_one_embedding_is_held_at_a_time(config, tmp_path, monkeypatch):
+    held, most = weakref.WeakSet(), []
+    embed = pipeline.embed
+
+    def watched(*args):
+        y, mask = embed(*args)
+        held.add(y)
+        gc.collect()
+        most.append(len(held))
+        return y, mask
+
+    monkeypatch.setattr(pipeline, "embed", watched)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"a red star number {n}" for n in range(50)))
+    order = []
+
+    class Stages(Passes):
+        from blockstream.hookspecs import hookimpl
+
+        @hookimpl
+        def stage_started(self, stage):
+            order.append(stage.name)
+
+    passes = Stages()
+    out = tmp_path / "out"
+    report = runner.run(config(prompts=str(prompts), steps=1, cache="off"), out, observers=[passes])
+    assert order == ["t5", "dit", "vae"]
+    assert passes.of == {"t5": 50, "dit": 50, "vae": 50}
+    assert len(report["output"]["files"]) == 50
+    assert (out / "0049" / "video.mp4").stat().st_size > 0
+    assert len(most) == 50
+    assert max(most) <= 2  # the one just made, and the one before it until its name is given anew
+    assert json.loads((out / "report.json").read_text())["output"]["prompts"][49].endswith("49")
