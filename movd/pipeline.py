@@ -77,7 +77,11 @@ class MovdPipeline:
         vae = weights.decoder()
         vae.plan_decode(chunks[0], *self.pixels)
         passes = Exactly(len(self.to_decode) * len(chunks))
-        self.vae = session.stage("vae", vae, weights.vae.checkpoint, passes=passes, dtype=o.vae.dtype)
+        frames = chunks[0]
+        example = (torch.empty(1, *self._latent_of(frames)), frames)
+        self.vae = session.stage(
+            "vae", vae, weights.vae.checkpoint, passes=passes, dtype=o.vae.dtype, example_inputs=example
+        )
 
     def _declare_text(self, session: Session, run: Run) -> None:
         """Add T5, unless every caption's embedding is there."""
@@ -88,12 +92,14 @@ class MovdPipeline:
         self.texts = Texts(captions, self._text_numerics(run), own, cache)
         self.to_embed = self.texts.missing(captions)
         if self.to_embed:
+            tokens = torch.ones(1, weights.dit_config.model_max_length, dtype=torch.long)
             self.t5 = session.stage(
                 "t5",
                 weights.text_encoder(),
                 weights.t5.checkpoint,
                 passes=len(self.to_embed),
                 dtype=o.t5.dtype,
+                example_inputs={"input_ids": tokens, "attention_mask": tokens},
             )
 
     def _declare_denoiser(self, session: Session, run: Run) -> None:
@@ -106,8 +112,30 @@ class MovdPipeline:
         most = getattr(run.sampler, "passes", lambda steps: (steps, steps))(o.steps)[1]
         passes = AtMost(max(1, len(saved) * most - begun))
         self.dit = session.stage(
-            "dit", weights.denoiser(), weights.dit.checkpoint, passes=passes, dtype=o.dit.dtype
+            "dit",
+            weights.denoiser(),
+            weights.dit.checkpoint,
+            passes=passes,
+            dtype=o.dit.dtype,
+            example_inputs=self._denoiser_inputs(),
         )
+
+    def _denoiser_inputs(self) -> dict[str, Any]:
+        """Return inputs of the shapes a step has, with guidance, for a text of full length."""
+        config = self.weights.dit_config
+        return {
+            "x": torch.empty(2, *self.latent),
+            "timestep": torch.empty(2),
+            "y": torch.empty(2, 1, config.model_max_length, config.caption_channels),
+            "fps": torch.tensor([float(self.options.fps)]),
+            "height": [float(self.height)],
+            "width": [float(self.width)],
+        }
+
+    def _latent_of(self, frames: int) -> tuple[int, int, int, int]:
+        """Return the shape of the latents of some frames."""
+        channels, _, h, w = self.latent
+        return channels, self.weights.vae_config.latent_frames(frames), h, w
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
         config = self.weights.vae_config
