@@ -11,9 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from blockstream.errors import ModelError
+
+#: `torch.empty` makes tensors from this size on on meta in an `empty()` block.
+LARGE_NBYTES = 64 << 20
 
 
 class _Building(threading.local):
@@ -26,6 +31,20 @@ _building = _Building()
 _patch_lock = threading.Lock()
 _patches: list[None] = []
 _register_parameter = nn.Module.register_parameter
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Makes large uninitialised tensors on meta at once: some systems refuse to reserve them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and "out" not in kwargs and str(kwargs.get("device") or "cpu") == "cpu":
+            made = func(*args, **{**kwargs, "device": "meta"})
+            if made.nbytes >= LARGE_NBYTES:
+                return made
+        return func(*args, **kwargs)
 
 
 def _register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -42,14 +61,15 @@ def empty() -> Iterator[None]:
     """Put the parameters of modules built in the block on meta, and leave their buffers real.
 
     Applies to the thread that enters it. One parameter at a time exists for a moment, and is never
-    initialised: its `torch.empty` is not touched.
+    initialised: its `torch.empty` is not touched, and a large one is on meta from the start.
     """
     with _patch_lock:
         _patches.append(None)
         nn.Module.register_parameter = _register_on_meta  # type: ignore[method-assign]
     _building.depth += 1
     try:
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         _building.depth -= 1
         with _patch_lock:
