@@ -99,7 +99,7 @@ def run(
                 return done
             keep_ledger(folder.path)
         stack.enter_context(_telling_how_to_go_on(folder.path))
-        config = _pinned(config)
+        config = pinned(config)
         write_atomic(folder.path / "config.yaml", config.dump().encode())
         ledger = stack.enter_context(Ledger(folder.path / "ledger.jsonl"))
         stack.enter_context(ledger.phase("setup"))
@@ -118,10 +118,10 @@ def run(
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return what `plan --json` prints: the plan as it would be made now. Nothing is read but headers."""
-    config = _pinned(config)
+    config = pinned(config)
     plugins = activate(config)
     this = RunInProgress(config, NOWHERE, Ledger(), plugins)
-    with _session(this) as session:
+    with open_session(this) as session:
         pipeline: Pipeline = config.pipeline.build()
         pipeline.declare(session, this)
         made = session.draft()
@@ -139,7 +139,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
 def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
     pipeline: Pipeline = this.config.pipeline.build()
     runtime, first = held().nbytes, None
-    with _session(this, observer=plugins.hook) as session:
+    with open_session(this, observer=plugins.hook) as session:
         pipeline.declare(session, this)
         if session.names:  # a resumed run may have nothing left to compute
             first = session.plan
@@ -172,20 +172,21 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
     }
 
 
-def _session(this: RunInProgress, observer: Any = None) -> Session:
+def open_session(this: RunInProgress, kind: type[Session] | None = None, **options: Any) -> Session:
+    """Return the session of a run, of another `kind` if named; compute threads are set."""
     from .nn.session import Session
     from .nn.threads import use_threads
 
     config = this.config
     assert isinstance(config.threads, int)
     use_threads(config.threads)
-    return Session(
+    return (kind or Session)(
         config.budget,
         None if config.arena == "auto" else config.arena,
         config.policy.build(),
         variant=", ".join(json.dumps(c.written(), sort_keys=True) for c in (*config.attention,)),
         ledger=this.ledger,
-        observer=observer,
+        **options,
     )
 
 
@@ -199,7 +200,7 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
         raise
 
 
-def _pinned(config: RunConfig) -> RunConfig:
+def pinned(config: RunConfig) -> RunConfig:
     """Return the config with its numerics written out: compute threads are part of them."""
     if config.threads != "auto":
         return config
