@@ -69,10 +69,12 @@ class Engine:
         with self._condition:
             first, self._closed = not self._closed, True
             self._held.clear()
-        if first:
-            self._track.mark("outside")
-        self._loader.close()
-        self.ledger.flush()
+        try:
+            self._loader.close()
+        finally:
+            if first:
+                self._track.mark("outside")
+            self.ledger.flush()
 
     def __enter__(self) -> Engine:
         return self.start()
