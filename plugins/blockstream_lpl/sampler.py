@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Statistic = Literal["error", "reference"]
-TOLERANCE = 0.01
+TOLERANCE = 0.05
 
 
 class Options(BaseModel):
