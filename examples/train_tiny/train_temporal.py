@@ -146,8 +146,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("build/train_tiny"))
-    parser.add_argument("--videos", type=int, default=4608, help="four of each scene")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--videos", type=int, default=3456, help="three of each scene")
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

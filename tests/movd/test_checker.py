@@ -45,9 +45,7 @@ def test_a_noisy_video_is_still_read_right(rng):
     ],
 )
 def test_only_the_attribute_that_differs_is_wrong(attribute, other, rng):
-    verdict = checker.read(data.render(SCENE, rng)).judge(
-        dataclasses.replace(SCENE, **{attribute: other})
-    )
+    verdict = checker.read(data.render(SCENE, rng)).judge(dataclasses.replace(SCENE, **{attribute: other}))
     wrong = {name for name, good in verdict.items() if not good}
     assert attribute in wrong
     assert wrong <= {attribute, "speed"} if attribute == "motion" else wrong == {attribute}
