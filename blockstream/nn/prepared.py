@@ -28,7 +28,7 @@ from .names import Source, match, require_parameters
 from .partition import Place, partition
 from .tables import TableReader
 
-_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16", *(name for name in ITEM_NBYTES if name.startswith("F8"))})
 
 
 class Prepared:

@@ -37,7 +37,7 @@ def least_of(factory, folder) -> int:
     """Return the least arena a module streams in."""
     with blockstream.Session(arena="1GiB") as s:
         s.stage("m", factory, folder)
-        return least_arena(s._schedule())
+        return least_arena(s.draft().schedule)
 
 
 @contextmanager

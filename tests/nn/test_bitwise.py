@@ -37,7 +37,7 @@ def resident(tmp_path_factory):
 def least(module, folder) -> int:
     with blockstream.Session(arena="1GiB") as s:
         s.stage("m", module, folder)
-        return least_arena(s._schedule())
+        return least_arena(s.draft().schedule)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
