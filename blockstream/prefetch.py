@@ -12,7 +12,8 @@ from contextlib import ExitStack
 
 from .clock import Clock
 from .ledger import Ledger, Span
-from .scheduler import Load, Scheduler
+from .loads import Load
+from .scheduler import Scheduler
 from .store import Handle, Store
 
 

@@ -11,37 +11,11 @@ what is live there is a read that ends, or belongs to an earlier visit, so waiti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-
 from .errors import EngineError
 from .extents import LiveExtents
+from .loads import Load, State
 from .plan import Plan
-from .segments import Extent, Segment, Visit
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Load:
-    """One load: the visit it is for, where its bytes go, whether it stays across passes.
-
-    `key` is (stage, index of the segment): positions change their meaning with the order of a plan.
-    Compared by identity: a visit whose load was dropped may be loaded again.
-    """
-
-    visit: Visit
-    key: tuple[int, int]
-    segment: Segment
-    extent: Extent
-    retained: bool
-
-
-class State(Enum):
-    """The life of a load; LOADING loads that nobody wants any more are DROPPED."""
-
-    LOADING = "loading"
-    READY = "ready"
-    ACQUIRED = "acquired"
-    DROPPED = "dropped"
+from .segments import Segment, Visit
 
 
 class Scheduler:
@@ -56,11 +30,13 @@ class Scheduler:
         self._live: dict[Load, State] = {}
         self._streamed: dict[Visit, Load] = {}
         self._retained: dict[tuple[int, int], Load] = {}
+        self._in_use: dict[Visit, Load] = {}
         self._extents = LiveExtents()
         self._cursor = self._first_of(0)
         self._front = self._cursor
         self._detour: Visit | None = None
         self._open: tuple[int, int] | None = None
+        self._swept = 0
         self._last_positions: dict[int, dict[int, int]] = {}
 
     @property
@@ -108,6 +84,7 @@ class Scheduler:
         if self._live[load] is State.ACQUIRED:
             raise EngineError(f"segment {load.segment.name!r} is already in use")
         self._live[load] = State.ACQUIRED
+        self._in_use[visit] = load
         if visit == self._detour:
             self._detour = None
             return load
@@ -120,24 +97,22 @@ class Scheduler:
         """Return a segment in use where the load of a visit goes: to wait for that load would not end."""
         if self._loaded_for(visit) is None:
             extent = self.plan.extent(visit)
-            for load, state in self._live.items():
-                if state is State.ACQUIRED and load.extent.overlaps(extent):
+            for load in self._in_use.values():
+                if load.extent.overlaps(extent):
                     return load.segment
         return None
 
     def release(self, visit: Visit) -> list[Load]:
         """End a visit. Its segment goes unless it is retained and may be used again."""
-        load = self._loaded_for(visit)
-        if load is None or self._live[load] is not State.ACQUIRED:
+        load = self._in_use.pop(visit, None)
+        if load is None:
             raise EngineError(f"{visit} is released but was not acquired")
         over = self._is_over(visit.stage)
         if load.retained and not over and not self._is_last_use(visit):
             self._live[load] = State.READY
             return []
         self._forget(load)
-        # What is retained for a visit that was then passed over has no release of its own.
-        left = [x for x in self._live if self._is_over(x.visit.stage)] if over else []
-        return [load, *self._drop(left)]
+        return [load, *self._sweep()]
 
     def locate(self, stage: int, segment: int) -> Visit | None:
         """Return the next visit of a segment in this pass, None when none is planned."""
@@ -155,7 +130,7 @@ class Scheduler:
         here = self._cursor
         if here is None or visit.stage != here.stage or visit < here:
             raise EngineError(f"cannot skip from {here} to {visit}")
-        freed = self._leave_detour()
+        freed = self._leave_detour() + self._sweep()
         self._cursor = visit
         if self._front is not None and self._front < visit:
             self._front = visit
@@ -204,8 +179,8 @@ class Scheduler:
 
     def end_stage(self, stage: int) -> list[Load]:
         """End a stage now, whatever its number of passes; stages before it end as well."""
-        for load, state in self._live.items():
-            if state is State.ACQUIRED and load.visit.stage <= stage:
+        for visit, load in self._in_use.items():
+            if visit.stage <= stage:
                 name = self.plan.schedule.stages[stage].name
                 raise EngineError(
                     f"stage {name!r} is ended while its segment {load.segment.name!r} is in use"
@@ -227,8 +202,8 @@ class Scheduler:
         self._refuse_unfit(plan)
         before, self.plan = self.plan, plan
         stays = self._staying()
-        for load, state in self._live.items():
-            if state is State.ACQUIRED and load not in stays:
+        for load in self._in_use.values():
+            if load not in stays:
                 self.plan = before
                 raise EngineError(
                     f"segment {load.segment.name!r} is in use and the plan to adopt has it elsewhere; a plan "
@@ -305,6 +280,14 @@ class Scheduler:
                 stays.add(streamed)
             visit = self._after(visit)
         return stays
+
+    def _sweep(self) -> list[Load]:
+        """Drop what stages that are over retain for visits that were then passed over."""
+        now = self._cursor.stage if self._cursor is not None else len(self.plan.stages)
+        if now == self._swept:
+            return []
+        self._swept = now
+        return self._drop([x for x in self._live if x.visit.stage < now])
 
     def _refuse_unfit(self, plan: Plan) -> None:
         mine, others = self.plan.schedule.stages, plan.schedule.stages

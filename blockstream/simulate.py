@@ -67,7 +67,8 @@ def simulate(plan: Plan) -> list[Event]:
 
     A stage with `AtMost` or `Unknown` passes runs its expected number and is then ended.
     """
-    from .scheduler import Load, Scheduler
+    from .loads import Load
+    from .scheduler import Scheduler
 
     scheduler = Scheduler(plan)
     events: list[Event] = []

@@ -18,6 +18,7 @@ CORE = [
     "extents",
     "latency",
     "layout",
+    "loads",
     "plan",
     "retention",
     "scheduler",
