@@ -29,8 +29,11 @@ _ANSWERED: frozenset[Any] = frozenset(
     [getattr(_T, name).__get__ for name in _PROPERTIES.split() if hasattr(_T, name)]
     + [getattr(_T, name) for name in _METHODS.split() if hasattr(_T, name)]
     + [torch.is_floating_point, torch.is_complex, torch.numel]
+    + [f for f in [getattr(torch, "_has_compatible_shallow_copy_type", None)] if f is not None]
 )
 _DEVICE = _T.device.__get__
+_SET_DATA = _T.data.__set__
+_CASTS = {_T.float: torch.float32, _T.half: torch.float16, _T.bfloat16: torch.bfloat16}
 
 
 class Absent(nn.Parameter):
@@ -66,7 +69,7 @@ class Absent(nn.Parameter):
         if func in _ANSWERED:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        if func is _T.requires_grad_ and (*args[1:], *(kwargs or {}).values()) == (False,):
+        if _changes_nothing(func, args, kwargs or {}):
             return args[0]
         name = getattr(func, "__name__", str(func))
         raise ModelError(_refusal(_first(args, kwargs), f"used by {name}"))
@@ -87,6 +90,21 @@ class RowTable(Absent):
             if isinstance(table, RowTable) and not isinstance(ids, Absent):
                 return table.rows(ids)
         return super().__torch_function__(func, types, args, kwargs)
+
+
+def _changes_nothing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call asks a parameter to be what it is: `.to("cpu")`, `.float()` of float32."""
+    absent, rest = args[0], (*args[1:], *kwargs.values())
+    if func is _T.requires_grad_:
+        return rest == (False,)
+    if func == _SET_DATA:
+        return rest[0] is absent
+    if func is _T.cpu or func in _CASTS:
+        return isinstance(absent, Absent) and absent.dtype is _CASTS.get(func, absent.dtype)
+    if func is not _T.to or kwargs.get("copy") or not isinstance(absent, Absent):
+        return False
+    wanted = [torch.device(x) if isinstance(x, str) else x for x in rest if not isinstance(x, bool)]
+    return all(x in (None, absent.dtype, torch.device("cpu")) for x in wanted)
 
 
 def _first(args: Any, kwargs: Mapping[str, Any] | None) -> Any:

@@ -121,7 +121,7 @@ class Prepared:
         """Give the module back its own parameters and buffers; close the tables. Idempotent."""
         for table, name, value in reversed(self._undo):
             table[name] = value
-        with torch.no_grad():
+        with torch.inference_mode():  # writes to tensors of any mode
             for buffer, value in self._values:
                 buffer.copy_(value)
         self._undo.clear()

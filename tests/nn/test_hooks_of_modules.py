@@ -80,6 +80,27 @@ def test_an_exception_in_a_block_leaves_the_module_usable_and_restores_it(twins)
     assert_unchanged(module, before)
 
 
+@pytest.mark.parametrize("where", ["", "blocks.1", "norm"])
+def test_an_interrupt_leaves_the_module_usable_and_restores_it(where, twins):
+    resident, folder = twins(toys.Stack)
+    module = empty(toys.Stack)
+    before = state_of(module)
+    with torch.no_grad():
+        want = resident(noise())
+    with streamed(module, folder, arena="1MiB", policy="none") as m:
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        for _ in range(2):
+            hook = m.get_submodule(where).register_forward_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                m(noise())
+            hook.remove()
+            assert_same(m(noise()), want)
+    assert_unchanged(module, before)
+
+
 def test_an_exception_out_of_the_block_restores_the_module(twins):
     _, folder = twins(toys.Stack)
     module = empty(toys.Stack)
@@ -157,7 +178,21 @@ def test_weights_say_where_and_what_they_are_while_on_disk(twins):
         assert "on disk" not in repr(m)
 
 
+def test_asking_weights_to_be_what_they_are_changes_nothing(twins):
+    resident, folder = twins(toys.Stack)
+    with streamed(toys.Stack, folder, arena="1MiB", policy="none") as m, torch.no_grad():
+        assert m.to("cpu") is m
+        assert m.to(torch.float32).cpu().float().eval() is m
+        assert m.to(device="cpu", dtype=torch.float32, non_blocking=True) is m
+        assert_same(m(noise()), resident(noise()))
+        m.to("cpu")
+        assert_same(m(noise()), resident(noise()))
+
+
 USES = {
+    "another dtype": lambda m: m.to(torch.bfloat16),
+    "another device": lambda m: m.to("meta"),
+    "a copy": lambda m: m.blocks[0].up.weight.to("cpu", copy=True),
     "arithmetic": lambda m: m.blocks[2].up.weight + 1,
     "indexing": lambda m: m.blocks[2].up.weight[0],
     "state_dict": lambda m: m.state_dict(),
