@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +52,7 @@ class StreamedStage:
         self._part_at: dict[str, int] = {}
         self._hooked: set[str] = set()
         self._calls: list[str] = []
+        self._outermost: FrameType | None = None
         self._in_use: tuple[int, Visit, BoundHandle] | None = None
         self._kept: list[tuple[Visit, BoundHandle]] = []
         self._pass: int | None = None
@@ -132,6 +134,8 @@ class StreamedStage:
 
     def _enter(self, path: str, args: Any, kwargs: Any) -> None:
         """Begin a call of the module itself (path ""), a block, or something that stays resident."""
+        if self._calls and (path == "" or self._in_use is not None) and not self._is_running():
+            self._abandon()
         outermost = not self._calls or not self.session._is_inside()
         if outermost:
             self.session._enter(self)
@@ -140,6 +144,7 @@ class StreamedStage:
                 return
         self._calls.append(path)
         if outermost:
+            self._outermost = sys._getframe(2)  # the call that runs the hook
             self._refuse_gradients(args, kwargs)
         part = self._part_at.get(path)
         if part is not None and "" not in self._calls and self._ran[:1] == [part]:
@@ -162,7 +167,22 @@ class StreamedStage:
                 self._end_forward(output)
         finally:
             if not self._calls:
+                self._outermost = None
                 self.session._leave()
+
+    def _is_running(self) -> bool:
+        """Return whether the outermost call is still on the stack; an interrupt ends it without a hook."""
+        frame = sys._getframe() if self.session._is_inside() else self._outermost
+        while frame is not None and frame is not self._outermost:
+            frame = frame.f_back
+        return frame is not None
+
+    def _abandon(self) -> None:
+        """Take back what an interrupted call left."""
+        self._calls.clear()
+        self._outermost = None
+        self.close_pass(complete=False)
+        self.session._leave()
 
     def _end_forward(self, output: Any) -> None:
         failed = _failed(output)
