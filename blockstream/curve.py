@@ -37,10 +37,11 @@ def budget_curve(
     slots: int | None = None,
     lookahead: int | None = None,
     points: int = POINTS,
+    also: Iterable[int] = (),
 ) -> list[Point]:
     """Return the curve in growing arenas; time and reads never grow with memory.
 
-    More memory than a point's may be planned worse by a rule of thumb, but the smaller plan still fits.
+    `also` are arenas to ask at besides. More memory than a point's may be planned worse by a rule of thumb, but the smaller plan still fits.
     """
     whole = sorted(sum(align_up(s.segments[i].nbytes) for i in s.visited) for s in schedule.stages)
     least, most = least_arena(schedule, slots), whole[-1]
@@ -51,7 +52,7 @@ def budget_curve(
             plan = make_plan(schedule, arena, policies, slots=slots, lookahead=lookahead)
             asked[arena] = Point(arena, plan.predicted.wall_s, plan.predicted.read_nbytes)
 
-    for arena in [least, *(w for w in whole if w > least), *_between(least, most, points // 3)]:
+    for arena in [least, *(w for w in (*whole, *also) if w > least), *_between(least, most, points // 3)]:
         ask(arena)
     # Most of the range is often flat: the rest of the points go where the time still changes.
     for _ in range(3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ def plan_account(
     def budget_of(arena: int) -> int:
         return runtime_nbytes + arena + activations_beside(arena)
 
-    points = budget_curve(made.schedule, policies, lookahead=made.lookahead)
+    points = budget_curve(made.schedule, policies, lookahead=made.lookahead, also=[made.arena_nbytes])
     bend, last = knee(points), enough(points)
     stages = [
         _stage_account(stage, planned, predicted, costs_from.get(stage.name, ""))
@@ -105,19 +104,25 @@ def _stage_account(
 
 
 def _kinds(stage: Stage) -> list[dict[str, Any]]:
-    """Return the segments by kind: names that differ in a number, and size."""
-    kinds: Counter[tuple[str, int]] = Counter()
+    """Return the segments by kind: those whose names differ in a number only."""
+    kinds: dict[str, list[int]] = {}
     for i in stage.visited:
-        segment = stage.segments[i]
-        kinds[re.sub(r"\d+", "*", segment.name), segment.nbytes] += 1
-    return [{"name": name, "nbytes": nbytes, "count": n} for (name, nbytes), n in kinds.items()]
+        kinds.setdefault(re.sub(r"\d+", "*", stage.segments[i].name), []).append(stage.segments[i].nbytes)
+    return [
+        {"name": name, "count": len(sizes), "nbytes": sum(sizes), "largest_nbytes": max(sizes)}
+        for name, sizes in kinds.items()
+    ]
 
 
 def in_words(kinds: Sequence[Mapping[str, Any]]) -> str:
     """Return kinds of segments for people: "28 x spatial_blocks.* of 81 MiB"."""
-    return ", ".join(
-        f"{k['count']} x {k['name']} of {format_nbytes(k['nbytes'])}"
-        if k["count"] > 1
-        else f"{k['name']} of {format_nbytes(k['nbytes'])}"
-        for k in kinds
-    )
+    said = []
+    for kind in kinds:
+        equal = kind["nbytes"] > 0.99 * kind["count"] * kind["largest_nbytes"]
+        size = f"{'' if equal else 'at most '}{format_nbytes(kind['largest_nbytes'])}"
+        said.append(
+            f"{kind['count']} x {kind['name']} of {size}"
+            if kind["count"] > 1
+            else f"{kind['name']} of {size}"
+        )
+    return ", ".join(said)

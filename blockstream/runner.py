@@ -27,6 +27,7 @@ from .memory import Held, MemoryWatch, held
 from .outputs import OutputFolder, write_atomic, write_json
 from .pipeline import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
 from .plugins import Plugins, activate
+from .report.write import draw_finished
 from .resume import finished, keep_ledger, resumed
 from .sampling import WatchedMerge, WatchedSampler
 
@@ -107,12 +108,15 @@ def run(
         for n, observer in enumerate(observers):
             plugins.register(observer, f"observer#{n}")
         this = RunInProgress(config, folder.path, ledger, plugins, resumed=resume)
+        ledger.note("budget", this.budget_nbytes)
         plugins.hook.run_started(run=this)
         stack.enter_context(new_run())
         report = _run_pipeline(this, plugins)
         ledger.compute.phase = "report"
         write_json(folder.path / "report.json", report)
         plugins.hook.run_finished(run=this, report=report)
+        ledger.flush()
+        draw_finished(folder.path)
     return report
 
 

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.sets)
 
     from blockstream import runner
-    from blockstream.report.tables import print_plan
+    from blockstream.report.outlook import print_plan
 
     plan = runner.plan(config)
     if args.json:

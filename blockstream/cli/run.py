@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     from blockstream import runner
     from blockstream.report.progress import Progress
-    from blockstream.report.tables import print_run
+    from blockstream.report.summary import print_run
 
     with Progress() as progress:
         report = runner.run(

@@ -27,7 +27,7 @@ class Fact(NamedTuple):
 def fact_cards(record: RunRecord) -> list[Fact]:
     """Return what is worth knowing first."""
     report, facts = record.report, []
-    stages = [s for s in report.get("stages") or () if isinstance(s, Mapping)]
+    stages = stages_of(report)
     measured, predicted = total(stages, "wall_s"), total(stages, "predicted_s")
     facts.append(Fact(seconds(record.wall_s), "in all, setup included"))
     if measured is not None and predicted:
@@ -74,9 +74,14 @@ def memory_facts(record: RunRecord) -> list[Fact]:
     return [Fact(format_nbytes(peak), what, "good" if held else "bad")]
 
 
-def stage_table(record: RunRecord) -> list[list[str]]:
+def stages_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the stages a report tells of."""
+    return [s for s in report.get("stages") or () if isinstance(s, Mapping)]
+
+
+def stage_table(report: Mapping[str, Any]) -> list[list[str]]:
     """Return predicted against measured, stage by stage; the first row is the head."""
-    stages = [s for s in record.report.get("stages") or () if isinstance(s, Mapping)]
+    stages = stages_of(report)
     if not stages:
         return []
     head = ["stage", "passes", "retained", "read", "GB/s", "predicted", "measured", "error"]
@@ -105,9 +110,9 @@ def stage_table(record: RunRecord) -> list[list[str]]:
     return rows
 
 
-def equation_table(record: RunRecord) -> list[list[str]]:
+def equation_table(report: Mapping[str, Any]) -> list[list[str]]:
     """Return b, d, l, e, alpha and r of each stage: as Eq. 8 and 9 have r, and as it was."""
-    stages = [s for s in record.report.get("stages") or () if isinstance(s, Mapping)]
+    stages = stages_of(report)
     if not stages:
         return []
     rows = [["stage", "b", "d", "l", "e", "l/e", "alpha", "r by Eq. 8", "r by Eq. 9", "r"]]
@@ -130,21 +135,21 @@ def equation_table(record: RunRecord) -> list[list[str]]:
     return rows
 
 
-def pass_table(record: RunRecord) -> list[list[str]]:
-    """Return every pass; the first row is the head."""
+def pass_table(record: RunRecord, most: int = PASSES) -> list[list[str]]:
+    """Return each pass, at most so many; the first row is the head."""
     rows = pass_rows(record)
     straight = any(r.step is not None for r in rows)
     head = ["stage", "pass", "from", "took", "execute", "stalled", "load", "read"]
     table = [[*head, "step", "to", "cosine"] if straight else head]
-    for r in rows[:PASSES]:
+    for r in rows[:most]:
         row = [r.stage, str(r.pass_index + 1), secs(r.begin_s), secs(r.wall_s), secs(r.execute_s)]
         row += [secs(r.stall_s), secs(r.load_s), format_nbytes(r.nbytes)]
         if straight:
             step = [NONE if v is None else str(v) for v in (r.step, r.to)]
             row += [*step, NONE if r.cosine is None else f"{r.cosine:.4f}"]
         table.append(row)
-    if len(rows) > PASSES:
-        table.append([f"and {len(rows) - PASSES} more", *[""] * (len(table[0]) - 1)])
+    if len(rows) > most:
+        table.append([f"and {len(rows) - most} more", *[""] * (len(table[0]) - 1)])
     return table
 
 
@@ -160,7 +165,7 @@ def comparison_facts(records: Sequence[RunRecord]) -> list[list[str]]:
 
 def _figures(record: RunRecord) -> list[tuple[str, str]]:
     report = record.report
-    stages = [s for s in report.get("stages") or () if isinstance(s, Mapping)]
+    stages = stages_of(report)
     found = [("in all", secs(record.wall_s) + ("" if record.finished else ", unfinished"))]
     for s in stages:
         name = str(s.get("name"))

@@ -15,8 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from blockstream.budget import format_nbytes
-
 from .charts import straightness_svg
 from .facts import Fact, comparison_facts, equation_table, fact_cards, pass_table, stage_table
 from .record import Bar, RunRecord
@@ -51,8 +49,8 @@ def report_html(record: RunRecord) -> str:
         "<h2>Timeline</h2>",
         _tools(),
         _timeline(record),
-        _section("Predicted and measured", _table(stage_table(record))),
-        _section("Terms of Eq. 8 and Eq. 9, seconds a pass", _table(equation_table(record))),
+        _section("Predicted and measured", _table(stage_table(record.report))),
+        _section("Terms of Eq. 8 and Eq. 9, seconds a pass", _table(equation_table(record.report))),
         _section("How straight the flow was", _straightness(record)),
         _details("Every pass", _table(pass_table(record))),
         _details("Config", f"<pre>{_e(record.config)}</pre>" if record.config else ""),
@@ -245,8 +243,3 @@ def _result(suffix: str, source: str, caption: str) -> str:
 
 def _data_uri(path: Path) -> str:
     return f"data:{_MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def page_nbytes(text: str) -> str:
-    """Return a page's size for people."""
-    return format_nbytes(len(text.encode()))

@@ -16,7 +16,8 @@ def stage_summaries(plan: Plan, spans: Iterable[Span]) -> list[dict[str, Any]]:
 
     b streamed or retained blocks a pass (what is resident is none), d of them retained; l_s and e_s the
     mean seconds of a load and a visit; r_s saved a pass against b (l + e), alpha_s what Eq. 9 needs to meet
-    the measured pass; wall_s from the stage's first wait to its last visit, what runs between included.
+    the measured pass, both without what runs outside the blocks; wall_s from the stage's first wait to its
+    last visit, all included.
     """
     visited: dict[int, list[Span]] = {i: [] for i in range(len(plan.stages))}
     for span in spans:
@@ -37,7 +38,7 @@ def _summary(plan: Plan, index: int, spans: list[Span]) -> dict[str, Any]:
     l_s = fmean([s.seconds for s in of["load"] if s.label in names] or [0.0])
     e_s = fmean([s.seconds for s in of["execute"] if s.label in names] or [0.0])
     b = len([i for i in stage.order if not stage.segments[i].resident])
-    a_pass = wall_s / passes if passes else 0.0
+    a_pass = sum(s.seconds for s in computed if s.label in names) / passes if passes else 0.0
     return {
         "name": stage.name,
         "passes": passes,

@@ -1,0 +1,105 @@
+"""A plan on the terminal: segments, what stays and why, times, memory by cause, the budget curve drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from blockstream.budget import format_nbytes
+from blockstream.curve import seconds
+from blockstream.forecast import in_words
+
+from .summary import grid, lines
+
+#: Columns of the longest bar of the curve.
+BAR = 34
+
+
+def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what `plan --json` holds."""
+    console = console or Console()
+    head = ["stage", "passes", "weights", "retained", "slots", "reads", "compute", "stalled", "time"]
+    console.print(grid([head, *(_row(s) for s in plan["stages"])]))
+    console.print()
+    console.print(lines([*_reasons(plan["stages"]), *_sums(plan)]))
+    if plan["curve"]:
+        console.print()
+        _print_curve(plan, console)
+
+
+def _row(s: Mapping[str, Any]) -> list[str]:
+    sure = {"exactly": "", "at most": "\u2264 ", "unknown": "~ "}[s["passes_are"]]
+    return [
+        s["name"],
+        f"{sure}{s['passes']}",
+        format_nbytes(s["nbytes"]),
+        f"{len(s['retained'])} of {s['segments']}",
+        str(s["slots"]),
+        format_nbytes(s["read_nbytes"]),
+        *(seconds(s[key]) for key in ("execute_s", "stall_s", "predicted_s")),
+    ]
+
+
+def _reasons(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, bool]]:
+    """Yield lines that say what each stage is made of, what stays and where its costs come from."""
+    for s in stages:
+        yield s["name"], in_words(s["kinds"]), False
+        yield "", f"stays: {_staying(s) or 'nothing'}", False
+        if s["costs_from"]:
+            yield "", f"costs: {s['costs_from']}", False
+
+
+def _sums(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Yield lines about the whole."""
+    causes = ", ".join(f"{format_nbytes(n)} {cause}" for cause, n in plan["by_cause"].items())
+    peak, limit = plan["peak_nbytes"], plan["budget"]["nbytes"]
+    over = limit is not None and peak > limit
+    of = "" if limit is None else f" of a budget of {format_nbytes(limit)}"
+    yield "peak", f"{format_nbytes(peak)}{of}: {causes}", over
+    time = f"{seconds(plan['predicted_s'])}, {seconds(plan['stall_s'])} of it waiting for loads"
+    yield "in all", f"{time}; {format_nbytes(plan['read_nbytes'])} are read", False
+
+
+def _staying(stage: Mapping[str, Any]) -> str:
+    """Return what is retained and why: by reason, the first names of each."""
+    if len(stage["retained"]) == stage["segments"]:
+        return "everything"
+    by_reason: dict[str, list[str]] = {}
+    for name in stage["retained"]:
+        by_reason.setdefault(stage["why"].get(name) or "", []).append(name)
+    said = []
+    for reason, names in by_reason.items():
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        said.append(f"{shown} ({reason})")
+    return "; ".join(said)
+
+
+def _print_curve(plan: Mapping[str, Any], console: Console) -> None:
+    """Draw time against budget, a bar a point; the knee, the end of gains and this plan are marked."""
+    points: Sequence[Mapping[str, Any]] = plan["curve"]
+    most = max(p["predicted_s"] for p in points) or 1.0
+    here = max(
+        (p["budget_nbytes"] for p in points if p["budget_nbytes"] <= plan["peak_nbytes"]),
+        default=points[0]["budget_nbytes"],
+    )
+    console.print(Text("budget     predicted", style="bold"))
+    flat = [p for p in points if p["budget_nbytes"] > plan["enough_nbytes"]]
+    for p in points:
+        if p in flat[:-1] and p["budget_nbytes"] != here:
+            continue
+        marks = []
+        if p["budget_nbytes"] == plan["knee_nbytes"]:
+            marks.append("the knee")
+        if p["budget_nbytes"] == here:
+            marks.append("this plan")
+        if p is points[-1]:
+            marks.append("everything stays")
+        bar = "\u2588" * max(1, round(BAR * p["predicted_s"] / most))
+        line = Text(f"{format_nbytes(p['budget_nbytes'], up=True):<11}{seconds(p['predicted_s']):<10}")
+        line.append(bar, style="red" if p["budget_nbytes"] in (plan["knee_nbytes"], here) else "bright_black")
+        line.append(f"  {', '.join(marks)}", style="bold")
+        console.print(line)
+    console.print(Text("; ".join(plan["advice"])))
