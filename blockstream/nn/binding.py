@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,10 @@ from blockstream.store import Handle, Store
 
 from .absent import Absent
 from .dtypes import to_torch
+
+#: What holds no tensors that a result could be about, and how far attributes of attributes are followed.
+_PLAIN = (str, bytes, int, float, bool, type, FunctionType, nn.Module)
+DEEPEST = 4
 
 
 class Spot(NamedTuple):
@@ -195,21 +200,23 @@ class BindingStore:
         self._inner.close()
 
 
-def tensors_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Yield (path, tensor) of the tensors in nested containers and in objects' attributes."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif depth > 6 or value is None or isinstance(value, str | bytes | int | float | bool | type | nn.Module):
-        return
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from tensors_in(item, f"{path}[{key!r}]", depth + 1)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for i, item in enumerate(value):
-            yield from tensors_in(item, f"{path}[{i}]", depth + 1)
-    elif hasattr(value, "__dict__"):
-        for key, item in vars(value).items():
-            yield from tensors_in(item, f"{path}.{key}", depth + 1)
+def tensors_in(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield (path, tensor) of the tensors in nested containers and in objects' attributes, each once."""
+    seen: set[int] = set()
+    stack = [("", value, 0)]
+    while stack:
+        path, item, depth = stack.pop()
+        if item is None or isinstance(item, _PLAIN) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield path, item
+        elif isinstance(item, Mapping):
+            stack += [(f"{path}[{key!r}]", x, depth) for key, x in item.items()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            stack += [(f"{path}[{i}]", x, depth) for i, x in enumerate(item)]
+        elif hasattr(item, "__dict__") and depth < DEEPEST:
+            stack += [(f"{path}.{key}", x, depth + 1) for key, x in vars(item).items()]
 
 
 def address_of(tensor: Tensor) -> int | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 import blockstream
 from blockstream.errors import AliasError, ModelError
+from blockstream.nn.binding import tensors_in
 
 from . import toys
 from .conftest import streamed
@@ -136,6 +137,30 @@ def test_a_result_that_shares_memory_with_resident_weights_is_refused(twins):
         pytest.raises(AliasError, match=r"output\['scale'\] of Returns shares memory"),
     ):
         m(noise())
+
+
+def test_a_module_that_keeps_a_resident_weight_is_refused(twins):
+    class Keeps(toys.Stack):
+        def forward(self, x):
+            self.__dict__["kept"] = self.norm.weight.float()  # itself: it is float32
+            return super().forward(x)
+
+    _, folder = twins(toys.Stack)
+    with streamed(Keeps, folder) as m:
+        with pytest.raises(AliasError, match=r"'Keeps': a cache.*segment 'rest'"):
+            m(noise())
+        del m.kept
+
+
+def test_results_of_any_shape_are_looked_through():
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    ring: list[object] = [b]
+    ring.append(ring)
+    deep = Holder({"list": ring, "twice": (a, a)})
+    deep.me = deep
+    deep.fine = Holder(Holder(Holder(c)))
+    assert sorted(t.numel() for _, t in tensors_in({"x": deep, 3: None, "text": "abc"})) == [1, 2, 3]
+    assert {p for p, t in tensors_in({"x": deep}) if t is b} == {"['x'].value['list'][0]"}
 
 
 def test_writing_to_a_weight_is_refused(twins):
