@@ -185,12 +185,13 @@ class StreamedStage:
         self.session._leave()
 
     def _end_forward(self, output: Any) -> None:
-        failed = _failed(output)
+        complete = False
         try:
-            if not failed:
+            if not _failed(output):
                 self._check_result(output)
+                complete = True
         finally:
-            self.close_pass(complete=not failed)
+            self.close_pass(complete)
 
     def _refuse_gradients(self, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled():
@@ -257,6 +258,13 @@ class StreamedStage:
         if not self._open:
             return
         self._open = False
+        try:
+            for _, handle in self._kept if complete else ():
+                handle.binding.check(None, self.model_name)
+        finally:
+            self._release_pass(complete)
+
+    def _release_pass(self, complete: bool) -> None:
         if self._in_use is not None:  # an interrupted forward
             self._engine.release(self._in_use[1])
             self._in_use = None
