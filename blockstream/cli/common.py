@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from blockstream.yamlfile import Document
 
 
-def add_config(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    """Add CONFIG and --set to a command."""
+def add_config(
+    parser: argparse.ArgumentParser, optional: bool = False, metavar: str = "CONFIG", more: str = ""
+) -> None:
+    """Add CONFIG and --set to a command; `more` is what else CONFIG may be."""
     parser.add_argument(
         "config",
-        metavar="CONFIG",
+        metavar=metavar,
         nargs="?" if optional else None,
-        help="a YAML file, or the name of a packaged example such as movd.yaml",
+        help=f"a YAML file, or the name of a packaged example such as movd.yaml{more}",
     )
     parser.add_argument(
         "--set",

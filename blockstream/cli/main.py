@@ -23,8 +23,10 @@ from blockstream.errors import BlockstreamError, ConfigError, PluginError
 BUILT_IN = {
     "run": ("blockstream.cli.run", "run a config and write its result to a folder"),
     "plan": ("blockstream.cli.plan", "predict a run: what stays, how long, how much memory"),
+    "verify": ("blockstream.cli.verify", "compare streamed with resident, bit for bit, or check a pack"),
     "pack": ("blockstream.cli.pack", "write a checkpoint in the form that reads fastest"),
     "synth": ("blockstream.cli.synth", "write a random checkpoint of any architecture, for benchmarks"),
+    "report": ("blockstream.cli.report", "draw runs again, compare them side by side"),
     "schema": ("blockstream.cli.schema", "print the JSON Schema of config files"),
     "plugins": ("blockstream.cli.plugins", "list what is installed, without importing it"),
     "plugins.new": ("blockstream.cli.new_plugin", "write the package of a plugin to start from"),

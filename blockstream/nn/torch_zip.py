@@ -37,6 +37,11 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
     return {name: _entry(name, t, archive, storages) for name, t in tensors.items()}
 
 
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a torch zip file by name, mapped: no bytes are read until they are used."""
+    return _tensors(path, torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+
+
 def _load_on_meta(path: Path) -> Any:
     """Return what the file holds, tensors on meta."""
     try:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockstream.budget import format_nbytes
+from blockstream.difference import Difference
 
 
 def print_run(report: Mapping[str, Any], console: Console | None = None) -> None:
@@ -56,6 +57,29 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
             "predicted": _seconds("predicted_s"),
         }
         console.print(_table(plan["curve"], curve))
+
+
+def print_verify(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what `verify --json` holds: how each stage was compared, and the first difference."""
+    console = console or Console()
+    how = {"whole": "whole", "segments": "segment by segment"}
+    columns = {
+        "stage": _text("name"),
+        "weights": lambda s: format_nbytes(s["nbytes"]),
+        "forwards": _text("forwards"),
+        "visits": _text("visits"),
+        "compared": lambda s: how[s["how"]],
+    }
+    console.print(_table(report["stages"], columns))
+    for stage in report["stages"]:
+        if stage["weights_alone"]:
+            names = ", ".join(stage["weights_alone"])
+            said = f"{stage['name']}: inputs of {names} have no copy; weights alone compared"
+            console.print(Text(said), soft_wrap=True)
+    if report["difference"] is None:
+        console.print(Text("equal, bit for bit"))
+    else:
+        console.print(Text(f"different: {Difference(**report['difference'])}"), soft_wrap=True)
 
 
 def _table(
