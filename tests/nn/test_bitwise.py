@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import blockstream
+from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.pack import pack
 from blockstream.nn.empty import empty
+from blockstream.nn.spec import pack_segments
 from blockstream.plan import least_arena
 
 from .models import CASES, Case, aligned, assert_same, minilm_folder, save
@@ -111,7 +114,7 @@ def test_real_bert_streamed_equals_resident(arena, policy):
                 assert_same(m(input_ids=ids, attention_mask=mask), want)
 
 
-def test_sharded_and_bin_files_are_streamed_as_they_are(tmp_path: Path):
+def test_sharded_bin_and_packed_checkpoints_are_streamed_as_they_are(tmp_path: Path):
     from transformers import T5EncoderModel
 
     torch.manual_seed(0)
@@ -121,9 +124,11 @@ def test_sharded_and_bin_files_are_streamed_as_they_are(tmp_path: Path):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
     (tmp_path / "bin").mkdir()
     torch.save(module.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    segments, float32 = pack_segments(case.make(), Checkpoint.open(tmp_path / "sharded"), None)
+    pack(tmp_path / "sharded", tmp_path / "packed", segments, float32=float32)
     config = module.config
     with torch.no_grad():
         want = case.run(aligned(module))
-        for form in ("sharded", "bin"):
+        for form in ("sharded", "bin", "packed"):
             with blockstream.stream((T5EncoderModel, config), tmp_path / form, arena="1MiB") as m:
                 assert_same(case.run(m), want)
