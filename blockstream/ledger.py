@@ -24,8 +24,8 @@ SCHEMA = 1
 FLUSH_S = 2.0
 
 #: The kinds of span, by thread. compute: "execute" a segment's forward, "stall" compute waiting for a
-#: load, "outside" everything between segments, "bind" making views, "replan". loader: "load", "idle".
-KINDS = ("execute", "stall", "outside", "bind", "replan", "load", "move", "idle")
+#: load, "outside" everything between segments, "replan". loader: "load", "idle".
+KINDS = ("execute", "stall", "outside", "replan", "load", "idle")
 
 
 class Span(NamedTuple):
@@ -216,7 +216,7 @@ def read_records(path: Path) -> Records:
     found = Records(float(began) if isinstance(began, int | float) else 0.0, [], [])
     for n, line in enumerate(lines[1:], start=2):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_number)
             if isinstance(row, dict):
                 found.notes.append(Note(str(row["note"]), float(row["at"]), row["value"]))
             else:
@@ -224,6 +224,10 @@ def read_records(path: Path) -> Records:
         except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"{path}, line {n}: neither a span nor a note: {line[:80]!r}") from error
     return found
+
+
+def _no_number(name: str) -> None:
+    """Read NaN and the infinities as nothing: no time is one, and no report can be."""
 
 
 def _header(line: str) -> dict[str, object]:

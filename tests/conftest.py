@@ -11,7 +11,15 @@ import pytest
 
 #: Libraries open these once a process, the first time they are used; they are not leaks.
 _LASTING_THREADS = ("pymp", "ThreadPoolExecutor-", "asyncio_", "tqdm", "pytest_timeout", "OMP")
-_LASTING_FILES = ("anon_inode", "/dev/", "pipe:", "socket:", "/proc/", ".so", ".pyc", ".py")
+_LASTING_FILES = ("anon_inode", "/dev/", "pipe:", "socket:", "/proc/", ".so", ".pyc", ".py", ".ttf")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep what is measured out of the user's cache, and what was measured before out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLOCKSTREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def _threads() -> set[threading.Thread]:

@@ -35,15 +35,11 @@ class PassRow:
 def pass_rows(record: RunRecord) -> list[PassRow]:
     """Return the passes in the order they began."""
     rows: dict[tuple[str, int, int], PassRow] = {}
-    part = 0
-    latest: dict[str, int] = {}
     for bar in record.bars:
         if not bar.stage or bar.kind not in ("execute", "stall"):
             continue
-        if bar.pass_index < latest.get(bar.stage, 0):  # a resumed run counts from 0 again
-            part += 1
-        latest[bar.stage] = bar.pass_index
-        key = (bar.stage, part, bar.pass_index)
+        # A resumed run counts its passes from 0 again.
+        key = (bar.stage, bisect_right(record.parts, bar.start_s), bar.pass_index)
         row = rows.setdefault(key, PassRow(bar.stage, bar.pass_index, bar.start_s, bar.end_s))
         row.end_s = max(row.end_s, bar.end_s)
         if bar.kind == "execute":

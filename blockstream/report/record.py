@@ -22,6 +22,8 @@ from blockstream.sampling import Steps, samplings
 #: What is shown of a result.
 _SUFFIXES = (".mp4", ".png")
 _PICTURES = ("timeline.png", "compare.png")
+#: The parts of a report that are tables.
+_TABLES = ("budget", "disk", "attention", "output", "versions")
 
 
 class Bar(NamedTuple):
@@ -63,6 +65,8 @@ class RunRecord:
     stages: dict[str, Mapping[str, Any]]
     report: Mapping[str, Any]
     config: str
+    #: When each part of a resumed run begins.
+    parts: tuple[float, ...] = (0.0,)
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -142,7 +146,9 @@ def read_run(folder: Path) -> RunRecord:
     notes: list[Note] = []
     stages: dict[str, Mapping[str, Any]] = {}
     offset_s = 0.0
+    begins = []
     for part in parts:
+        begins.append(offset_s)
         resolved = _resolve(part, report, stages)
         bars += [b._replace(start_s=b.start_s + offset_s, end_s=b.end_s + offset_s) for b in resolved]
         notes += [n._replace(at_s=n.at_s + offset_s) for n in part.notes]
@@ -157,7 +163,7 @@ def read_run(folder: Path) -> RunRecord:
     config = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     began = parts[0].began if parts else 0.0
     bars.sort(key=lambda b: (b.start_s, b.end_s))
-    return RunRecord(folder, began, bars, notes, stages, report, config, remarks)
+    return RunRecord(folder, began, bars, notes, stages, report, config, tuple(begins), remarks)
 
 
 def _ledgers(folder: Path) -> list[Path]:
@@ -186,7 +192,15 @@ def _read_report(path: Path, remarks: list[str]) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         remarks.append(f"report.json cannot be read ({error}); the ledger is shown alone")
         return {}
-    return _mapping(report)
+    return _in_shape(_mapping(report))
+
+
+def _in_shape(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a report with the parts that are tables as tables, whatever wrote it."""
+    stages = report.get("stages")
+    tables = {key: _mapping(report.get(key)) for key in _TABLES if key in report}
+    listed = [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
+    return {**report, **tables, "stages": listed} if report else {}
 
 
 def _resolve(part: Records, report: Mapping[str, Any], stages: dict[str, Mapping[str, Any]]) -> list[Bar]:
@@ -195,7 +209,7 @@ def _resolve(part: Records, report: Mapping[str, Any], stages: dict[str, Mapping
     for _, plan in plans:
         for stage in plan["stages"]:
             stages[stage["name"]] = stage
-    reported = [str(_mapping(s).get("name")) for s in report.get("stages") or ()]
+    reported = [str(s.get("name")) for s in report.get("stages") or ()]
     begins = [at for at, _ in plans]
     known: dict[tuple[int, int], tuple[str, list[int], set[int]]] = {}
     for k, (_, plan) in enumerate(plans):

@@ -33,8 +33,7 @@ def print_run(report: Mapping[str, Any], console: Console | None = None) -> None
         held = "held" if budget.get("held", True) else "EXCEEDED"
         peak += f" of a budget of {format_nbytes(budget['nbytes'])}, {held}"
     console.print(Text(peak))
-    if made_up := [s["name"] for s in report["stages"] if s.get("synthetic")]:
-        console.print(Text(f"synthetic weights: {', '.join(made_up)}; the result means nothing"))
+    _print_synthetic(report, console)
 
 
 def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
@@ -76,10 +75,16 @@ def print_verify(report: Mapping[str, Any], console: Console | None = None) -> N
             names = ", ".join(stage["weights_alone"])
             said = f"{stage['name']}: inputs of {names} have no copy; weights alone compared"
             console.print(Text(said), soft_wrap=True)
+    _print_synthetic(report, console)
     if report["difference"] is None:
         console.print(Text("equal, bit for bit"))
     else:
         console.print(Text(f"different: {Difference(**report['difference'])}"), soft_wrap=True)
+
+
+def _print_synthetic(report: Mapping[str, Any], console: Console) -> None:
+    if made_up := [s["name"] for s in report["stages"] if s.get("synthetic")]:
+        console.print(Text(f"synthetic weights: {', '.join(made_up)}; the result means nothing"))
 
 
 def _table(
