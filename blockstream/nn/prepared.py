@@ -66,6 +66,14 @@ class Prepared:
         for part in self.parts:
             requests = [self._requests[places[0].path] for places in part.params]
             self.layouts[part.name] = lay_out(part.name, requests)
+        for places in self._tables:  # not read whole, but held to the same rules
+            request = self._requests[places[0].path]
+            lay_out(f"table.{request.param}", [request])
+            if len(request.tensors) > 1:
+                raise CheckpointError(
+                    f"table {request.param!r} is stacked from {len(request.tensors)} tensors and cannot be read "
+                    "row by row; write the checkpoint once with `blockstream pack`"
+                )
 
     @property
     def outside(self) -> list[str]:
