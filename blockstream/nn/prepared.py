@@ -71,8 +71,8 @@ class Prepared:
             lay_out(f"table.{request.param}", [request])
             if len(request.tensors) > 1:
                 raise CheckpointError(
-                    f"table {request.param!r} is made of {len(request.tensors)} tensors and cannot be read row "
-                    "by row; save it as one tensor"
+                    f"table {request.param!r} is made of {len(request.tensors)} tensors and cannot be read "
+                    "row by row; save it as one tensor"
                 )
 
     @property
