@@ -66,7 +66,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"steps, guidance {settings['guidance']}. Right: the checker finds shape, colour, motion, speed and",
         "background. Difference: to the baseline, paired by seed, with its 95% bootstrap interval. PSNR and",
         "SSIM: median, to the baseline's video. Flicker: mean change between frames; extent: how far the",
-        "shape moves, both as a share of the baseline's; attention: seconds in its layers a pass, as a share.",
+        "shape moves; attention: seconds in its layers a pass: all three as a share of the baseline's.",
         "",
         "| way | passes | right | difference | won, lost | PSNR dB | SSIM | flicker | extent | attention |",
         "|---" * 10 + "|",

@@ -96,8 +96,9 @@ class Measured:
     Solving Ordinary Differential Equations I, III.5), made to reproduce the sum of the fine steps, not the
     integral: what is aimed at is the sample that all the steps would have reached.
 
-    No leap spans more than half of the steps left, so a trajectory that bends at its end is met in time,
-    and the last step is always a single one: that it is the last is known before its pass.
+    No leap is more than three times as long as the one before, and none spans more than half of the steps
+    left: a trajectory that bends again is met in time. The last step is always a single one, so that its
+    pass is known to be the last before it begins.
     """
 
     tolerance: float
@@ -108,14 +109,14 @@ class Measured:
 
     def passes(self, n: int) -> tuple[int, int]:
         """Return the passes where every leap is as long as it may be, and `n`."""
-        i, least = 0, 0
+        p, i, least = -1, 0, 0
         while i < n:
-            i, least = self.farthest(n, i), least + 1
+            p, i, least = i, self.farthest(n, p, i), least + 1
         return least, n
 
-    def farthest(self, n: int, i: int) -> int:
-        """Return the farthest index to go to from index `i`."""
-        return i + 1 if i < self.start(n) else i + max(1, (n - i) // 2)
+    def farthest(self, n: int, p: int, i: int) -> int:
+        """Return the farthest index to go to from index `i`, reached from `p`."""
+        return i + 1 if i < self.start(n) else i + max(1, min(3 * (i - p), (n - i) // 2))
 
     def move(self, times: Sequence[float], i: int, limit: int, v: Tensor, past: Past) -> Move:
         """Step to the farthest index within the tolerance, at most to `limit`."""
@@ -126,7 +127,7 @@ class Measured:
         slope = (v - v_p) / (t[p] - t[i])
         bend = (slope - (v_p - v_q) / (t[q] - t[p])) / (t[q] - t[i])
         relative = size(bend) / size(v).clamp_min(1e-20)
-        to, farthest = i + 1, min(limit, self.farthest(len(times), i))
+        to, farthest = i + 1, min(limit, self.farthest(len(times), p, i))
         while to < farthest:
             allowed = self.tolerance * (t[i] - t[to + 1])
             if not bool((relative * t.missed(p, i, to + 1) <= allowed).all()):

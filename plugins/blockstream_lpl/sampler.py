@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Statistic = Literal["error", "reference"]
-TOLERANCE = 0.05
+TOLERANCE = 0.03
 
 
 class Options(BaseModel):
@@ -87,7 +87,11 @@ def sample(
         i = move.to
         flow.step_done(i - 1, z, past.memory())
     if past.steps == list(range(n)):
-        log.warning("lpl: the flow never became straight enough to leap; all %d steps were taken", n)
+        few = rule.passes(n)[0] == n
+        reason = (
+            "there are too few to leap over any" if few else "the flow never became straight enough to leap"
+        )
+        log.warning("lpl: all %d steps were taken, %s", n, reason)
     return z
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blockstream_tdtm import merge, merge_reference, positions, unmerge, unmerge_reference
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FRAMES = st.integers(1, 40)
@@ -34,6 +34,7 @@ def test_the_reference_replaces_an_odd_last_frame_by_a_copy_of_the_last_mean():
     assert torch.equal(back[:, 4], (x[:, 2] + x[:, 3]) / 2)
 
 
+@settings(deadline=None)
 @given(FRAMES, FACTORS)
 def test_unmerging_restores_the_length_and_gives_each_frame_its_own_group(T, factor):
     x = frames(T)
@@ -45,12 +46,14 @@ def test_unmerging_restores_the_length_and_gives_each_frame_its_own_group(T, fac
         torch.testing.assert_close(back[:, t], group.mean(1))
 
 
+@settings(deadline=None)
 @given(FRAMES, FACTORS)
 def test_positions_are_where_a_linear_motion_puts_the_merged_frames(T, factor):
     moving = torch.arange(float(T)).reshape(1, T, 1, 1)
     assert merge(moving, factor).flatten().tolist() == pytest.approx(positions(T, factor))
 
 
+@settings(deadline=None)
 @given(FRAMES, FACTORS)
 def test_still_frames_pass_through_unchanged(T, factor):
     still = torch.randn(1, 1, 2, 4).expand(2, T, 2, 4)
