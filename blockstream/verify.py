@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import RunConfig
 from .difference import Difference, DifferenceError
+from .errors import EngineError
 from .ledger import Ledger
 from .pipeline import Pipeline, new_run
 from .plugins import activate
@@ -67,6 +68,8 @@ class _Verification:
         self._notice("streamed")
         streamed, error = self._streamed(by_segment=True if self._by_segment else None)
         self._wanted = streamed.recorder.records
+        if error is None and not self._wanted:
+            raise EngineError("the pipeline called none of its stages: there is nothing to compare")
         if error is None and len(streamed.checks) < len(streamed.nbytes):
             self._notice("resident")
             error = self._resident(streamed)
@@ -190,6 +193,7 @@ def _stage(streamed: CheckedSession, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "nbytes": streamed.nbytes[name],
+        "synthetic": name in streamed.synthetic,
         "how": "whole" if check is None else "segments",
         "forwards": streamed.recorder.forwards(name),
         "visits": streamed.recorder.visits(name) if check is None else check.visits.total(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from blockstream.difference import Difference
-from blockstream.errors import BudgetError
+from blockstream.errors import BudgetError, EngineError
 from blockstream.nn import verifying
 from blockstream.nn.tables import TableReader
 from blockstream.verify import verify
@@ -188,6 +189,22 @@ def test_the_run_finds_no_cache_and_leaves_neither_it_nor_the_random_numbers_cha
     assert os.environ["BLOCKSTREAM_CACHE"] == "/somewhere"
     assert not any(os.path.exists(os.path.dirname(path)) for path in seen)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_pipeline_that_calls_nothing_proves_nothing(folder):
+    class Pipeline(ToyPipeline):
+        def run(self, session, run):
+            return {}
+
+    with pytest.raises(EngineError, match="called none of its stages"):
+        verify(config(Pipeline(folder)))
+
+
+def test_synthetic_weights_are_reported_as_such(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "made")
+    (tmp_path / "made" / "net" / "synthetic.json").write_text("{}")
+    report = verify(config(ToyPipeline(tmp_path / "made")))
+    assert [s["synthetic"] for s in report["stages"]] == [False, True]
 
 
 def test_an_error_of_the_run_is_the_runs_own(folder):

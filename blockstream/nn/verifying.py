@@ -54,6 +54,8 @@ class CheckedSession(Session):
         #: By stage: what its weights take, and module path -> name of its segments.
         self.nbytes: dict[str, int] = {}
         self.segments: dict[str, dict[str, str]] = {}
+        #: The stages whose weights are synthetic.
+        self.synthetic: set[str] = set()
         #: What was free before anything was read, and the least arena of the stages checked by segment.
         self.free_nbytes = headroom().nbytes
         self.arena_nbytes = 0
@@ -71,6 +73,8 @@ class CheckedSession(Session):
             entries = {p.entry: p.name for p in stage.prepared.parts if p.entry is not None}
             self.segments[stage.name] = entries
             self.recorder.attach(stage.name, stage.prepared.module, entries)
+            if stage.prepared.synthetic is not None:
+                self.synthetic.add(stage.name)
             if stage.name in chosen:
                 self.checks[stage.name] = SegmentCheck(stage)
 

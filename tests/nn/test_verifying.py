@@ -63,6 +63,17 @@ def test_every_visit_of_a_streamed_model_passes_the_check(case, resident):
         assert not check.weights_alone
 
 
+def test_blocks_cut_finer_are_checked_piece_by_piece(resident):
+    case = next(c for c in CASES if c.name == "llama-generate-3")
+    folder, want = resident(case)
+    with torch.no_grad(), CheckedSession(arena="2MiB", policy="none", by_segment=True) as s:
+        m = s.stage("m", case.make, folder)
+        s._stages[0].install(finer=4096)
+        s.start()
+        assert_same(case.run(m), want)
+        assert {"model.layers.0.mlp.up_proj", "model.layers.4.self_attn.o_proj"} <= set(s.checks["m"].visits)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_converted_weights_pass_the_check_from_either_kind_of_file(dtype, form, tmp_path: Path):
