@@ -173,11 +173,11 @@ class Track:
 def unaccounted(spans: Iterable[Span], wall_s: float, thread: str = "compute") -> float:
     """Return the share of `wall_s` that the spans of a thread do not cover, 0..1.
 
-    Spans that overlap one another count once.
+    Spans that overlap one another count once; what comes after `wall_s` does not count.
     """
     covered, upto = 0.0, float("-inf")
     for span in sorted((s for s in spans if s.thread == thread), key=lambda s: s.start_s):
-        covered += max(0.0, span.end_s - max(span.start_s, upto))
+        covered += max(0.0, min(span.end_s, wall_s) - max(span.start_s, upto))
         upto = max(upto, span.end_s)
     return max(0.0, 1.0 - covered / wall_s) if wall_s > 0 else 0.0
 

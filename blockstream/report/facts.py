@@ -115,7 +115,7 @@ def equation_table(report: Mapping[str, Any]) -> list[list[str]]:
     stages = stages_of(report)
     if not stages:
         return []
-    rows = [["stage", "b", "d", "l", "e", "l/e", "alpha", "r by Eq. 8", "r by Eq. 9", "r"]]
+    rows = [["stage", "b", "d", "l", "e", "l/e", "alpha", "r, Eq. 8", "r, Eq. 9", "r"]]
     for s in stages:
         ratio = _ratio(s.get("l_s"), s.get("e_s"))
         rows.append(

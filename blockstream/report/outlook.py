@@ -12,7 +12,7 @@ from blockstream.budget import format_nbytes
 from blockstream.curve import seconds
 from blockstream.forecast import in_words
 
-from .summary import grid, lines
+from .tables import grid, lines
 
 #: Columns of the longest bar of the curve.
 BAR = 34

@@ -153,6 +153,9 @@ def read_run(folder: Path) -> RunRecord:
         bars += [b._replace(start_s=b.start_s + offset_s, end_s=b.end_s + offset_s) for b in resolved]
         notes += [n._replace(at_s=n.at_s + offset_s) for n in part.notes]
         offset_s = max([offset_s, *(b.end_s for b in bars)])
+    ended = report.get("wall_s")
+    if isinstance(ended, int | float) and begins:  # what comes after is the drawing of reports
+        bars = [b for b in bars if b.start_s < begins[-1] + ended]
     if len(parts) > 1:
         remarks.append(f"resumed {len(parts) - 1} times; the parts are shown one after another")
     if parts and not any(n.kind == "plan" for n in notes):

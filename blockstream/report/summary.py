@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from blockstream.budget import format_nbytes
 
@@ -22,9 +20,10 @@ from .facts import (
     stages_of,
 )
 from .record import RunRecord
+from .tables import grid, lines
 
-#: Columns of the stages' table that a terminal has no room for.
-_LEFT_OUT = ("GB/s", "execute", "outside")
+#: Columns of the stages' table that a terminal has no room for, or that stand in the equations' table.
+_LEFT_OUT = ("retained", "GB/s", "execute", "outside")
 
 
 def print_run(report: Mapping[str, Any], console: Console | None = None) -> None:
@@ -82,7 +81,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
         yield "sampler", text, False
     yield from _attention_lines(report.get("attention") or {})
     if made_up := [str(s.get("name")) for s in stages_of(report) if s.get("synthetic")]:
-        yield "weights", f"synthetic: {', '.join(made_up)}; the result means nothing", True
+        yield "", f"synthetic weights: {', '.join(made_up)}; the result means nothing", True
     if report.get("unplanned"):
         yield "order", f"{report['unplanned']} visits were in no plan and loaded on demand", True
 
@@ -119,24 +118,3 @@ def _without(rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[s
         return []
     kept = [k for k, name in enumerate(rows[0]) if name not in names]
     return [[row[k] for k in kept] for row in rows]
-
-
-def lines(rows: Iterable[tuple[str, str, bool]]) -> Table:
-    """Return (what, text, whether it is bad) as lines; what wraps stays in its column."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for what, text, bad in rows:
-        table.add_row(Text(what), Text(text, style="bold red" if bad else ""))
-    return table
-
-
-def grid(rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table whose first row is its head; the first column is left, the others right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for k, name in enumerate(rows[0]):
-        table.add_column(Text(name), justify="right" if k else "left", no_wrap=True)
-    for row in rows[1:]:
-        # Text, not markup: names come from files and are shown as they are.
-        table.add_row(*(Text(cell) for cell in row))
-    return table

@@ -86,7 +86,7 @@ def test_synthetic_bin_weights_are_packed_with_marker_and_tokenizer(command, tmp
 def test_a_report_says_that_weights_are_synthetic(command, tmp_path):
     from rich.console import Console
 
-    from blockstream.report.tables import print_run
+    from blockstream.report.summary import print_run
 
     made = tmp_path / "made"
     assert command("synth", str(t5_config(tmp_path / "t5")), str(made))[0] == 0

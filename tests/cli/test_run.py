@@ -9,13 +9,27 @@ import pytest
 
 REPORT = {
     "schema": 1,
-    "budget": {"nbytes": 2 << 30, "peak_nbytes": 1 << 30, "held": True, "by_cause": {}},
+    "budget": {
+        "nbytes": 2 << 30,
+        "peak_nbytes": 1 << 30,
+        "held": True,
+        "by_cause": {"arena": 700 << 20, "runtime": 324 << 20, "other": 0},
+        "peak_at_s": 3.5,
+        "peak_during": "computing block.7",
+    },
     "stages": [
         {
             "name": "dit [bold]",
-            "passes": 3,
+            "passes": 18,
+            "declared_passes": 30,
             "b": 28,
             "d": 7,
+            "l_s": 0.5,
+            "e_s": 0.25,
+            "alpha_s": 0.125,
+            "r_s": 6.5,
+            "r8_s": 7.0,
+            "r9_s": 8.75,
             "overlap": 0.925,
             "stall_s": 1.5,
             "wall_s": 12.25,
@@ -23,17 +37,55 @@ REPORT = {
             "read_nbytes": 5 << 20,
         }
     ],
+    "sampler": {"choice": {"name": "lpl"}, "passes": 18, "of": 30, "runs": [{"leaps": [[17, 30]]}]},
+    "attention": {
+        "merged_layers": 6,
+        "merged_passes": 9,
+        "plain_passes": 9,
+        "merged_pass_s": 1.5,
+        "plain_pass_s": 3.0,
+    },
+    "disk": {"read_nbytes": 5 << 20, "read_bytes_per_s": 1.2e9, "disk_bytes_per_s": 1.5e9},
 }
 PLAN = {
     "schema": 1,
-    "stages": [{"name": "dit", "retained": [0, 4], "slots": 3, "predicted_s": 9.5, "stall_s": None}],
+    "budget": {"nbytes": 2 << 30, "arena_nbytes": None},
+    "stages": [
+        {
+            "name": "dit",
+            "passes": 30,
+            "passes_are": "at most",
+            "policy": "spread",
+            "segments": 28,
+            "nbytes": 1 << 30,
+            "kinds": [{"name": "block.*", "count": 28, "nbytes": 28 << 20, "largest_nbytes": 1 << 20}],
+            "retained": ["block.0", "block.4"],
+            "why": {"block.0": "evenly spaced in compute time", "block.4": "evenly spaced in compute time"},
+            "slots": 3,
+            "predicted_s": 9.5,
+            "execute_s": 9.0,
+            "load_s": 8.0,
+            "stall_s": 0.5,
+            "read_nbytes": 5 << 30,
+            "costs_from": "measured in earlier runs",
+        }
+    ],
+    "predicted_s": 9.5,
+    "stall_s": 0.5,
+    "read_nbytes": 5 << 30,
     "peak_nbytes": 1 << 30,
-    "curve": [{"budget_nbytes": 1 << 30, "predicted_s": 9.5}],
+    "by_cause": {"runtime": 300 << 20, "weights": 600 << 20, "activations": 124 << 20},
+    "curve": [
+        {"budget_nbytes": 900 << 20, "predicted_s": 19.0},
+        {"budget_nbytes": 1 << 30, "predicted_s": 9.5},
+        {"budget_nbytes": 2 << 30, "predicted_s": 9.0},
+        {"budget_nbytes": 3 << 30, "predicted_s": 9.0},
+        {"budget_nbytes": 4 << 30, "predicted_s": 9.0},
+    ],
+    "knee_nbytes": 1 << 30,
+    "enough_nbytes": 2 << 30,
+    "advice": ["900 MiB: 19.0 s, the least that works", "beyond 2.00 GiB nothing"],
 }
-
-
-def words(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines()]
 
 
 def test_run_hands_the_validated_config_to_the_runner(command, site, runner, tmp_path):
@@ -48,14 +100,29 @@ def test_run_hands_the_validated_config_to_the_runner(command, site, runner, tmp
     assert err == "video.yaml: the example packaged in video-package 2.0\n"
 
 
-def test_run_prints_predicted_against_measured_and_the_peak(command, site, runner):
+def test_run_prints_predicted_against_measured_the_equations_and_where_memory_went(command, site, runner):
     runner.result = REPORT
     _, out, _ = command("run", "video.yaml")
-    assert words(out) == [
-        ["stage", "passes", "retained", "read", "predicted", "measured", "stalled", "overlap"],
-        ["dit", "[bold]", "3", "7", "of", "28", "5.0", "MiB", "11.50", "s", "12.25", "s", "1.50", "s", "92%"],
-        ["memory:", "peak", "1.0", "GiB", "of", "a", "budget", "of", "2.0", "GiB,", "held"],
+    assert [line.rstrip() for line in out.splitlines()] == [
+        "stage         passes     read  predicted  measured  error  stalled  overlap",
+        "dit [bold]  18 of 30  5.0 MiB     11.5 s    12.2 s    +7%   1.50 s      92%",
+        "",
+        "stage        b  d       l       e   l/e   alpha  r, Eq. 8  r, Eq. 9       r",
+        "dit [bold]  28  7  0.50 s  0.25 s  2.00  0.12 s    7.00 s    8.75 s  6.50 s",
+        "",
+        "memory     peak 1.0 GiB of a budget of 2.0 GiB, held: 700 MiB arena, 324 MiB",
+        "           runtime",
+        "           at 3.50 s, computing block.7",
+        "disk       read 5.0 MiB at 1.20 GB/s, 80% of the 1.50 GB/s this disk gives",
+        "sampler    lpl: 18 of 30 steps computed, leapt 17 to 30",
+        "attention  6 layers merge tokens, in 9 of 18 passes: a pass takes 1.50 s instead",
+        "           of 3.00 s",
     ]
+
+
+def test_a_budget_that_was_broken_is_shouted(command, site, runner):
+    runner.result = {**REPORT, "budget": {"nbytes": 1, "peak_nbytes": 2, "held": False}}
+    assert "memory     peak 2 B of a budget of 1 B, EXCEEDED" in command("run", "video.yaml")[1]
 
 
 @pytest.mark.parametrize("argv", [("run", "video.yaml"), ("plan", "video.yaml")])
@@ -102,15 +169,27 @@ def test_the_progress_of_a_run_ends_with_it_and_is_silent_off_a_terminal(command
     assert progress._live is None
 
 
-def test_plan_prints_what_stays_the_times_the_peak_and_the_curve(command, site, runner):
+def test_plan_prints_what_stays_and_why_the_times_the_peak_and_the_curve(command, site, runner):
     runner.result = PLAN
     code, out, _ = command("plan", "video.yaml", "--set", "steps=4")
     assert code == 0
     assert runner.calls[0][1][0].pipeline.options.steps == 4
-    assert words(out) == [
-        ["stage", "retained", "slots", "predicted", "stalled"],
-        ["dit", "2", "3", "9.50", "s", "-"],
-        ["predicted:", "9.5", "s", "in", "all,", "peak", "1.0", "GiB"],
-        ["budget", "predicted"],
-        ["1.0", "GiB", "9.50", "s"],
+    bar = "\u2588"
+    assert [line.rstrip() for line in out.splitlines()] == [
+        "stage  passes  weights  retained  slots    reads  compute  stalled    time",
+        "dit      \u2264 30  1.0 GiB   2 of 28      3  5.0 GiB   9.00 s   0.50 s  9.50 s",
+        "",
+        "dit     28 x block.* of 1.0 MiB",
+        "        stays: block.0, block.4 (evenly spaced in compute time)",
+        "        costs: measured in earlier runs",
+        "peak    1.0 GiB of a budget of 2.0 GiB: 300 MiB runtime, 600 MiB weights, 124",
+        "        MiB activations",
+        "in all  9.50 s, 0.50 s of it waiting for loads; 5.0 GiB are read",
+        "",
+        "budget     predicted",
+        f"900 MiB    19.0 s    {bar * 34}",
+        f"1.00 GiB   9.50 s    {bar * 17}  the knee, this plan",
+        f"2.00 GiB   9.00 s    {bar * 16}",
+        f"4.00 GiB   9.00 s    {bar * 16}  everything stays",
+        "900 MiB: 19.0 s, the least that works; beyond 2.00 GiB nothing",
     ]
