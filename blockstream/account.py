@@ -64,17 +64,20 @@ def stage_accounts(measured: Sequence[Mapping[str, Any]], plan: Plan | None) -> 
     return accounts
 
 
-def budget_account(watch: MemoryWatch, began_s: float, spans: Sequence[Span], runtime: int) -> dict[str, Any]:
+def budget_account(
+    watch: MemoryWatch, began_s: float, spans: Sequence[Span], runtime: int, activations: int
+) -> dict[str, Any]:
     """Return whether the budget was held, its peak by cause and what ran then.
 
-    `began_s` is when the watch began, in the ledger's time; `runtime` what was held before any weight.
+    `began_s` is when the watch began, in the ledger's time; `runtime` what was held before any weight,
+    `activations` the most a pass held besides.
     """
     at_s = began_s + watch.peak.at_s
     return {
         "nbytes": watch.budget_nbytes,
         "peak_nbytes": watch.peak_nbytes,
         "held": not watch.broken,
-        "by_cause": watch.by_cause(runtime=runtime),
+        "by_cause": watch.by_cause(runtime=runtime, activations=activations),
         "peak_at_s": at_s,
         "peak_during": doing(spans, at_s),
     }

@@ -14,6 +14,7 @@ from types import TracebackType
 from .clock import Clock, SystemClock
 from .errors import BlockstreamError, EngineError, SegmentLoadError
 from .ledger import Ledger, Span
+from .loads import State
 from .plan import Plan
 from .prefetch import Loader
 from .scheduler import Scheduler
@@ -171,6 +172,20 @@ class Engine:
             return frozenset(
                 x.key[1] for x in live if x.retained and here is not None and x.key[0] == here.stage
             )
+
+    def everything(self) -> list[Handle] | None:
+        """Return the handles of all segments of the stage at the cursor if all are there to stay."""
+        with self._condition:
+            here = self._scheduler.cursor
+            if here is None or self._held:
+                return None
+            there = {
+                load.key[1]: self._loader.handles[load]
+                for load, state in self._scheduler.live.items()
+                if load.retained and load.key[0] == here.stage and state is State.READY
+            }
+            complete = len(there) == len(self.plan.schedule.stages[here.stage].segments)
+            return list(there.values()) if complete else None
 
     def trim(self, keep: Callable[[Iterable[Extent]], object]) -> None:
         """Call `keep` with the extents in use, while no load can begin."""

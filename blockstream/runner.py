@@ -23,7 +23,7 @@ from .config import RunConfig
 from .forecast import plan_account
 from .ledger import Ledger, unaccounted
 from .machine import versions
-from .memory import Held, MemoryWatch, held
+from .memory import held
 from .outputs import OutputFolder, write_atomic, write_json
 from .pipeline import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
 from .plugins import Plugins, activate
@@ -61,10 +61,6 @@ class RunInProgress:
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is done outside the segments, for the ledger."""
         return self.ledger.phase(name)
-
-    def note_memory(self, now: Held, arena_nbytes: int) -> None:
-        """Write what is held, and what of it is the arena, to the ledger."""
-        self.ledger.note("memory", [now.nbytes, arena_nbytes])
 
     def token_merge(self, layer: AttentionLayer) -> Merge | None:
         """Return the merge a plugin has for a layer."""
@@ -145,23 +141,24 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
     runtime, first = held().nbytes, None
     with open_session(this, observer=plugins.hook) as session:
         pipeline.declare(session, this)
+        began_s, watch = this.ledger.now(), session.watch
         if session.names:  # a resumed run may have nothing left to compute
-            first = session.plan
+            first = session.draft()
             this.predicted_s = {s.name: s.wall_s for s in first.predicted.stages}
-        began_s = this.ledger.now()
-        with MemoryWatch(
-            this.budget_nbytes, arena_nbytes=session.touched_nbytes, record=this.note_memory
-        ) as watch:
-            with this.phase("run"):
-                output = pipeline.run(session, this)
-            watch.sample()
+            session.start()
+        with this.phase("run"):
+            output = pipeline.run(session, this)
+        watch.sample()
         summary = session.report()
         session.remember()
     this.ledger.compute.mark("outside", "close")
     wall_s = this.ledger.compute.at
     return {
         "schema": SCHEMA,
-        "budget": budget_account(watch, began_s, this.ledger.spans, runtime),
+        "budget": {
+            **summary["budget"],
+            **budget_account(watch, began_s, this.ledger.spans, runtime, session.activations_nbytes),
+        },
         "stages": stage_accounts(summary["stages"], first),
         "sampler": sampler_account(this.config.sampler.written(), this.ledger.notes),
         "attention": attention_account(
@@ -171,7 +168,7 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
         "output": dict(output),
         "wall_s": wall_s,
         "unaccounted": unaccounted(this.ledger.spans, wall_s),
-        **{k: v for k, v in summary.items() if k not in ("stages", "schema")},
+        **{k: v for k, v in summary.items() if k not in ("budget", "stages", "schema")},
         "versions": {"python": platform.python_version(), **versions()},
     }
 

@@ -94,11 +94,11 @@ def test_the_peak_is_told_with_its_moment_and_what_ran_then():
         now[0] = 4.0
         watch.sample()
     spans = [Span("compute", "execute", 10.0, 13.0, "block.3", Visit(0, 0, 3))]
-    account = budget_account(watch, 10.0, spans, runtime=80)
+    account = budget_account(watch, 10.0, spans, runtime=80, activations=20)
     assert account["held"] is False
     assert (account["peak_nbytes"], account["peak_at_s"]) == (900, 12.0)
     assert account["peak_during"] == "computing block.3"
-    assert account["by_cause"] == {"arena": 0, "runtime": 80, "other": 820}
+    assert account["by_cause"] == {"arena": 0, "runtime": 80, "activations": 20, "other": 800}
 
 
 def test_waiting_and_phases_are_said_in_words():

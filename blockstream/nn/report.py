@@ -16,7 +16,7 @@ def session_report(session: Session) -> dict[str, Any]:
     """Return what has run so far: arena, stages, bytes read, moved, converted and gathered."""
     engine, arena = session._engine, session._arena
     if engine is None or arena is None:
-        return {"schema": SCHEMA, "stages": []}
+        return {"schema": SCHEMA, "budget": session.budget_report(), "stages": []}
     totals = session._files.totals
     stages = [
         {
@@ -33,6 +33,7 @@ def session_report(session: Session) -> dict[str, Any]:
     ]
     return {
         "schema": SCHEMA,
+        "budget": session.budget_report(),
         "arena": {"nbytes": engine.plan.arena_nbytes, "touched_nbytes": arena.peak_touched_nbytes},
         "stages": stages,
         "unplanned": engine.unplanned,

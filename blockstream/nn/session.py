@@ -11,29 +11,31 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from blockstream.arena import Arena
-from blockstream.budget import format_nbytes, held, parse_nbytes, resolve_budget
+from blockstream.budget import parse_nbytes
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.store import FileStore
 from blockstream.engine import Engine
 from blockstream.errors import BudgetError, ConfigError, EngineError, ModelError
+from blockstream.governor import Governor
 from blockstream.layout import align_up
 from blockstream.ledger import Ledger
-from blockstream.plan import Plan, least_arena, make_plan
+from blockstream.memory import Held, MemoryWatch
+from blockstream.plan import Plan
 from blockstream.report.plans import plan_record
-from blockstream.retention import POLICIES, RetentionPolicy
-from blockstream.segments import Exactly, Extent, Passes, Schedule, Unknown
+from blockstream.retention import RetentionPolicy
+from blockstream.segments import Passes
 
 from .binding import Binding, BindingStore
-from .costs import default_costs, measured_costs
 from .dtypes import parse_dtype
 from .empty import build
+from .options import parse_passes, parse_policies
+from .planning import Planning
 from .prepared import Prepared
 from .stage import StreamedStage
 
@@ -42,13 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What is kept free of weights for activations: this part of the budget left, and at least so much.
-ACTIVATIONS_PART = 0.15
-ACTIVATIONS_NBYTES = 32 << 20
-#: A new plan replaces one that is running if it is predicted to take this much less time.
-GAIN = 0.03
-#: Passes expected of a stage that does not say: enough for what is kept to pay.
-EXPECTED_PASSES = 8
 
 _of_module: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 _running: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -87,9 +82,6 @@ class Session:
         self._observed: StreamedStage | None = None
         self._budget = budget
         self._arena_limit = None if arena is None else parse_nbytes(arena)
-        self._policies = _policies(policy)
-        self._slots = slots
-        self._lookahead = lookahead
         #: What execution times depend on besides models and inputs: attention transforms, a backend.
         self.variant = variant
         self.ledger = ledger if ledger is not None else Ledger()
@@ -98,13 +90,20 @@ class Session:
         self._arena: Arena | None = None
         self._store: BindingStore | None = None
         self._bindings: dict[tuple[str, str], Binding] = {}
-        self._limit = 0
-        self._resized = False
         self._active: StreamedStage | None = None
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._closed = False
         _refuse_second(self)
+        self._governor = Governor(
+            budget,
+            touched_nbytes=self.touched_nbytes,
+            mapped_nbytes=lambda: 0 if self._arena is None else self._arena.nbytes,
+            others_nbytes=lambda: sum(s._untouched_nbytes() for s in _running if s is not self),
+        )
+        self._planning = Planning(
+            self._governor, self.ledger, parse_policies(policy), self._arena_limit, slots, lookahead
+        )
         _running.add(self)
 
     # -- what users call ---------------------------------------------------------------------
@@ -134,7 +133,7 @@ class Session:
             raise ModelError(f"{type(module).__name__} is already being streamed; a module is one stage")
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
         prepared = Prepared(name, module, opened, parse_dtype(dtype))
-        self._stages.append(StreamedStage(self, prepared, _passes(passes), example_inputs))
+        self._stages.append(StreamedStage(self, prepared, parse_passes(passes), example_inputs))
         _of_module[module] = weakref.ref(self)
         return module
 
@@ -144,9 +143,9 @@ class Session:
             raise EngineError("the session is closed; open another")
         if self._engine is not None:
             return
-        plan = self.draft()
-        needed = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
-        self._arena = Arena(max(plan.arena_nbytes, min(self._limit, 2 * needed)))
+        self.watch.sample()
+        plan = self._planning.first(self._stages, begin=True)
+        self._arena = _arena(plan)
         for s in self._stages:
             self._bindings.update(s.prepared.bindings(self._arena))
         files = FileStore(self._arena, {s.name: s.prepared.layouts for s in self._stages})
@@ -168,12 +167,28 @@ class Session:
             return self._engine.plan
         if not self._stages:
             raise EngineError("the session has no stages; add one with stage()")
-        self._limit = self._weights_nbytes()
-        return self._first_plan()
+        return self._planning.first(self._stages)
 
     def activations_beside(self, arena_nbytes: int) -> int:
         """Return the bytes kept free of weights beside an arena."""
-        return max(ACTIVATIONS_NBYTES, int(ACTIVATIONS_PART / (1 - ACTIVATIONS_PART) * arena_nbytes))
+        return self._planning.activations_beside(self._stages, arena_nbytes)
+
+    @property
+    def watch(self) -> MemoryWatch:
+        """Return the watch on what the process holds; it ends with the session."""
+        if self._governor.watch is None:
+            self._governor.begin(record=self._note_memory, on_sample=self._look_after)
+        assert self._governor.watch is not None
+        return self._governor.watch
+
+    def budget_report(self) -> dict[str, Any]:
+        """Return whether the budget is held, and the peak by cause."""
+        return self._governor.report()
+
+    @property
+    def activations_nbytes(self) -> int:
+        """Return the most that a pass was seen to hold besides weights and what was held before it."""
+        return self._governor.activations_nbytes
 
     def touched_nbytes(self) -> int:
         """Return the bytes of the arena that hold weights now."""
@@ -184,6 +199,7 @@ class Session:
         stage = self._named(name)
         if self._engine is None:
             raise EngineError(f"stage {name!r} is ended before any has begun")
+        stage.unsettle()
         stage.close_pass()
         self._engine.end_stage(name)
         self._observe_finished(stage)
@@ -200,6 +216,7 @@ class Session:
             if self._engine is not None:
                 self._engine.close()
         finally:
+            self._governor.close()
             if self._store is not None:
                 self._store.close()
             for s in self._stages:
@@ -229,12 +246,18 @@ class Session:
         return self._engine.plan
 
     def set_budget(self, budget: int | str | None) -> None:
-        """Go on under another budget from the next pass on; never above what the arena was made for."""
+        """Go on under another budget: less is retained before the next visit, more from the next pass on.
+
+        An amount that cannot hold the least is refused, and nothing changes.
+        """
+        if self._engine is None or self._arena is None:
+            self._governor.set(budget)
+        else:
+            idle = self._active if self._owner is None else None
+            for s in self._stages:
+                s.unsettle()
+            self._planning.resize(budget, idle, self._engine, self._arena)
         self._budget = budget
-        self._arena_limit = None
-        if self._arena is not None:
-            self._limit = min(self._arena.nbytes, self._weights_nbytes())
-            self._resized = True
 
     @property
     def costs_from(self) -> dict[str, str]:
@@ -279,78 +302,38 @@ class Session:
 
     # -- planning ----------------------------------------------------------------------------
 
-    def _weights_nbytes(self) -> int:
-        """Return the bytes weights may take."""
-        if self._arena_limit is not None:
-            return self._arena_limit
-        budget = resolve_budget(self._budget)
-        if budget.warning:
-            log.warning("%s", budget.warning)
-        others = sum(
-            s._arena.nbytes - s._arena.touched_nbytes
-            for s in _running
-            if s is not self and s._arena is not None
-        )
-        mine = self._arena.touched_nbytes if self._arena is not None else 0
-        left = min(budget.nbytes - held().nbytes, budget.headroom.nbytes) + mine - others
-        weights = left - max(ACTIVATIONS_NBYTES, int(ACTIVATIONS_PART * left))
-        if weights <= 0:
-            raise BudgetError(
-                f"budget {format_nbytes(budget.nbytes)} leaves nothing for weights beside "
-                f"{format_nbytes(held().nbytes)} held now and activations; the least is "
-                f"{format_nbytes(held().nbytes + others + ACTIVATIONS_NBYTES + self._least(), up=True)}"
-            )
-        return weights
+    def _untouched_nbytes(self) -> int:
+        """Return the bytes of the arena that are planned and not touched yet."""
+        if self._engine is None:
+            return 0
+        return max(0, self._engine.plan.arena_nbytes - self.touched_nbytes())
 
-    def _least(self) -> int:
-        return least_arena(self._schedule(), self._slots)
+    def _begin_pass(self, stage: StreamedStage, first: bool, inputs_nbytes: int) -> None:
+        if self._engine is not None and self._arena is not None:
+            self._planning.before_pass(stage, self._engine, self._arena, first, inputs_nbytes)
 
-    def _schedule(self) -> Schedule:
-        return Schedule.of([default_costs(s) for s in self._stages])
-
-    def _first_plan(self) -> Plan:
-        """Return the first plan; stages whose segments are too large for the arena are cut finer."""
-        for s in self._stages:
-            for halves in (2, 4):
-                whole = Schedule.of([default_costs(s)])
-                if least_arena(whole, self._slots) <= self._limit:
-                    break
-                resident = sum(x.nbytes for x in whole.stages[0].segments if x.resident)
-                s.install(finer=max((self._limit - resident) // halves, 1))
-        return self._make_plan(self._schedule())
-
-    def _make_plan(self, schedule: Schedule) -> Plan:
-        return make_plan(schedule, self._limit, self._policies, slots=self._slots, lookahead=self._lookahead)
+    def _end_visit(self, stage: StreamedStage) -> None:
+        if self._engine is not None and self._arena is not None and not self._closed:
+            self._planning.after_visit(stage, self._engine, self._arena)
 
     def _replan(self, stage: StreamedStage, reordered: bool) -> None:
-        """Plan anew at a pass boundary: from the order that ran, from costs measured in the first pass."""
-        engine = self._engine
-        assert engine is not None
-        first, stage.measured = not stage.measured, True
-        if not (reordered or first or self._resized):
+        """Plan anew at a pass boundary."""
+        if self._engine is not None and self._arena is not None:
+            self._planning.after_pass(stage, self._engine, self._arena, reordered)
+        # With an observer, or stages to prefetch for, every pass is followed.
+        if len(self._stages) == 1 and self._observer is None and stage.settle():
+            self.ledger.note("settled", stage.name)
+
+    def _look_after(self, now: Held) -> None:
+        """Have a stage that runs without hooks give memory back when it is short. The watch's thread."""
+        stage, engine = self._stages[0], self._engine
+        if not stage.settled or engine is None or not self._governor.is_due():
             return
-        index = engine.plan.schedule.index(stage.name)
-        changed = measured_costs(engine.plan.schedule.stages[index], index, self.ledger)
-        if reordered:
-            changed = replace(changed, order=stage.full_order)
-        stages = list(engine.plan.schedule.stages)
-        stages[index] = changed
-        schedule = Schedule.of(stages)
-        try:
-            plan = self._make_plan(schedule)
-        except BudgetError as error:
-            log.warning("stage %r keeps its plan: %s", stage.name, error)
-            return
-        if not (reordered or self._resized):
-            running = replace(engine.plan, schedule=schedule)
-            if plan.predicted.wall_s > (1 - GAIN) * running.predicted.wall_s:
-                return
-        engine.adopt(plan)
-        self.ledger.note("plan", plan_record(plan))
-        if self._resized:
-            self._resized = False
-            assert self._arena is not None
-            self._arena.discard(Extent(plan.arena_nbytes, self._arena.nbytes - plan.arena_nbytes))
+        if engine.plan.arena_nbytes > self._governor.weights_nbytes(slack=True):
+            stage.wake()
+
+    def _note_memory(self, held: Held, arena_nbytes: int) -> None:
+        self.ledger.note("memory", [held.nbytes, arena_nbytes])
 
     def _named(self, name: str) -> StreamedStage:
         for s in self._stages:
@@ -404,20 +387,10 @@ def _refuse_second(session: Session) -> None:
             )
 
 
-def _passes(passes: int | Passes | None) -> Passes:
-    if passes is None:
-        return Unknown(EXPECTED_PASSES)
-    return Exactly(passes) if isinstance(passes, int) else passes
-
-
-def _policies(policy: str | RetentionPolicy | Sequence[RetentionPolicy]) -> Sequence[RetentionPolicy]:
-    if isinstance(policy, RetentionPolicy):
-        return (policy,)
-    if not isinstance(policy, str):
-        return tuple(policy)
-    if policy == "auto":
-        return POLICIES
-    found = [p for p in POLICIES if p.name == policy]
-    if not found:
-        raise ConfigError(f"policy {policy!r}: write auto, {', '.join(p.name for p in POLICIES)}")
-    return tuple(found)
+def _arena(plan: Plan) -> Arena:
+    """Return an arena with address space for all a stage could retain; pages come as they are used."""
+    most = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
+    try:
+        return Arena(max(most, plan.arena_nbytes, 1))
+    except BudgetError:  # address space is limited
+        return Arena(max(plan.arena_nbytes, 1))

@@ -45,8 +45,12 @@ class StreamedStage:
         self.guessed = True
         #: What its loads and visits cost as far as is known beforehand.
         self.known = Known()
-        #: Whether the costs of the segments have been measured.
-        self.measured = False
+        #: Whether the costs of the segments have been measured, and the memory beside them.
+        self.measured = self.completed = False
+        #: What a forward holds besides weights, where example inputs told; the largest inputs so far.
+        self.activations_nbytes: int | None = None
+        self.inputs_nbytes = 0
+        self._seen: set[tuple[type, int]] = set()
         self.resident: list[int] = []
         self.streamed: list[int] = []
         self._part_at: dict[str, int] = {}
@@ -61,7 +65,10 @@ class StreamedStage:
         self._ran_before: tuple[int, ...] = ()
         self._strayed = 0
         self._hooks: list[RemovableHandle] = []
-        self._example_inputs = example_inputs
+        #: Whether everything is in memory and bound to stay, so that no hook is needed.
+        self.settled = False
+        self._waker: RemovableHandle | None = None
+        self.example_inputs = example_inputs
         self.install()
 
     @property
@@ -85,21 +92,69 @@ class StreamedStage:
             self.restore()
             self.prepared.cut(finer)
         else:
-            self.known = known_costs(self.prepared, self._example_inputs, self.session.variant)
-        self._index_parts(find_order(self.prepared, self._example_inputs))
+            self.known = known_costs(self.prepared, self.example_inputs, self.session.variant)
+        self._index_parts(find_order(self.prepared, self.example_inputs))
         self.prepared.install()
         self._attach()
+
+    def settle(self) -> bool:
+        """Bind everything and remove the hooks if all is in memory to stay; return whether it was."""
+        handles = self._engine.everything()
+        if handles is None or self.guessed or self._open:
+            return False
+        for handle in handles:
+            assert isinstance(handle, BoundHandle)
+            handle.bind()
+        self._detach()
+        self.settled = True
+        return True
+
+    def wake(self) -> None:
+        """Have the next forward begin with hooks again. Any thread."""
+        if self.settled and self._waker is None:
+            hook = self.prepared.module.register_forward_pre_hook
+            self._waker = hook(self._woken, prepend=True, with_kwargs=True)
+
+    def _woken(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.unsettle()
+        self._enter("", args, kwargs)
+
+    def unsettle(self) -> None:
+        """Put the hooks back. Compute thread, between forwards."""
+        if self._waker is not None:
+            self._waker.remove()
+            self._waker = None
+        if self.settled:
+            self.settled = False
+            self._attach()
+
+    def _detach(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
 
     def remember(self, index: int) -> None:
         """Keep what was measured of stage number `index` for the plans of later runs."""
         seen = Seen.of(self.session.ledger.spans, index)
-        remember(self.prepared, self._example_inputs, self.session.variant, seen)
+        remember(self.prepared, self.example_inputs, self.session.variant, seen)
+
+    def is_known(self) -> bool:
+        """Return whether a block of each kind has run in the order that is planned."""
+        return not self.guessed and self._kinds() <= self._seen
+
+    def _kinds(self) -> set[tuple[type, int]]:
+        return {self._kind(i) for i in self.order}
+
+    def _kind(self, part: int) -> tuple[type, int]:
+        found = self.prepared.parts[part]
+        module = self.prepared.module.get_submodule(found.entry or "")
+        return type(module), self.prepared.layouts[found.name].nbytes
 
     def restore(self) -> None:
         """Remove the hooks and give the module back as it was."""
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks.clear()
+        self._detach()
+        if self._waker is not None:
+            self._waker.remove()
         self.prepared.restore()
 
     def _attach(self) -> None:
@@ -150,7 +205,7 @@ class StreamedStage:
         if part is not None and "" not in self._calls and self._ran[:1] == [part]:
             self.close_pass()
         if not self._open:
-            self._open_pass()
+            self._open_pass(sum(t.nbytes for _, t in tensors_in((args, kwargs))))
         if part is not None:
             self._begin_visit(part)
 
@@ -230,6 +285,8 @@ class StreamedStage:
             self._in_use = None
             del handle
             self._engine.release(visit)
+            self._seen.add(self._kind(part))
+            self.session._end_visit(self)
 
     # -- passes ------------------------------------------------------------------------------
 
@@ -239,8 +296,9 @@ class StreamedStage:
         assert engine is not None
         return engine
 
-    def _open_pass(self) -> None:
+    def _open_pass(self, inputs_nbytes: int) -> None:
         self._pass = self._engine.begin_pass(self.name)
+        self.session._begin_pass(self, self._pass == 0, inputs_nbytes)
         self._open = True
         self._ran.clear()
         self.session._observe_pass(self, self._pass, started=True)

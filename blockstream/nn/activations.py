@@ -1,0 +1,70 @@
+"""What a forward holds besides weights, found on fake tensors: nothing is read, computed or allocated."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from .order import faked
+from .prepared import Prepared
+
+log = logging.getLogger(__name__)
+
+#: Kernels take work space that fake tensors do not show: this part more, and so many bytes.
+WORKSPACE_PART = 0.25
+WORKSPACE_NBYTES = 8 << 20
+
+
+def activation_nbytes(prepared: Prepared, example_inputs: Any) -> int | None:
+    """Return the most bytes of results alive at once in a forward, with room for work space.
+
+    None without example inputs, or if the forward cannot run without data.
+    """
+    if example_inputs is None:
+        return None
+    try:
+        with faked(prepared.module, example_inputs, prepared.dtype_of) as (fake, args, kwargs):
+            alive = _Alive()
+            with alive:
+                fake(*args, **kwargs)
+    except Exception as error:
+        log.info("what %s needs is measured in the first pass (%s)", type(prepared.module).__name__, error)
+        return None
+    return int(alive.peak_nbytes * (1 + WORKSPACE_PART)) + WORKSPACE_NBYTES
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that operations return, until they are collected."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.nbytes = self.peak_nbytes = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {_key(t) for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for t in tree_iter(result):
+            if isinstance(t, torch.Tensor) and _key(t) not in before | self._known:
+                self._count(t.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, nbytes = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.nbytes += nbytes
+        self.peak_nbytes = max(self.peak_nbytes, self.nbytes)
+        weakref.finalize(storage, self._collected, key, nbytes)
+
+    def _collected(self, key: int, nbytes: int) -> None:
+        self._known.discard(key)
+        self.nbytes -= nbytes
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,314 @@
+"""The plans of one session: the first, and those that follow what was measured and the memory there is.
+
+The first plan of a budget leaves half of what it could for activations that nobody has measured; it is
+completed inside the first pass, when each kind of block has run once. From then on a plan shrinks between
+visits, when activations, a cache or another process take memory, and grows between passes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from blockstream.arena import Arena
+from blockstream.engine import Engine
+from blockstream.errors import BudgetError
+from blockstream.floor import RUNTIME_MODULES, runtime_floor
+from blockstream.governor import Governor, margin_nbytes
+from blockstream.layout import align_up
+from blockstream.ledger import Ledger
+from blockstream.plan import Observed, Plan, least_arena, make_plan, remaining_s
+from blockstream.report.plans import plan_record
+from blockstream.retention import RetentionPolicy
+from blockstream.segments import Schedule
+
+from .activations import activation_nbytes
+from .costs import default_costs, measured_costs
+
+if TYPE_CHECKING:
+    from .stage import StreamedStage
+
+log = logging.getLogger(__name__)
+
+#: Activations expected of a stage that nothing is known of.
+ACTIVATIONS_NBYTES = 32 << 20
+#: A budget this near the least asks for the runtime floor, which may have to be measured in a child.
+TIGHT_NBYTES = 256 << 20
+#: A new plan replaces one that is running if what is left is predicted to take this much less time.
+GAIN = 0.03
+#: Inputs larger than any before by this factor need more room than was seen.
+LARGER = 1.1
+
+
+class Planning:
+    """Makes the plans of a session. Compute thread only."""
+
+    def __init__(
+        self,
+        governor: Governor,
+        ledger: Ledger,
+        policies: Sequence[RetentionPolicy],
+        arena_nbytes: int | None = None,
+        slots: int | None = None,
+        lookahead: int | None = None,
+    ) -> None:
+        self.governor = governor
+        self._ledger = ledger
+        self._policies = policies
+        self._most = arena_nbytes
+        self._slots = slots
+        self._lookahead = lookahead
+        self._limit = 0
+        self._resized = False
+        self._warned = False
+
+    # -- before anything runs ----------------------------------------------------------------
+
+    def first(self, stages: Sequence[StreamedStage], begin: bool = False) -> Plan:
+        """Return the first plan; stages whose segments are too large for the arena are cut finer.
+
+        With `begin` it is the one to start with, of half of the room where activations are not known.
+        Raises BudgetError, naming the least that would do, when nothing fits.
+        """
+        outside = self._expected_outside(stages)
+        room = self.governor.weights_nbytes(outside)
+        if self._most is not None:
+            room = min(room, self._most)
+        for stage in stages:
+            _cut_to_fit(stage, room, self._slots)
+        schedule = Schedule.of([default_costs(s) for s in stages])
+        least = least_arena(schedule, self._slots)
+        if self._most is None or least <= self._most:
+            largest = max((s for x in schedule.stages for s in x.segments), key=lambda s: s.nbytes)
+            count = self._slots or min(2, sum(not s.resident for x in schedule.stages for s in x.segments))
+            self.governor.refuse(least, outside, (largest.name, largest.nbytes), count)
+            room = max(room, least)
+        self._limit = room
+        if begin and any(s.activations_nbytes is None for s in stages) and room != self._most:
+            self._limit = least + (room - least) // 2
+        self.governor.follow()
+        return self._make(schedule)
+
+    def activations_beside(self, stages: Sequence[StreamedStage], arena_nbytes: int) -> int:
+        """Return the bytes that are kept free of weights beside an arena."""
+        expected = _expected_activations(stages)
+        return expected + margin_nbytes(self.governor.outside_nbytes + expected + arena_nbytes)
+
+    def _expected_outside(self, stages: Sequence[StreamedStage]) -> int:
+        """Return what will be held outside the arena: now, once all libraries are warm, and activations."""
+        now = self.governor.outside_nbytes
+        if self.governor.explicit:
+            for s in stages:
+                s.activations_nbytes = s.activations_nbytes or activation_nbytes(s.prepared, s.example_inputs)
+        activations = _expected_activations(stages)
+        least = least_arena(Schedule.of([default_costs(s) for s in stages]), self._slots)
+        if self.governor.explicit and self.governor.weights_nbytes(now + activations) < least + TIGHT_NBYTES:
+            now = max(now, _floor())
+        return now + activations
+
+    # -- while it runs -----------------------------------------------------------------------
+
+    def after_visit(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
+        """Account for a visit: shrink if memory has become short, complete the first plan if it may be."""
+        self.governor.sample(stage.name)
+        short = False
+        if self._resized or self.governor.is_due() or self.governor.has_grown():
+            short = engine.plan.arena_nbytes > self.governor.weights_nbytes(slack=True)
+            if not short:
+                self.governor.follow()
+        if short:
+            self._shrink(stage, engine, arena)
+        elif stage.is_known() and not stage.completed:
+            stage.completed = True
+            if self._most is None or self._limit < self._most:
+                self._complete(stage, engine, arena)
+
+    def before_pass(
+        self, stage: StreamedStage, engine: Engine, arena: Arena, first: bool, inputs_nbytes: int
+    ) -> None:
+        """Make room for inputs larger than any before: what compute needs grows with them."""
+        if first:
+            self.governor.begin_stage()
+            engine.trim(arena.keep)
+        self.governor.begin_pass()
+        before, stage.inputs_nbytes = stage.inputs_nbytes, max(stage.inputs_nbytes, inputs_nbytes)
+        if before and inputs_nbytes > LARGER * before:
+            stage.completed = False
+            expected = int(self.governor.activations_nbytes * (inputs_nbytes / before))
+            self.governor.expect(expected)
+            if engine.plan.arena_nbytes > self.governor.weights_nbytes(slack=True):
+                self._shrink(stage, engine, arena)
+
+    def resize(
+        self, budget: int | str | None, stage: StreamedStage | None, engine: Engine, arena: Arena
+    ) -> None:
+        """Go on under another budget: shrink now if `stage` is between visits, grow after this pass.
+
+        Raises BudgetError when an amount cannot hold the least, and nothing changes.
+        """
+        schedule = engine.plan.schedule
+        here = engine.cursor
+        rest = Schedule(schedule.stages[here.stage if here is not None else -1 :])
+        largest = max((s for x in rest.stages for s in x.segments), key=lambda s: s.nbytes)
+        before = self.governor.budget
+        self.governor.set(budget)
+        try:
+            if self.governor.explicit:
+                least = least_arena(rest, self._slots)
+                self.governor.refuse(
+                    least, self.governor.outside_nbytes, (largest.name, largest.nbytes), self._slots or 2
+                )
+        except BudgetError:
+            self.governor.set(before)
+            raise
+        self._resized = True
+        self._warned = False
+        if stage is not None and engine.plan.arena_nbytes > self.governor.weights_nbytes():
+            self._shrink(stage, engine, arena)
+
+    def after_pass(self, stage: StreamedStage, engine: Engine, arena: Arena, reordered: bool) -> None:
+        """Plan anew at a pass boundary: from the order that ran, the costs measured, the memory there is."""
+        index = engine.plan.schedule.index(stage.name)
+        here = engine.cursor
+        if here is None or here.stage != index:
+            return
+        first, stage.measured = not stage.measured, True
+        room = self._room(engine)
+        grown = room > engine.plan.arena_nbytes + _smallest_left(engine.plan, index)
+        # Costs change with the inputs: they are looked at again after 1, 2, 4, 8, ... passes.
+        due = first or here.pass_index & (here.pass_index - 1) == 0
+        if not (reordered or due or self._resized or grown):
+            return
+        stage.completed = True
+        self._ledger.compute.mark("outside")
+        schedule = self._measured(stage, engine, reordered)
+        least = least_arena(Schedule(schedule.stages[index:]), self._slots)
+        if self._most is not None and least > self._most:
+            log.warning(
+                "stage %r keeps its plan: in the order it ran the least arena is %d bytes, it has %d",
+                stage.name,
+                least,
+                self._most,
+            )
+            return
+        self._limit = max(room, least)
+        observed = self._observe(engine, arena, index)
+        plan = self._make(schedule, observed)
+        must = reordered or plan.arena_nbytes > engine.plan.arena_nbytes > self._limit or self._resized
+        if not must and not _pays(plan, replace(engine.plan, schedule=schedule), observed):
+            return
+        self._resized = False
+        self._adopt(plan, engine, arena)
+
+    def _room(self, engine: Engine) -> int:
+        room = self.governor.weights_nbytes()
+        return room if self._most is None else min(room, self._most)
+
+    def _complete(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
+        """Plan with all that compute leaves, now that it has been measured; costs are as expected."""
+        self._ledger.compute.mark("outside")
+        here = engine.cursor
+        index = engine.plan.schedule.index(stage.name)
+        if here is None or here.stage != index:
+            return
+        schedule = self._measured(stage, engine, reordered=False)
+        least = least_arena(Schedule(schedule.stages[index:]), self._slots)
+        self._limit = max(self._room(engine), least)
+        observed = self._observe(engine, arena, index)
+        plan = self._make(schedule, observed)
+        if _pays(plan, replace(engine.plan, schedule=schedule), observed):
+            self._adopt(plan, engine, arena)
+
+    def _shrink(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
+        """Retain less, between two visits."""
+        self._ledger.compute.mark("outside")
+        here = engine.cursor
+        index = engine.plan.schedule.index(stage.name)
+        if here is None or here.stage != index:
+            return
+        schedule = engine.plan.schedule
+        least = least_arena(Schedule(schedule.stages[index:]), self._slots)
+        room = self._room(engine)
+        self._limit = max(room, least)
+        if room < least and not self._warned:
+            self._warned = True
+            log.warning(
+                "stage %r needs %d MiB for weights and memory leaves %d MiB: it goes on with the least",
+                stage.name,
+                least >> 20,
+                max(0, room) >> 20,
+            )
+        if engine.plan.arena_nbytes > self._limit:
+            self._adopt(self._make(schedule, self._observe(engine, arena, index)), engine, arena)
+        self.governor.follow()
+
+    def _measured(self, stage: StreamedStage, engine: Engine, reordered: bool) -> Schedule:
+        index = engine.plan.schedule.index(stage.name)
+        stages = list(engine.plan.schedule.stages)
+        stages[index] = measured_costs(stages[index], index, self._ledger)
+        if reordered:
+            stages[index] = replace(stages[index], order=stage.full_order)
+        return Schedule.of(stages)
+
+    def _observe(self, engine: Engine, arena: Arena, index: int) -> Observed:
+        here = engine.cursor
+        done = here.pass_index if here is not None else 0
+        passes = engine.plan.schedule.stages[index].passes
+        left = passes.expected - done
+        if passes.most is None:  # it has gone on so long: expect as much again
+            left = max(left, done, 2)
+        return Observed(engine.plan, index, left, engine.kept(), arena.nbytes)
+
+    def _make(self, schedule: Schedule, observed: Observed | None = None) -> Plan:
+        return make_plan(
+            schedule,
+            self._limit,
+            self._policies,
+            slots=self._slots,
+            lookahead=self._lookahead,
+            observed=observed,
+        )
+
+    def _adopt(self, plan: Plan, engine: Engine, arena: Arena) -> None:
+        engine.adopt(plan)
+        engine.trim(arena.keep)
+        self._ledger.note("plan", plan_record(plan))
+        self.governor.follow()
+
+
+def _cut_to_fit(stage: StreamedStage, room: int, slots: int | None) -> None:
+    """Cut a stage into smaller segments when two of its own do not fit."""
+    for parts in (2, 4):
+        whole = Schedule.of([default_costs(stage)])
+        if least_arena(whole, slots) <= room:
+            return
+        resident = sum(s.nbytes for s in whole.stages[0].segments if s.resident)
+        stage.install(finer=max((room - resident) // parts, 1))
+
+
+def _expected_activations(stages: Sequence[StreamedStage]) -> int:
+    return max(ACTIVATIONS_NBYTES if s.activations_nbytes is None else s.activations_nbytes for s in stages)
+
+
+def _floor() -> int:
+    """Return what a process with the modules of this one holds once they have computed."""
+    loaded = [m for m in RUNTIME_MODULES if m in sys.modules]
+    try:
+        return runtime_floor(loaded).nbytes
+    except BudgetError as error:
+        log.warning("%s", error)
+        return 0
+
+
+def _smallest_left(plan: Plan, index: int) -> int:
+    """Return the bytes of the smallest segment of a stage that is not retained; all there is if none is."""
+    stage, kept = plan.schedule.stages[index], plan.stages[index].layout.retained
+    left = [align_up(stage.segments[i].nbytes) for i in stage.visited if i not in kept]
+    return min(left, default=1 << 62)
+
+
+def _pays(plan: Plan, running: Plan, observed: Observed) -> bool:
+    return remaining_s(plan, observed) <= (1 - GAIN) * remaining_s(running, observed)
