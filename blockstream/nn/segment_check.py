@@ -91,7 +91,8 @@ class SegmentCheck:
         torch.set_rng_state(after)
         ours, theirs = list(tensors_in(got)), list(tensors_in(want))
         if len(ours) != len(theirs):
-            self._differs(part, f"{len(ours)} tensors where the resident module has {len(theirs)}", None)
+            note = f"{len(ours)} tensors, and {len(theirs)} on weights read another way"
+            self._differs(part, "output", None, note)
         for (_, a), (_, b) in zip(ours, theirs, strict=True):
             if not same(a, b):
                 self._differs(part, "output", most_apart(a, b))
@@ -143,8 +144,7 @@ class SegmentCheck:
         table.rows = checked
         self._undo.callback(setattr, table, "rows", rows)
 
-    def _differs(self, part: Part | None, what: str, apart: float | None) -> None:
+    def _differs(self, part: Part | None, what: str, apart: float | None, note: str = "") -> None:
         name = part.name if part is not None else None
-        raise DifferenceError(
-            Difference(self._stage.name, name, max(1, self.visits[name or ""]), what, apart)
-        )
+        call = max(1, self.visits[name or ""])
+        raise DifferenceError(Difference(self._stage.name, name, call, what, apart, note))
