@@ -2,6 +2,7 @@
 
 import pytest
 
+from blockstream import runner
 from blockstream.config import make_config
 from tests.support.movd_models import write_models
 
@@ -10,6 +11,15 @@ from tests.support.movd_models import write_models
 def _models(tmp_path_factory):
     """The keys of a config that name the checkpoints."""
     return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def runs_undrawn():
+    """Runs neither measure the disk nor draw their pictures, which takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "draw_finished", lambda folder: None)
+        patch.setattr(runner, "disk_account", lambda stages: {})
+        yield
 
 
 @pytest.fixture(autouse=True)
