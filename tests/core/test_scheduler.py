@@ -9,8 +9,9 @@ import pytest
 
 from blockstream.errors import EngineError
 from blockstream.extents import LiveExtents
+from blockstream.layout import lay_out_stage
 from blockstream.loads import State
-from blockstream.plan import least_arena, make_plan
+from blockstream.plan import Plan, StagePlan, least_arena, make_plan
 from blockstream.retention import NONE, POLICIES, PREFIX, SPREAD
 from blockstream.scheduler import Scheduler
 from blockstream.segments import AtMost, Exactly, Extent, Schedule, Segment, Stage, Unknown, Visit
@@ -376,3 +377,45 @@ def test_a_plan_of_other_segments_or_amid_a_pass_of_another_order_is_refused():
     scheduler.end_pass(0, 0)
     scheduler.adopt(turned)
     assert go(scheduler, 0, 3) == Visit(0, 1, 0)
+
+
+def test_a_segment_in_use_does_not_keep_what_its_finished_stage_left_behind():
+    one, two = stage("a", sizes=(1,) * 3), stage("b", sizes=(2, 1))
+    scheduler = fresh(one, two, units=3, policy=PREFIX)
+    assert scheduler.plan.extent(Visit(1, 0, 0)).overlaps(scheduler.plan.extent(Visit(0, 0, 1)))
+    load_all(scheduler)
+    go(scheduler, 0, 0)
+    held = Visit(0, 0, 2)
+    scheduler.skip_to(held)
+    scheduler.acquire(held)  # the last of its stage; a.1, passed over, is still there
+    assert go(scheduler, 1, 0) == Visit(1, 0, 0)
+    assert [x.segment.name for x in scheduler.release(held)] == ["a.2"]
+
+
+def laid_out(*layouts, units):
+    """Return a plan with its stages laid out by hand."""
+    stages = tuple(stage for stage, _ in layouts)
+    plans = tuple(StagePlan("by hand", 2, layout) for _, layout in layouts)
+    return Plan(Schedule(stages), plans, units * UNIT)
+
+
+def test_a_later_stages_head_does_not_keep_the_running_one_from_another_plan():
+    one, two = stage("a", sizes=(1,) * 2, passes=2), stage("b", sizes=(1,) * 2)
+    head = lay_out_stage(two, (0, 1), 2).mirrored(4 * UNIT)
+    scheduler = Scheduler(laid_out((one, lay_out_stage(one, (0, 1), 2)), (two, head), units=4))
+    assert load_all(scheduler) == ["a.0", "a.1", "b.0", "b.1"]
+    for i in range(2):
+        go(scheduler, 0, i)
+    streamed = lay_out_stage(one, (), 2).mirrored(4 * UNIT)
+    scheduler.adopt(laid_out((one, streamed), (two, head), units=4))
+    assert [go(scheduler, 0, i).pass_index for i in range(2)] == [1, 1]
+
+
+def test_what_was_read_for_a_later_visit_does_not_keep_an_earlier_one_from_another_plan():
+    one = stage(sizes=(1,) * 2)
+    scheduler = Scheduler(laid_out((one, lay_out_stage(one, (), 2)), units=2))
+    assert load_all(scheduler) == ["s.0", "s.1"]
+    single = lay_out_stage(one, (), 1).mirrored(2 * UNIT)
+    assert single.extent(0, 0) == single.extent(0, 1) == scheduler.plan.extent(Visit(0, 0, 1))
+    scheduler.adopt(laid_out((one, single), units=2))
+    assert [go(scheduler, 0, i).position for i in range(2)] == [0, 1]
