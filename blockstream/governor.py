@@ -97,8 +97,7 @@ class Governor:
         """Account for what is held now, after a visit."""
         if self.watch is not None:
             self.watch.sample(label)
-            most = self.watch.outside_nbytes - self._pass_base
-            self.activations_nbytes = max(self.activations_nbytes, most)
+            self._account()
 
     def expect(self, activations_nbytes: int) -> None:
         """Expect a pass to take so much beside what is held now, though nothing has been seen of it."""
@@ -185,6 +184,7 @@ class Governor:
     def report(self) -> dict[str, Any]:
         """Return what report.json says of the budget."""
         watch = self.watch
+        self._account()
         if watch is None:
             return {"nbytes": self._amount, "peak_nbytes": 0, "held": True, "by_cause": {}}
         causes = watch.by_cause(runtime=self.base_nbytes, activations=self.activations_nbytes)
@@ -196,6 +196,12 @@ class Governor:
         }
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _account(self) -> None:
+        """Take the most held outside the arena beyond what was held before the pass as its activations."""
+        if self.watch is not None:
+            most = self.watch.outside_nbytes - self._pass_base
+            self.activations_nbytes = max(self.activations_nbytes, most)
 
     def _judged_by(self) -> int:
         """Return what is too much: the amount, or as much less (or more) as the headroom moved since."""
