@@ -124,6 +124,8 @@ class Measured:
             return Move(i + 1, v)
         (q, v_q), (p, v_p) = past.velocities
         t = Times(times)
+        if min(t[q] - t[p], t[p] - t[i], t[i] - t[i + 1]) <= 0:
+            return Move(i + 1, v)  # a step of no length, as where a flow's last time is 0 already
         slope = (v - v_p) / (t[p] - t[i])
         bend = (slope - (v_p - v_q) / (t[q] - t[p])) / (t[q] - t[i])
         relative = size(bend) / size(v).clamp_min(1e-20)

@@ -204,6 +204,12 @@ def test_history_does_not_reach_across_a_break_of_the_flow():
     assert {13, 14} <= set(flow.asked)
 
 
+def test_steps_of_no_length_are_taken_plainly():
+    times = [1.0, 0.8, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    flow, rival = (Formula(bending, times=times) for _ in range(2))
+    torch.testing.assert_close(sample(flow, Z), euler(rival, Z), atol=0.05, rtol=0.05)
+
+
 def test_half_precision_latents_stay_what_they_are():
     flow = Formula(bending)
     z = sample(flow, Z.bfloat16())
