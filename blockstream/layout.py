@@ -7,7 +7,8 @@ rotation, and the two ends of the region in turn (least memory for two slots of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -113,10 +114,11 @@ def lay_out_stage(
     room = slot_room(stage, keep, slots, align)
     region = Extent(base if where else 0, room)
     if any(region.overlaps(x) for x in where.values()):
-        region = next(_holes(where.values(), room))
+        region = _Holes(where.values()).take(room)
+    holes = _Holes((region, *where.values()))
     for i in stage.visited:
         if i in keep and i not in where:
-            where[i] = next(_holes((region, *where.values()), align_up(stage.segments[i].nbytes, align)))
+            where[i] = holes.take(align_up(stage.segments[i].nbytes, align))
     streamed = tuple(
         tuple(Extent(region.offset + x.offset, x.nbytes) for x in one)
         for one in _place(streamed_sizes(stage, keep, align), slots)
@@ -131,14 +133,27 @@ def lay_out_stage(
     return StageLayout(stage.order, where, streamed, tuple(ordinal), unplanned, nbytes)
 
 
-def _holes(taken: Iterable[Extent], nbytes: int) -> Iterator[Extent]:
-    """Yield extents of `nbytes` that overlap none of those taken, lowest first; the last one is the end."""
-    offset = 0
-    for x in sorted(taken):
-        if x.offset - offset >= nbytes:
-            yield Extent(offset, nbytes)
-        offset = max(offset, x.end)
-    yield Extent(offset, nbytes)
+class _Holes:
+    """What is free between some extents, lowest first; after the last of them all is."""
+
+    def __init__(self, taken: Iterable[Extent]) -> None:
+        self._free: list[Extent] = []
+        offset = 0
+        for x in sorted(taken):
+            if x.offset > offset:
+                self._free.append(Extent(offset, x.offset - offset))
+            offset = max(offset, x.end)
+        self._free.append(Extent(offset, sys.maxsize - offset))
+
+    def take(self, nbytes: int) -> Extent:
+        """Return the start of the lowest hole that is large enough."""
+        k = next(k for k, x in enumerate(self._free) if x.nbytes >= nbytes)
+        hole = self._free[k]
+        if hole.nbytes == nbytes:
+            del self._free[k]
+        else:
+            self._free[k] = Extent(hole.offset + nbytes, hole.nbytes - nbytes)
+        return Extent(hole.offset, nbytes)
 
 
 def _rotating(sizes: Sequence[int], slots: int) -> int:
