@@ -42,7 +42,8 @@ def _files() -> dict[str, str]:
 def _maps() -> set[str]:
     """Return the files of temporary folders that are mapped."""
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return {name for line in lines if (name := line[73:].strip()).startswith("/tmp/")}
+    names = {line[73:].strip() for line in lines}
+    return {n for n in names if n.startswith("/tmp/") and not any(x in n for x in _LASTING_FILES)}
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ def test_every_yaml_a_page_runs_is_packaged_or_made_there(page):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packaged = set(project["entry-points"]["blockstream.examples"])
     named = set(re.findall(r"blockstream (?:run|plan|verify) ([\w.-]+\.yaml)", text))
-    written = set(re.findall(r"(?:cat > |# |`)([\w.-]+\.yaml)", text))
+    written = set(re.findall(r'(?:cat > |# |")([\w.-]+\.yaml)', text))
     assert named <= packaged | written | {"config.yaml"}
 
 

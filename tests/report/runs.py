@@ -68,7 +68,7 @@ def write_ledger(path: Path, plan: Plan, notes: bool = True, upto_s: float = mat
         end_s = stop
     if notes:
         _write_notes(ledger, clock, end_s, plan)
-    clock.now = end_s
+    clock.now = ledger.compute.at = end_s
     ledger.close()
     return ledger
 
