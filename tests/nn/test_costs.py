@@ -1,0 +1,194 @@
+"""What a stage costs before it runs: measured in earlier runs, else counted, else guessed; and after it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import blockstream
+from blockstream import calibration
+from blockstream.ledger import Ledger, Span
+from blockstream.nn.costs import OUTSIDE, Seen, measured_costs
+from blockstream.nn.flops import count_flops, shapes_of
+from blockstream.nn.session import Session
+from blockstream.segments import Exactly, Segment, Stage, Visit
+
+
+class Block(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.b(torch.relu(self.a(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(32, 32)
+
+    def forward(self, x, times=1):
+        for _ in range(times):
+            for block in self.blocks:
+                x = block(x)
+        return self.head(x)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOCKSTREAM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "net").mkdir()
+    save_file(Net().state_dict(), tmp_path / "net" / "model.safetensors")
+    return tmp_path / "net"
+
+
+def declared(folder, inputs, **more):
+    session = Session(arena=1 << 20, **more)
+    net = session.stage("net", Net, folder, passes=2, example_inputs=inputs)
+    return session, net
+
+
+def test_operations_are_counted_by_module_and_nothing_is_computed():
+    with blockstream.empty():
+        net = Net()
+    flops = count_flops(net, {"x": torch.empty(5, 32), "times": 2})
+    linear = 2 * 5 * 32 * 32
+    assert flops["blocks.0"] == 2 * linear
+    assert flops["blocks.1.a"] == linear
+    assert flops[""] == 2 * 3 * 2 * linear + linear
+
+
+def test_attention_on_the_processor_counts():
+    class Attention(nn.Module):
+        def forward(self, q):
+            return nn.functional.scaled_dot_product_attention(q, q, q)
+
+    assert count_flops(Attention(), torch.empty(1, 2, 8, 4))[""] == 2 * 2 * (2 * 8 * 8 * 4)
+
+
+def test_a_forward_that_needs_data_has_no_count():
+    class Picky(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    assert count_flops(Picky(), torch.empty(3)) is None
+
+
+def test_inputs_are_told_by_shape_and_dtype():
+    assert shapes_of(None) is None
+    assert shapes_of((torch.empty(2, 3), 17)) == "(float32[2, 3], 17)"
+    assert shapes_of({"y": torch.empty(1, dtype=torch.int64), "x": [1.0]}) == "x (1.0), y int64[1]"
+
+
+def test_without_inputs_costs_are_guessed_from_sizes(folder):
+    session, _ = declared(folder, None)
+    with session:
+        session.draft()
+        assert session.costs_from == {"net": "guessed from sizes"}
+
+
+def test_with_inputs_costs_follow_their_operations(folder):
+    times = []
+    for rows in (64, 640):
+        session, _ = declared(folder, torch.empty(rows, 32))
+        with session:
+            (stage,) = session.draft().schedule.stages
+            assert session.costs_from["net"].startswith("operations")
+            times.append(stage.segments[1].execute_s)
+            calibration.write(
+                calibration.compute_speed_of(torch.get_num_threads(), "F32"), {"flops_per_s": 1e9}
+            )
+    assert times[1] == pytest.approx(640 * 4 * 32 * 32 / 1e9)
+
+
+def run(folder, inputs, **more):
+    session, net = declared(folder, inputs, **more)
+    with session, torch.inference_mode():
+        for _ in range(2):
+            net(inputs)
+        session.remember()
+        (stage,) = session.draft().schedule.stages
+        return session.costs_from["net"], stage
+
+
+def test_the_next_plan_starts_from_what_a_run_measured(folder):
+    inputs = torch.ones(8, 32)
+    assert run(folder, inputs)[0].startswith("operations")
+    session, _ = declared(folder, inputs)
+    with session:
+        (stage,) = session.draft().schedule.stages
+        assert session.costs_from == {"net": "measured in earlier runs"}
+    facts = list((folder.parent / "cache" / "calibration").iterdir())
+    assert facts
+    measured = {s.name: s for s in stage.segments}
+    assert measured["blocks.0"].load_s > 0 and measured["blocks.0"].execute_s > 0
+
+
+@pytest.mark.parametrize("change", ["shape", "variant"])
+def test_another_shape_or_variant_is_not_what_was_measured(folder, change):
+    run(folder, torch.ones(8, 32), variant="tdtm")
+    inputs = torch.ones(9 if change == "shape" else 8, 32)
+    session, _ = declared(folder, inputs, variant="tdtm" if change == "shape" else "")
+    with session:
+        session.draft()
+        assert session.costs_from["net"] == "operations at the speed of earlier runs"
+
+
+def test_remembering_changes_no_bit(folder):
+    inputs = torch.randn(8, 32)
+    net = Net().eval()
+    from safetensors.torch import load_file
+
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    for _ in range(2):
+        session, streamed = declared(folder, inputs)
+        with session, torch.inference_mode():
+            assert torch.equal(streamed(inputs), net(inputs))
+            session.remember()
+
+
+def ledger_of(spans):
+    ledger = Ledger()
+    ledger.spans.extend(spans)
+    return ledger
+
+
+SPANS = [
+    Span("loader", "load", 0.0, 1.0, "a", Visit(0, 0, 0), 100),
+    Span("compute", "stall", 0.0, 1.0, "a", Visit(0, 0, 0)),
+    Span("compute", "execute", 1.0, 3.0, "a", Visit(0, 0, 0)),
+    Span("compute", "outside", 3.0, 4.0, "phase"),
+    Span("compute", "execute", 4.0, 8.0, "b", Visit(0, 0, 1)),
+    Span("compute", "outside", 8.0, 10.0, "phase"),
+    Span("compute", "execute", 10.0, 12.0, "a", Visit(0, 1, 0)),
+    Span("compute", "outside", 12.0, 13.0, "phase"),
+    Span("compute", "execute", 13.0, 17.0, "b", Visit(0, 1, 1)),
+    Span("compute", "execute", 20.0, 29.0, "c", Visit(1, 0, 0)),
+]
+
+
+def test_time_outside_the_segments_is_counted_by_pass_and_stage():
+    seen = Seen.of(SPANS, 0)
+    assert seen.outside_s == pytest.approx((1 + 2 + 1) / 2)
+    assert seen.executes == {"a": [2.0, 2.0], "b": [4.0, 4.0]}
+    assert Seen.of(SPANS, 1).outside_s == 0.0
+    assert Seen.of([], 0).outside_s == 0.0
+
+
+def test_measured_costs_predict_the_measured_pass():
+    stage = Stage("s", (Segment("a", 100, 9.0, 9.0), Segment("b", 300, 9.0, 9.0)), passes=Exactly(2))
+    measured = measured_costs(stage, 0, ledger_of(SPANS))
+    assert measured.execute_s == pytest.approx(2 + 4 + 2.0)
+    assert [s.load_s for s in measured.segments] == [1.0, pytest.approx(3.0)]  # 100 bytes a second
+
+
+def test_what_is_kept_of_the_outside_has_a_name_no_module_has():
+    assert OUTSIDE not in dict(Net().named_modules())
