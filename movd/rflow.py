@@ -122,6 +122,7 @@ class OpenSoraFlow:
         self.noise_seed = 0 if x_mask is None else int(torch.randint(2**62, (), generator=generator))
         self.on_step = on_step
         self.on_remaining = on_remaining
+        self._computed = False
 
     def velocity(self, z: Tensor, i: int) -> Tensor:
         """Return v(z, times[i]) [B, c, T, H, W], guided: v_null + guidance (v_cond - v_null).
@@ -134,6 +135,7 @@ class OpenSoraFlow:
         x_mask = None if self.x_mask is None else self._on(i).to(z.device).repeat(2, 1)
         size = {name: value.to(z.device) for name, value in self.size.items()}
         out = self.model(torch.cat((z, z)), t, self.y, mask=self.mask, x_mask=x_mask, **size)
+        self._computed = True
         cond, null = out[:, : z.shape[1]].chunk(2)
         return null + self.guidance * (cond - null)
 
@@ -157,12 +159,16 @@ class OpenSoraFlow:
         return z
 
     def remaining(self, n: int) -> None:
-        """Take note that at most `n` more calls of `velocity` follow this one."""
-        if self.on_remaining is not None:
+        """Take note that at most `n` more calls of `velocity` follow this one.
+
+        `on_remaining` is told once this one is made: until then its weights are needed.
+        """
+        if self._computed and self.on_remaining is not None:
             self.on_remaining(n)
 
     def step_done(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
         """Mark the step from index `i` as taken; what `on_step` raises ends the run."""
+        self._computed = False
         if self.on_step is not None:
             self.on_step(i, z, memory)
 

@@ -125,16 +125,20 @@ class SpatialVAE(nn.Module):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, 4, H/8, W/8] of frames [N, 3, H, W] in -1..1."""
+        x = x.to(self.module.quant_conv.weight.dtype)
         mean, logvar = self.module.quant_conv(self.module.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return frames [N, 3, H, W] of unscaled latents [N, 4, H/8, W/8]."""
-        return self.module.decoder(self.module.post_quant_conv(z))
+        conv = self.module.post_quant_conv
+        return self.module.decoder(conv(z.to(conv.weight.dtype)))
 
 
 class OpenSoraVAE(nn.Module):
     """The whole VAE: clips [B, 3, T, H, W] in -1..1 to normalised latents [B, 4, T', H/8, W/8], and back.
+
+    Each half computes in the dtype of its weights; latents are float32.
 
     What decoding holds beside weights and finished frames does not grow with the clip: at 256x256 in
     float32 about 0.23 GB for a temporal chunk, then 0.46 GB for a call on one frame; both go with the pixels.

@@ -196,11 +196,12 @@ class TemporalVAE(nn.Module):
 
         Zero *latent* frames are put in front of a chunk that does not divide, as in the original.
         """
+        x = x.to(self.quant_conv.conv.weight.dtype)
         x = nn.functional.pad(x, (0, 0, 0, 0, self.front(x.shape[2]), 0))
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
         """Return the latents of `num_frames` frames; what encoding put in front is dropped."""
-        x = self.decoder(self.post_quant_conv(z))
+        x = self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.conv.weight.dtype)))
         return x[:, :, self.front(num_frames) :]
