@@ -166,11 +166,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--growth",
+        type=float,
+        default=2.0,
+        help="how many times as often as other motions growing and shrinking are drawn: they are learnt last",
+    )
+    parser.add_argument("--decay", type=float, default=0.999, help="of the average of the weights")
     parser.add_argument("--compile", action="store_true", help="compile the blocks (half the time a step)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
     latents, scenes = training_latents(args.work)
+    chances = np.array([args.growth if s.motion in ("growing", "shrinking") else 1.0 for s in scenes])
+    chances /= chances.sum()
     tokenizer = text.write(args.work / "t5")
     pair = Pair().train()
     average = copy.deepcopy(pair).requires_grad_(False)
@@ -195,7 +204,7 @@ def main() -> None:
         for mover in movers:
             for group in mover.param_groups:
                 group["lr"] = args.lr * rate(step, done)
-        rows = rng.integers(len(latents), size=args.batch)
+        rows = rng.choice(len(latents), size=args.batch, p=chances)
         captions = [text.training_caption(scenes[i], rng) for i in rows]
         ids, mask = tokenizer.encode(captions)
         errors, t = loss_of(pair, latents[rows], ids, mask, given=rng.random() < GIVEN_FRAME)
@@ -208,7 +217,7 @@ def main() -> None:
         step += 1
         minutes = (time.monotonic() - began) / 60
         done = max(step / args.steps, minutes / args.minutes)
-        decay = min(0.999, step / (step + 20))
+        decay = min(args.decay, step / (step + 20))
         torch._foreach_lerp_(list(average.parameters()), list(pair.parameters()), 1 - decay)
         seen += zip(errors.tolist(), t.tolist(), strict=True)
         if step % 100 == 0:
