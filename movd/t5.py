@@ -35,6 +35,16 @@ T5_V1_1_XXL: Mapping[str, Any] = {
 _NEEDED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 
 
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the config.json of another model than T5."""
+    kind = config.get("model_type", "t5")
+    if kind != "t5":
+        raise ConfigError(f"model_type {kind!r} is not 't5'; Open-Sora v1.2 uses DeepFloyd/t5-v1_1-xxl")
+    missing = [name for name in _NEEDED if name not in config]
+    if missing:
+        raise ConfigError(f"a T5 configuration needs {missing}")
+
+
 def t5_encoder(config: Mapping[str, Any]) -> T5EncoderModel:
     """Build the encoder of a config.json, in eval mode; its attention is the plain one in every version.
 
@@ -42,12 +52,7 @@ def t5_encoder(config: Mapping[str, Any]) -> T5EncoderModel:
     """
     from transformers import T5Config, T5EncoderModel
 
-    kind = config.get("model_type", "t5")
-    if kind != "t5":
-        raise ConfigError(f"model_type {kind!r} is not 't5'; Open-Sora v1.2 uses DeepFloyd/t5-v1_1-xxl")
-    missing = [name for name in _NEEDED if name not in config]
-    if missing:
-        raise ConfigError(f"a T5 configuration needs {missing}")
+    check_config(config)
     # The decoder's part is not built; generation settings would only make transformers warn.
     own = {name: config[name] for name in T5_V1_1_XXL if name in config and name != "model_type"}
     built = T5Config(**own, is_encoder_decoder=False, use_cache=False, attn_implementation="eager")

@@ -22,7 +22,7 @@ from blockstream.nn.empty import empty
 from movd.official import check_keys
 from movd.options import MovdOptions
 from movd.stdit3 import STDiT3, STDiT3Config
-from movd.t5 import T5_V1_1_XXL, t5_encoder
+from movd.t5 import T5_V1_1_XXL, check_config, t5_encoder
 from movd.tokenizer import Tokenizer, load_tokenizer
 from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
 from movd.vae_halves import VAEDecoder, VAEEncoder
@@ -50,8 +50,10 @@ class Weights:
             self.dit_config = STDiT3Config(**self.dit.config)
         with self.vae.blamed():
             self.vae_config = OpenSoraVAEConfig(**self.vae.config)
-        width, wanted = self.t5.config.get("d_model"), self.dit_config.caption_channels
-        if width is not None and width != wanted:
+        with self.t5.blamed():
+            check_config(self.t5.config)
+        width, wanted = self.t5.config["d_model"], self.dit_config.caption_channels
+        if width != wanted:
             raise ConfigError(
                 f"t5 ({self.t5.folder}) gives {width} channels a token and dit ({self.dit.folder}) takes "
                 f"{wanted}: these checkpoints do not belong together"
@@ -144,7 +146,7 @@ class Part:
         try:
             yield
         except (ConfigError, CheckpointError) as error:
-            said = str(error).removeprefix(str(self.folder)).removeprefix(": ")
+            said = str(error).removeprefix(str(self.folder)).lstrip(": ")
             raise type(error)(f"{self.name}.path {self.folder}: {said}") from error
 
 
