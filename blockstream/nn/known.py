@@ -20,6 +20,9 @@ from .flops import count_flops, shapes_of
 if TYPE_CHECKING:
     from .prepared import Prepared
 
+#: What a load reads, and a visit computes, at the least to tell a speed.
+LARGE_NBYTES = 8 << 20
+LARGE_FLOPS = 1e9
 #: The part of a large matrix product's speed that the rest of a network reaches.
 EFFICIENCY = 0.6
 
@@ -116,8 +119,10 @@ def remember(prepared: Prepared, example_inputs: Any, variant: str, seen: Seen) 
     facts = _Facts(prepared, example_inputs, variant)
     calibration.write(facts.loads, {n: median(x) for n, x in seen.loads.items() if x})
     layouts = prepared.layouts
-    read = sum(layouts[n].read_nbytes * len(x) for n, x in seen.loads.items() if n in layouts)
-    spent = sum(map(sum, seen.loads.values()))
+    # Small loads and visits are mostly overhead: they say nothing of the speed of large ones.
+    large = {n: x for n, x in seen.loads.items() if n in layouts and layouts[n].read_nbytes >= LARGE_NBYTES}
+    read = sum(layouts[n].read_nbytes * len(x) for n, x in large.items())
+    spent = sum(map(sum, large.values()))
     if spent > 0:
         calibration.write(facts.reading, {"bytes_per_s": read / spent})
     if facts.shapes is None:
@@ -126,7 +131,8 @@ def remember(prepared: Prepared, example_inputs: Any, variant: str, seen: Seen) 
     calibration.write(facts.executes, {**executes, OUTSIDE: seen.outside_s})
     flops = calibration.read(facts.flops)
     entries = {p.name: p.entry for p in prepared.parts if p.entry is not None}
-    done = sum(flops.get(entries[n], 0.0) * len(x) for n, x in seen.executes.items() if n in entries)
-    took = sum(sum(x) for n, x in seen.executes.items() if n in entries)
+    heavy = {n: x for n, x in seen.executes.items() if flops.get(entries.get(n, ""), 0.0) >= LARGE_FLOPS}
+    done = sum(flops[entries[n]] * len(x) for n, x in heavy.items())
+    took = sum(map(sum, heavy.values()))
     if done > 0 and took > 0:
         calibration.write(facts.computing, {"flops_per_s": done / took})

@@ -10,6 +10,7 @@ from torch import nn
 import blockstream
 from blockstream import calibration
 from blockstream.ledger import Ledger, Span
+from blockstream.nn import known
 from blockstream.nn.costs import OUTSIDE, Seen, measured_costs
 from blockstream.nn.flops import count_flops, shapes_of
 from blockstream.nn.session import Session
@@ -133,13 +134,23 @@ def test_the_next_plan_starts_from_what_a_run_measured(folder):
 
 
 @pytest.mark.parametrize("change", ["shape", "variant"])
-def test_another_shape_or_variant_is_not_what_was_measured(folder, change):
+def test_another_shape_or_variant_is_not_what_was_measured(folder, change, monkeypatch):
+    monkeypatch.setattr(known, "LARGE_FLOPS", 0)
     run(folder, torch.ones(8, 32), variant="tdtm")
     inputs = torch.ones(9 if change == "shape" else 8, 32)
     session, _ = declared(folder, inputs, variant="tdtm" if change == "shape" else "")
     with session:
         session.draft()
         assert session.costs_from["net"] == "operations at the speed of earlier runs"
+
+
+def test_small_loads_and_visits_say_nothing_of_the_speed_of_large_ones(folder):
+    run(folder, torch.ones(8, 32))
+    session, _ = declared(folder, torch.ones(9, 32))
+    with session:
+        (stage,) = session.draft().schedule.stages
+        assert session.costs_from["net"] == "operations at a share of a matrix product's speed"
+    assert calibration.read(calibration.read_speed_of(folder)) == {}
 
 
 def test_remembering_changes_no_bit(folder):
