@@ -135,7 +135,7 @@ def test_the_next_plan_starts_from_what_a_run_measured(folder):
 
 @pytest.mark.parametrize("change", ["shape", "variant"])
 def test_another_shape_or_variant_is_not_what_was_measured(folder, change, monkeypatch):
-    monkeypatch.setattr(known, "LARGE_FLOPS", 0)
+    monkeypatch.setattr(known, "LARGE_FLOPS", 1)
     run(folder, torch.ones(8, 32), variant="tdtm")
     inputs = torch.ones(9 if change == "shape" else 8, 32)
     session, _ = declared(folder, inputs, variant="tdtm" if change == "shape" else "")
@@ -148,7 +148,7 @@ def test_small_loads_and_visits_say_nothing_of_the_speed_of_large_ones(folder):
     run(folder, torch.ones(8, 32))
     session, _ = declared(folder, torch.ones(9, 32))
     with session:
-        (stage,) = session.draft().schedule.stages
+        session.draft()
         assert session.costs_from["net"] == "operations at a share of a matrix product's speed"
     assert calibration.read(calibration.read_speed_of(folder)) == {}
 
