@@ -31,19 +31,25 @@ STATE = "state"
 
 
 class OutputFolder:
-    """One run's folder, made and locked for the length of a `with` block."""
+    """One run's folder, made and locked for the length of a `with` block.
+
+    When the block fails before `begun` is set, what it wrote goes, and the folder if it was made for it.
+    """
 
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
         self.path = path
         self._resume = resume
         self._overwrite = overwrite
         self._lock: int | None = None
+        self._made = False
+        self.begun = resume
 
     def __enter__(self) -> OutputFolder:
         if self._resume and not self.path.is_dir():
             raise ConfigError(f"{self.path} does not exist; --resume goes on with the run in a folder")
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file; name a folder with --out")
+        self._made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         try:
@@ -56,7 +62,12 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self.begun:
+            for name in ("config.yaml", "ledger.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
         self._drop_lock()
+        if error is not None and self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def _take_lock(self) -> None:
         import fcntl

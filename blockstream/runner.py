@@ -86,7 +86,7 @@ def run(
     `out` None: the config's `output`, else the next free folder out/NAME. `observers` have hookimpls.
     With `resume` the run in the folder goes on; if nothing is left to do, its report is returned.
     Raises ConfigError for a folder that is in use or not empty, and for a config that is not the one a
-    resumed run was begun with.
+    resumed run was begun with. A run that fails before it computes leaves nothing in its folder.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(OutputFolder(out or _folder(config), resume, overwrite))
@@ -95,7 +95,7 @@ def run(
             if (done := finished(folder.path)) is not None:
                 return done
             keep_ledger(folder.path)
-        stack.enter_context(_telling_how_to_go_on(folder.path))
+        stack.enter_context(_telling_how_to_go_on(folder))
         config = pinned(config)
         write_atomic(folder.path / "config.yaml", config.dump().encode())
         ledger = stack.enter_context(Ledger(folder.path / "ledger.jsonl"))
@@ -107,7 +107,7 @@ def run(
         ledger.note("budget", this.budget_nbytes)
         plugins.hook.run_started(run=this)
         stack.enter_context(new_run())
-        report = _run_pipeline(this, plugins)
+        report = _run_pipeline(this, plugins, folder)
         ledger.compute.phase = "report"
         write_json(folder.path / "report.json", report)
         plugins.hook.run_finished(run=this, report=report)
@@ -136,7 +136,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         )
 
 
-def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
+def _run_pipeline(this: RunInProgress, plugins: Plugins, folder: OutputFolder) -> dict[str, Any]:
     pipeline: Pipeline = this.config.pipeline.build()
     runtime, first = held().nbytes, None
     with open_session(this, observer=plugins.hook) as session:
@@ -146,6 +146,7 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins) -> dict[str, Any]:
             first = session.draft()
             this.predicted_s = {s.name: s.wall_s for s in first.predicted.stages}
             session.start()
+        folder.begun = True
         with this.phase("run"):
             output = pipeline.run(session, this)
         watch.sample()
@@ -192,12 +193,13 @@ def open_session(this: RunInProgress, kind: type[Session] | None = None, **optio
 
 
 @contextmanager
-def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+def _telling_how_to_go_on(folder: OutputFolder) -> Iterator[None]:
     """Say on Ctrl-C how the run goes on."""
     try:
         yield
     except KeyboardInterrupt:
-        log.warning("%s is unfinished; go on with: blockstream run --resume %s", folder, folder)
+        if folder.begun:
+            log.warning("%s is unfinished; go on with: blockstream run --resume %s", *2 * (folder.path,))
         raise
 
 

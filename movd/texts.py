@@ -43,7 +43,7 @@ class TextFolder:
         try:
             with safe_open(path, framework="pt") as file:
                 about, y = file.metadata() or {}, file.get_tensor("y")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, SafetensorError) as error:
             log.warning("%s is damaged and is made again: %s", path, error)

@@ -159,13 +159,14 @@ def test_a_prompt_seen_before_needs_no_t5_and_gives_the_same_bits(config, tmp_pa
     assert latents[0].read_bytes() == latents[1].read_bytes()
 
 
-def test_a_plan_of_known_prompts_has_no_t5_and_writes_nothing(config, tmp_path, own_cache, monkeypatch):
+def test_a_plan_of_known_prompts_has_no_t5_and_writes_nothing(config, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     assert [s["name"] for s in runner.plan(config())["stages"]] == ["t5", "dit", "vae"]
     runner.run(config(), tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
     assert [s["name"] for s in runner.plan(config())["stages"]] == ["dit", "vae"]
     assert sorted(tmp_path.rglob("*")) == before
+    assert "damaged" not in caplog.text
 
 
 def test_a_damaged_entry_is_made_again_by_the_next_run(config, tmp_path, own_cache):
