@@ -131,8 +131,9 @@ def remember(prepared: Prepared, example_inputs: Any, variant: str, seen: Seen) 
     calibration.write(facts.executes, {**executes, OUTSIDE: seen.outside_s})
     flops = calibration.read(facts.flops)
     entries = {p.name: p.entry for p in prepared.parts if p.entry is not None}
-    heavy = {n: x for n, x in seen.executes.items() if flops.get(entries.get(n, ""), 0.0) >= LARGE_FLOPS}
-    done = sum(flops[entries[n]] * len(x) for n, x in heavy.items())
+    counted = {n: flops.get(entry, 0.0) for n, entry in entries.items()}
+    heavy = {n: x for n, x in seen.executes.items() if counted.get(n, 0.0) >= LARGE_FLOPS}
+    done = sum(counted[n] * len(x) for n, x in heavy.items())
     took = sum(map(sum, heavy.values()))
     if done > 0 and took > 0:
         calibration.write(facts.computing, {"flops_per_s": done / took})
