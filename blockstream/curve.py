@@ -41,7 +41,8 @@ def budget_curve(
 ) -> list[Point]:
     """Return the curve in growing arenas; time and reads never grow with memory.
 
-    `also` are arenas to ask at besides. More memory than a point's may be planned worse by a rule of thumb, but the smaller plan still fits.
+    `also` are arenas to ask at besides. More memory than a point's may be planned worse by a rule of
+    thumb, but the smaller plan still fits.
     """
     whole = sorted(sum(align_up(s.segments[i].nbytes) for i in s.visited) for s in schedule.stages)
     least, most = least_arena(schedule, slots), whole[-1]

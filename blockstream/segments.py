@@ -70,9 +70,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Exactly:
-    """A number of passes known beforehand."""
-
+class _Bounded:
     passes: int
 
     @property
@@ -87,20 +85,13 @@ class Exactly:
 
 
 @dataclass(frozen=True, slots=True)
-class AtMost:
-    """An upper bound: a sampler may end the stage earlier (`Schedule` learns it in the last pass)."""
+class Exactly(_Bounded):
+    """A number of passes known beforehand."""
 
-    passes: int
 
-    @property
-    def most(self) -> int | None:
-        """Return the largest possible number of passes, None when unbounded."""
-        return self.passes
-
-    @property
-    def expected(self) -> int:
-        """Return the number of passes predictions are made for."""
-        return self.passes
+@dataclass(frozen=True, slots=True)
+class AtMost(_Bounded):
+    """An upper bound: a sampler may end the stage earlier, and says so in its last pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,46 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blockstream.hookspecs import Choice, ModelFamily, hookimpl
-
-#: What the config.json of the released folders says of the networks.
-_STDIT3_CONFIG = {
-    "model_type": "STDiT3",
-    "hidden_size": 1152,
-    "depth": 28,
-    "num_heads": 16,
-    "caption_channels": 4096,
-    "model_max_length": 300,
-    "input_sq_size": 512,
-    "in_channels": 4,
-    "patch_size": [1, 2, 2],
-    "mlp_ratio": 4.0,
-    "class_dropout_prob": 0.1,
-    "pred_sigma": True,
-    "qk_norm": True,
-}
-_VAE_CONFIG = {
-    "model_type": "VideoAutoencoderPipeline",
-    "vae_2d": {},
-    "vae_temporal": {},
-    "micro_frame_size": 17,
-}
-_T5_CONFIG = {
-    "architectures": ["T5EncoderModel"],
-    "model_type": "t5",
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "dropout_rate": 0.1,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "gated-gelu",
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
+from movd.released import OPENSORA_VAE, STDIT3_XL_2, T5_V1_1_XXL
 
 
 def _pipeline(options: Any) -> Any:
@@ -70,22 +31,22 @@ def pipelines() -> Sequence[Choice]:
 def _stdit3(config: Mapping[str, Any] | None = None) -> Any:
     import torch
 
-    from movd.stdit3 import STDIT3_XL_2, STDiT3, STDiT3Config
+    from movd.stdit3 import STDiT3, STDiT3Config
 
     with torch.device("meta"):
-        return STDiT3(STDIT3_XL_2 if config is None else STDiT3Config(**config))
+        return STDiT3(STDiT3Config(**(STDIT3_XL_2 if config is None else config)))
 
 
 def _vae(config: Mapping[str, Any] | None = None) -> Any:
     import torch
 
-    from movd.vae import OPENSORA_VAE_V1_2, OpenSoraVAE, OpenSoraVAEConfig
+    from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
 
     with torch.device("meta"):
-        return OpenSoraVAE(OPENSORA_VAE_V1_2 if config is None else OpenSoraVAEConfig(**config))
+        return OpenSoraVAE(OpenSoraVAEConfig(**(OPENSORA_VAE if config is None else config)))
 
 
-def _t5(config: Mapping[str, Any] = _T5_CONFIG) -> Any:
+def _t5(config: Mapping[str, Any] = T5_V1_1_XXL) -> Any:
     import torch
 
     from movd.t5 import t5_encoder
@@ -122,21 +83,21 @@ def model_families() -> Sequence[ModelFamily]:
             "stdit3-xl-2",
             _stdit3,
             summary="STDiT3-XL/2, 1.2 B parameters",
-            config=_STDIT3_CONFIG,
+            config=STDIT3_XL_2,
             from_config=_is_stdit3,
         ),
         ModelFamily(
             "opensora-vae",
             _vae,
             summary="OpenSora VAE v1.2, 0.39 B parameters",
-            config=_VAE_CONFIG,
+            config=OPENSORA_VAE,
             from_config=_is_vae,
         ),
         ModelFamily(
             "t5-v1_1-xxl",
             _t5,
             summary="T5 v1.1 XXL encoder, 4.8 B parameters",
-            config=_T5_CONFIG,
+            config={**T5_V1_1_XXL, "architectures": ["T5EncoderModel"]},
             from_config=_is_t5,
             write_extras=_stand_in_tokenizer,
         ),

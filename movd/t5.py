@@ -9,28 +9,11 @@ import torch
 from torch import Tensor
 
 from blockstream.errors import ConfigError
+from movd.released import T5_V1_1_XXL
 from movd.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
-
-#: DeepFloyd/t5-v1_1-xxl: 4.76 B parameters in the encoder.
-T5_V1_1_XXL: Mapping[str, Any] = {
-    "model_type": "t5",
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "dropout_rate": 0.1,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "gated-gelu",
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
 
 _NEEDED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 
