@@ -1,6 +1,6 @@
 """Compare LPL with its rivals at equal passes on flows whose answer is known.
 
-    python -m benchmarks.lpl_toy [--samples 64]
+    python -m benchmarks.lpl_toy [--samples 32]
 
 For each sample: LPL's own number of passes; the distance of its result to the one of all 30 steps, and to the
 solution (2000 steps), beside those of plain Euler and of Adams-Bashforth 2 with as many passes. dB is
@@ -99,7 +99,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
     args = parser.parse_args()
     today = datetime.date.today().isoformat()
     result = {
