@@ -58,8 +58,8 @@ def sample(
 ) -> Tensor:
     """Return the sample reached from z [B, ...] at index `i`, leaping where the flow is straight.
 
-    One pass a step; all samples of a batch step together. `flow.remaining` is told before each pass what
-    may follow, and again after it, so that what was prefetched for steps leapt over can be dropped.
+    One pass a step; all samples of a batch step together. `flow.remaining` is told before each pass how
+    many may come, and again after it, so that what was prefetched for steps leapt over can be dropped.
     `memory` is what `flow.step_done` was last given. Raises ConfigError for a flow that is not straight.
     """
     if not flow.straight:
@@ -75,7 +75,7 @@ def sample(
     breaks = sorted({int(b) for b in getattr(flow, "breaks", ()) if 0 < b < n} | {n})
     while i < n:
         left = max(0, rule.passes(n)[1] - i - 1)
-        flow.remaining(left)
+        flow.remaining(left + 1)
         v = flow.velocity(z, i)
         if i in breaks:
             past.forget()
