@@ -65,7 +65,7 @@ class MovdOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: str | None = Field(None, description="what to show")
+    prompt: str | None = Field(None, description="what to show; instead of prompts where both are given")
     prompts: tuple[str, ...] | None = Field(
         None,
         description="several prompts, or a text file with one a line; each gets a folder 0000, 0001, ...",
@@ -97,6 +97,14 @@ class MovdOptions(BaseModel):
         description="steps after which what --resume needs is saved; slow steps are saved each",
         json_schema_extra={"numerics": False},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompt_wins(cls, given: object) -> object:
+        """Let `--set prompt=...` replace the prompts of a file."""
+        if isinstance(given, dict) and given.get("prompt") is not None:
+            return {**given, "prompts": None}
+        return given
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -131,8 +139,8 @@ class MovdOptions(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.prompt is None) == (self.prompts is None):
-            raise ValueError("write either prompt or prompts")
+        if self.prompt is None and self.prompts is None:
+            raise ValueError("write prompt or prompts")
         if self.prompts is not None and not 1 <= len(self.prompts) <= MOST_PROMPTS:
             raise ValueError(f"{len(self.prompts)} prompts: 1 to {MOST_PROMPTS} are taken")
         try:

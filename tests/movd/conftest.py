@@ -45,7 +45,7 @@ def _config(models):
             **models,
             **more,
         }
-        if not keys.keys() & {"prompt", "prompts"}:
+        if not more.keys() & {"prompt", "prompts"}:
             keys["prompt"] = "a red star moving left slowly"
         return make_config({key: value for key, value in keys.items() if value is not None})
 

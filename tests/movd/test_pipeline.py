@@ -125,7 +125,7 @@ def test_240p_is_planned_in_every_shape(config, aspect_ratio):
         ({"resolution": "240p"}, "not both"),
         ({"resolution": "241p", "height": None, "width": None}, "did you mean 240p"),
         ({"aspect_ratio": "16x9", "height": None, "width": None}, "did you mean 16:9"),
-        ({"prompt": "a", "prompts": ["b"]}, "either prompt or prompts"),
+        ({"prompt": None, "prompts": None}, "write prompt or prompts"),
         ({"prompts": []}, "0 prompts"),
         ({"prompts": "nothing.txt"}, "nothing.txt"),
         ({"steps": 0}, "greater than or equal to 1"),
@@ -149,6 +149,7 @@ def test_a_file_of_prompts_is_found_beside_its_config(tmp_path, models, monkeypa
     (tmp_path / "other.txt").write_text("three\n")
     monkeypatch.chdir(tmp_path)
     assert load_config("mine/a.yaml").pipeline.options.texts == ("one", "two")
+    assert load_config("mine/a.yaml", ["prompt=four"]).pipeline.options.texts == ("four",)
     own = load_config("mine/a.yaml", ["prompts=other.txt", "t5.path=mine"])
     assert own.pipeline.options.texts == ("three",)
     assert own.pipeline.options.t5.path == str(tmp_path / "mine")

@@ -1,0 +1,94 @@
+"""movd.yaml has every key, each with a comment, and its page says what is in it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blockstream.config import OWN_KEYS, load_config
+from movd.options import MovdOptions
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "examples" / "movd.yaml").read_text()
+PAGE = (ROOT / "docs" / "movd.md").read_text()
+
+
+def keys():
+    """Return each top-level key with its comment, or the comment above its group."""
+    found, above = {}, ""
+    for line in TEXT.splitlines():
+        key = re.match(r"([a-z0-9_]+):[^#]*(#.*)?$", line)
+        if key:
+            found[key[1]] = key[2] or above
+        elif line.startswith("#"):
+            above = line
+    return found
+
+
+def test_every_key_there_is_is_in_the_file():
+    assert set(keys()) == {*OWN_KEYS, *MovdOptions.model_fields}
+
+
+def test_every_key_has_a_comment():
+    assert [key for key, comment in keys().items() if key != "pipeline" and len(comment) < 12] == []
+
+
+@pytest.mark.parametrize("key", MovdOptions.model_fields)
+def test_every_key_is_on_the_page(key):
+    assert f"`{key}`" in PAGE
+
+
+def test_the_file_loads_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("movd.yaml")
+    assert len(config.pipeline.options.texts) == 10
+    assert load_config("movd", ["prompt=a blue star"]).pipeline.options.texts == ("a blue star",)
+
+
+@pytest.mark.skipif(not (ROOT / "movd" / "assets" / "tiny" / "dit").is_dir(), reason="no embedded weights")
+def test_its_arena_is_smaller_than_its_weights():
+    from blockstream.budget import parse_nbytes
+    from movd.weights import Weights
+
+    config = load_config("movd.yaml")
+    weights = Weights(config.pipeline.options)
+    assert parse_nbytes(config.arena) < weights.dit.checkpoint.nbytes
+
+
+@pytest.mark.parametrize("words", [["plugins"], ["--help"], ["schema", "movd.yaml"], ["run", "--help"]])
+def test_what_only_lists_imports_no_torch(words):
+    code = (
+        "import sys; from blockstream.cli.main import main\n"
+        f"try: main({words})\nexcept SystemExit: pass\n"
+        "sys.exit(str({'torch', 'transformers', 'diffusers', 'av', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+@pytest.mark.slow
+def test_without_movd_the_engine_does_not_know_it_and_its_tests_pass():
+    def run(*command):
+        hidden = {**os.environ, "BLOCKSTREAM_DISABLE": "movd"}
+        return subprocess.run(command, cwd=ROOT, env=hidden, check=False, capture_output=True, text=True)
+
+    blockstream = [
+        sys.executable,
+        "-c",
+        "import sys; from blockstream.cli.main import main; sys.exit(main())",
+    ]
+    assert re.search(r"movd .*hidden by BLOCKSTREAM_DISABLE", run(*blockstream, "plugins").stdout)
+    refused = run(*blockstream, "run", "movd.yaml")
+    assert refused.returncode == 2
+    assert "plugin 'movd' is hidden" in refused.stderr
+    tests = [
+        "tests/test_runner.py",
+        "tests/test_resume.py",
+        "tests/test_config.py",
+        "tests/core/test_plan.py",
+    ]
+    done = run(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
+    assert done.returncode == 0, done.stdout[-2000:]
