@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from blockstream.errors import ConfigError
 
@@ -30,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the config and print predicted against measured."""
+    """Run the config, print predicted against measured and where the files are."""
     if args.resume is not None and args.overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite replaces it; choose one")
     if args.config is None and args.resume is None:
@@ -53,4 +55,15 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         print_run(report)
+        print_made(report, args.resume or progress.out)
     return 0
+
+
+def print_made(report: Mapping[str, Any], out: Path | None) -> None:
+    """Print where the files are that a run made."""
+    files = report.get("output", {}).get("files", [])
+    if out is None or not files:
+        return
+    paths = [str(out / name) for name in files]
+    more = f" to {paths[-1]}" if len(paths) > 1 else ""
+    print(f"made     {paths[0]}{more}")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -53,6 +54,11 @@ class Progress:
         self._pass_index = self._visits = 0
         self._began = self._stage_began = clock()
         self._loads: deque[tuple[float, int]] = deque()
+
+    @property
+    def out(self) -> Path | None:
+        """Return the folder of the run; None before it has begun."""
+        return getattr(self._run, "out", None)
 
     def __enter__(self) -> Progress:
         self._began = self._clock()

@@ -125,6 +125,21 @@ def test_a_budget_that_was_broken_is_shouted(command, site, runner):
     assert "memory     peak 2 B of a budget of 1 B, EXCEEDED" in command("run", "video.yaml")[1]
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["video.mp4"], "made     out/video.mp4"),
+        (["0000/a.mp4", "0001/a.mp4", "0002/a.mp4"], "made     out/0000/a.mp4 to out/0002/a.mp4"),
+    ],
+)
+def test_run_says_where_its_files_are(command, site, runner, tmp_path, files, said):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("pipeline: video\n")
+    runner.result = {**REPORT, "output": {"files": files}}
+    _, out, _ = command("run", "--resume", "out")
+    assert out.splitlines()[-1] == said
+
+
 @pytest.mark.parametrize("argv", [("run", "video.yaml"), ("plan", "video.yaml")])
 def test_json_is_all_that_goes_to_stdout(command, site, runner, argv):
     runner.result = {"name": "für"}
