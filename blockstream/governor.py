@@ -15,7 +15,7 @@ from typing import Any
 from .budget import format_nbytes, headroom_part, resolve_budget
 from .errors import BudgetError
 from .limits import Headroom, HeadroomReader
-from .memory import Held, MemoryWatch, held
+from .memory import Held, MemoryWatch, held, trim_heap
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Governor:
 
     def begin(self, **watch: Any) -> None:
         """Take what is held now as the process's own, and begin to watch; `watch` as for MemoryWatch."""
+        trim_heap()
         self.base_nbytes = self._held_nbytes()
         self.watch = MemoryWatch(self._amount, arena_nbytes=self._touched, **watch)
 
@@ -102,6 +103,13 @@ class Governor:
     def expect(self, activations_nbytes: int) -> None:
         """Expect a pass to take so much beside what is held now, though nothing has been seen of it."""
         self._expected = self._pass_base + activations_nbytes
+
+    def relieve(self) -> None:
+        """Give back what the C library's heap keeps of what was freed: it is no need of compute."""
+        if self.watch is not None:
+            before = self._held_nbytes()
+            trim_heap()
+            self.watch.forget_outside(max(0, before - self._held_nbytes()))
 
     def has_grown(self) -> bool:
         """Return whether more was held outside the arena since the last call."""

@@ -7,6 +7,7 @@ not held: the kernel can drop them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -113,6 +114,12 @@ class HeldReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def trim_heap() -> None:
+    """Have the C library give free memory of its heap back; does nothing where it cannot."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kib(status: bytes, key: bytes) -> int:
@@ -268,10 +275,11 @@ class MemoryWatch:
             (most, arena_nbytes), self._most = self._most, None
             self._record(most, arena_nbytes)
 
-    def forget_outside(self) -> None:
-        """Begin `outside_nbytes` anew, with what is held now."""
+    def forget_outside(self, nbytes: int | None = None) -> None:
+        """Begin `outside_nbytes` anew, with what is held now; or take `nbytes` that are gone off it."""
         with self._lock:
-            self.outside_nbytes = max(0, self._read().nbytes - self._arena_nbytes())
+            now = max(0, self._read().nbytes - self._arena_nbytes())
+            self.outside_nbytes = now if nbytes is None else max(now, self.outside_nbytes - nbytes)
 
     @property
     def peak(self) -> Peak:

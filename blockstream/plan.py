@@ -54,6 +54,12 @@ class Plan:
         stage = self.schedule.stages[visit.stage]
         return stage.index_at(visit.position) in self.stages[visit.stage].layout.retained
 
+    @property
+    def retains_all(self) -> bool:
+        """Return whether every stage keeps all it visits."""
+        pairs = zip(self.schedule.stages, self.stages, strict=True)
+        return all(set(stage.visited) <= set(planned.retained) for stage, planned in pairs)
+
     @cached_property
     def predicted(self) -> simulate.Prediction:
         """Return the predicted timeline, summed per stage."""
@@ -107,7 +113,7 @@ def make_plan(
             plan = _fastest(schedule, policies, limits)
             return plan, plan.predicted.wall_s
         plan = _fastest_rest(schedule, policies, limits, observed)
-        return plan, remaining_s(plan, observed)
+        return plan, remaining(plan, observed).wall_s
 
     best, best_s = fastest(arena_nbytes)
     if not thrifty:
@@ -133,20 +139,21 @@ def least_arena(schedule: Schedule, slots: int | None = None, align: int = ALIGN
     return max(least_of(stage, slots, align)[0] for stage in schedule.stages)
 
 
-def remaining_s(plan: Plan, observed: Observed) -> float:
-    """Return the seconds that what is left of a run takes under a plan, by the recurrence."""
-    total = 0.0
+def remaining(plan: Plan, observed: Observed) -> simulate.Estimate:
+    """Return what is left of a run under a plan, by the recurrence: seconds and bytes read."""
+    wall_s, read_nbytes = 0.0, 0
     for i in range(observed.stage, len(plan.stages)):
         stage, planned = plan.schedule.stages[i], plan.stages[i]
         here = i == observed.stage
-        total += simulate.estimate(
+        estimate = simulate.estimate(
             observed.remaining(stage) if here else stage,
             frozenset(planned.retained),
             planned.slots,
             plan.lookahead,
             observed.kept if here else (),
-        ).wall_s
-    return total
+        )
+        wall_s, read_nbytes = wall_s + estimate.wall_s, read_nbytes + estimate.read_nbytes
+    return simulate.Estimate(wall_s, read_nbytes)
 
 
 def _rest(schedule: Schedule, observed: Observed | None) -> Schedule:

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blockstream.arena import Arena
@@ -20,7 +21,7 @@ from blockstream.floor import RUNTIME_MODULES, runtime_floor
 from blockstream.governor import Governor, margin_nbytes
 from blockstream.layout import align_up
 from blockstream.ledger import Ledger
-from blockstream.plan import Observed, Plan, least_arena, make_plan, remaining_s
+from blockstream.plan import Observed, Plan, least_arena, make_plan, remaining
 from blockstream.report.plans import plan_record
 from blockstream.retention import RetentionPolicy
 from blockstream.segments import Schedule
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 ACTIVATIONS_NBYTES = 32 << 20
 #: A budget this near the least asks for the runtime floor, which may have to be measured in a child.
 TIGHT_NBYTES = 256 << 20
-#: A new plan replaces one that is running if what is left is predicted to take this much less time.
+#: A new plan replaces one that is running if what is left takes this much less time, or reads so much less.
 GAIN = 0.03
 #: Inputs larger than any before by this factor need more room than was seen.
 LARGER = 1.1
@@ -116,7 +117,10 @@ class Planning:
         self.governor.sample(stage.name)
         short = False
         if self._resized or self.governor.is_due() or self.governor.has_grown():
-            short = engine.plan.arena_nbytes > self.governor.weights_nbytes(slack=True)
+            short = self._is_short(engine)
+            if short:
+                self.governor.relieve()
+                short = self._is_short(engine)
             if not short:
                 self.governor.follow()
         if short:
@@ -139,7 +143,7 @@ class Planning:
             stage.completed = False
             expected = int(self.governor.activations_nbytes * (inputs_nbytes / before))
             self.governor.expect(expected)
-            if engine.plan.arena_nbytes > self.governor.weights_nbytes(slack=True):
+            if self._is_short(engine):
                 self._shrink(stage, engine, arena)
 
     def resize(
@@ -203,6 +207,9 @@ class Planning:
         self._resized = False
         self._adopt(plan, engine, arena)
 
+    def _is_short(self, engine: Engine) -> bool:
+        return engine.plan.arena_nbytes > self.governor.weights_nbytes(slack=True)
+
     def _room(self, engine: Engine) -> int:
         room = self.governor.weights_nbytes()
         return room if self._most is None else min(room, self._most)
@@ -214,6 +221,7 @@ class Planning:
         index = engine.plan.schedule.index(stage.name)
         if here is None or here.stage != index:
             return
+        self.governor.relieve()
         schedule = self._measured(stage, engine, reordered=False)
         least = least_arena(Schedule(schedule.stages[index:]), self._slots)
         self._limit = max(self._room(engine), least)
@@ -263,14 +271,23 @@ class Planning:
         return Observed(engine.plan, index, left, engine.kept(), arena.nbytes)
 
     def _make(self, schedule: Schedule, observed: Observed | None = None) -> Plan:
-        return make_plan(
+        """Return a plan within the limit; what is not asked for as an amount is used only where it pays.
+
+        A plan made anew stays within the arena that there is.
+        """
+        make = partial(
+            make_plan,
             schedule,
-            self._limit,
+            self._limit if observed is None else min(self._limit, observed.end_nbytes),
             self._policies,
             slots=self._slots,
             lookahead=self._lookahead,
             observed=observed,
         )
+        plan = make()
+        if self.governor.explicit or self._most is not None or plan.retains_all:
+            return plan
+        return make(thrifty=True)
 
     def _adopt(self, plan: Plan, engine: Engine, arena: Arena) -> None:
         engine.adopt(plan)
@@ -290,7 +307,8 @@ def _cut_to_fit(stage: StreamedStage, room: int, slots: int | None) -> None:
 
 
 def _expected_activations(stages: Sequence[StreamedStage]) -> int:
-    return max(ACTIVATIONS_NBYTES if s.activations_nbytes is None else s.activations_nbytes for s in stages)
+    known = (s.activations_nbytes for s in stages)
+    return max((ACTIVATIONS_NBYTES if n is None else n for n in known), default=0)
 
 
 def _floor() -> int:
@@ -311,4 +329,7 @@ def _smallest_left(plan: Plan, index: int) -> int:
 
 
 def _pays(plan: Plan, running: Plan, observed: Observed) -> bool:
-    return remaining_s(plan, observed) <= (1 - GAIN) * remaining_s(running, observed)
+    """Return whether a plan is worth a change: much less time, or no more and fewer bytes read."""
+    new, old = remaining(plan, observed), remaining(running, observed)
+    less = new.wall_s <= 1.001 * old.wall_s and new.read_nbytes <= (1 - GAIN) * old.read_nbytes
+    return less or new.wall_s <= (1 - GAIN) * old.wall_s

@@ -143,6 +143,7 @@ class Session:
             raise EngineError("the session is closed; open another")
         if self._engine is not None:
             return
+        self._require_stages()
         self.watch.sample()
         plan = self._planning.first(self._stages, begin=True)
         self._arena = _arena(plan)
@@ -165,9 +166,12 @@ class Session:
         """Return the plan as it would be made now; nothing is allocated, no weight is read."""
         if self._engine is not None:
             return self._engine.plan
+        self._require_stages()
+        return self._planning.first(self._stages)
+
+    def _require_stages(self) -> None:
         if not self._stages:
             raise EngineError("the session has no stages; add one with stage()")
-        return self._planning.first(self._stages)
 
     def activations_beside(self, arena_nbytes: int) -> int:
         """Return the bytes kept free of weights beside an arena."""

@@ -139,8 +139,9 @@ class StreamedStage:
         remember(self.prepared, self.example_inputs, self.session.variant, seen)
 
     def is_known(self) -> bool:
-        """Return whether a block of each kind has run in the order that is planned."""
-        return not self.guessed and self._kinds() <= self._seen
+        """Return whether a block of each kind has run, and nothing but in the order that is planned."""
+        astray = self.guessed and tuple(self._ran) != self.order[: len(self._ran)]
+        return not astray and self._kinds() <= self._seen
 
     def _kinds(self) -> set[tuple[type, int]]:
         return {self._kind(i) for i in self.order}

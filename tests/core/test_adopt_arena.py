@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstream.errors import BudgetError, EngineError
-from blockstream.plan import Observed, least_arena, make_plan, remaining_s
+from blockstream.plan import Observed, least_arena, make_plan, remaining
 from blockstream.retention import POLICIES, PREFIX, SPREAD, adjust_spread
 from blockstream.segments import Exactly, Schedule, Unknown
+from blockstream.simulate import Estimate
 
 from ..support.fakes import UNIT, engine_on, schedule, stage
 from .test_engine_agrees import stages as any_stage
@@ -126,8 +127,8 @@ def test_what_is_there_costs_no_read_in_the_prediction():
     plan = make_plan(schedule(stage(sizes=(1,) * 4, load=5, passes=3)), 4 * UNIT, [SPREAD])
     everything = frozenset(plan.stages[0].retained)
     assert len(everything) == 4
-    assert remaining_s(plan, seen(plan, everything)) == pytest.approx(3 * 4 * 1.0)
-    assert remaining_s(plan, seen(plan, ())) > 3 * 4
+    assert remaining(plan, seen(plan, everything)) == Estimate(12.0, 0)
+    assert remaining(plan, seen(plan, ())).wall_s > 12
 
 
 @given(any_stage(), st.integers(0, 20), st.sets(st.integers(0, 6)))
