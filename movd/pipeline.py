@@ -69,7 +69,12 @@ class MovdPipeline:
         self._warn_of_cut_captions()
         if self.first is not None:
             self.encoder = session.stage(
-                "vae-encoder", weights.encoder(), weights.vae.checkpoint, passes=1, dtype=o.vae.dtype
+                "vae-encoder",
+                weights.encoder(),
+                weights.vae.checkpoint,
+                passes=1,
+                dtype=o.vae.dtype,
+                example_inputs=(self.first,),
             )
         self._declare_text(session, run)
         self._declare_denoiser(session, run)
@@ -107,15 +112,14 @@ class MovdPipeline:
         if not self.to_denoise:
             return
         o, weights = self.options, self.weights
-        saved = [self.progress.step(n) for n in self.to_denoise]
-        begun = sum(step.index for step in saved if step is not None)
         most = getattr(run.sampler, "passes", lambda steps: (steps, steps))(o.steps)[1]
-        passes = AtMost(max(1, len(saved) * most - begun))
+        saved = [self.progress.step(n) for n in self.to_denoise]
+        left = [most if step is None else max(0, most - step.index) for step in saved]
         self.dit = session.stage(
             "dit",
             weights.denoiser(),
             weights.dit.checkpoint,
-            passes=passes,
+            passes=AtMost(max(1, sum(left))),
             dtype=o.dit.dtype,
             example_inputs=self._denoiser_inputs(),
         )
