@@ -23,7 +23,10 @@ ROUNDS = 3
 #: Where load and execution take alike, overlap saves at least so much of the sequential time.
 LEAST_SAVED = 0.35
 
-pytestmark = pytest.mark.skipif(WEIGHTS is None, reason="CIDL_WEIGHTS names no folder for 23 GB of weights")
+pytestmark = [
+    pytest.mark.skipif(WEIGHTS is None, reason="CIDL_WEIGHTS names no folder for 23 GB of weights"),
+    pytest.mark.timeout(7200),
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from blockstream.forecast import in_words
 from .tables import grid, lines
 
 #: Columns of the longest bar of the curve.
-BAR = 34
+BAR = 30
 
 
 def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:

@@ -202,9 +202,9 @@ def test_plan_prints_what_stays_and_why_the_times_the_peak_and_the_curve(command
         "in all  9.50 s, 0.50 s of it waiting for loads; 5.0 GiB are read",
         "",
         "budget     predicted",
-        f"900 MiB    19.0 s    {bar * 34}",
-        f"1.00 GiB   9.50 s    {bar * 17}  the knee, this plan",
-        f"2.00 GiB   9.00 s    {bar * 16}",
-        f"4.00 GiB   9.00 s    {bar * 16}  everything stays",
+        f"900 MiB    19.0 s    {bar * 30}",
+        f"1.00 GiB   9.50 s    {bar * 15}  the knee, this plan",
+        f"2.00 GiB   9.00 s    {bar * 14}",
+        f"4.00 GiB   9.00 s    {bar * 14}  everything stays",
         "900 MiB: 19.0 s, the least that works; beyond 2.00 GiB nothing",
     ]
