@@ -164,6 +164,11 @@ class Engine:
             self._loader.release(self._scheduler.adopt(plan))
         self._track.mark("replan")
 
+    def can_adopt(self, plan: Plan) -> bool:
+        """Return whether a plan leaves what is in use where it is."""
+        with self._condition:
+            return self._scheduler.would_move(plan) is None
+
     def kept(self) -> frozenset[int]:
         """Return the segments that the stage at the cursor retains and that are there or being read."""
         with self._condition:

@@ -200,19 +200,27 @@ class Scheduler:
         a later stage's head might lie where this one's next load goes.
         """
         self._refuse_unfit(plan)
-        before, self.plan = self.plan, plan
+        moved = self.would_move(plan)
+        if moved is not None:
+            raise EngineError(
+                f"segment {moved.name!r} is in use and the plan to adopt has it elsewhere; a plan "
+                "is adopted between visits"
+            )
+        self.plan = plan
         stays = self._staying()
-        for load in self._in_use.values():
-            if load not in stays:
-                self.plan = before
-                raise EngineError(
-                    f"segment {load.segment.name!r} is in use and the plan to adopt has it elsewhere; a plan "
-                    "is adopted between visits"
-                )
         freed = self._leave_detour()
         self._last_positions.clear()
         self._front = self._cursor
         return freed + self._drop([x for x in self._live if x not in stays])
+
+    def would_move(self, plan: Plan) -> Segment | None:
+        """Return a segment in use that another plan has elsewhere, None when all may stay."""
+        before, self.plan = self.plan, plan
+        try:
+            stays = self._staying()
+        finally:
+            self.plan = before
+        return next((x.segment for x in self._in_use.values() if x not in stays), None)
 
     # -- inside ------------------------------------------------------------------------------
 

@@ -158,6 +158,7 @@ class Planning:
         rest = Schedule(schedule.stages[here.stage if here is not None else -1 :])
         largest = max((s for x in rest.stages for s in x.segments), key=lambda s: s.nbytes)
         before = self.governor.budget
+        self.governor.relieve()
         self.governor.set(budget)
         try:
             if self.governor.explicit:
@@ -290,6 +291,8 @@ class Planning:
         return make(thrifty=True)
 
     def _adopt(self, plan: Plan, engine: Engine, arena: Arena) -> None:
+        if not engine.can_adopt(plan):
+            return  # what is in use would have to move; the pass boundary plans again
         engine.adopt(plan)
         engine.trim(arena.keep)
         self._ledger.note("plan", plan_record(plan))
