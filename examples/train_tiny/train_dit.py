@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument(
         "--growth",
         type=float,
-        default=2.0,
+        default=1.0,
         help="how many times as often as other motions growing and shrinking are drawn: they are learnt last",
     )
     parser.add_argument("--decay", type=float, default=0.999, help="of the average of the weights")
