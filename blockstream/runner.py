@@ -149,6 +149,7 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins, folder: OutputFolder) -
         folder.begun = True
         with this.phase("run"):
             output = pipeline.run(session, this)
+        this.ledger.compute.phase = "report"
         watch.sample()
         summary = session.report()
         session.remember()

@@ -154,7 +154,7 @@ def read_run(folder: Path) -> RunRecord:
         notes += [n._replace(at_s=n.at_s + offset_s) for n in part.notes]
         offset_s = max([offset_s, *(b.end_s for b in bars)])
     ended = report.get("wall_s")
-    if isinstance(ended, int | float) and begins:  # what comes after is the drawing of reports
+    if isinstance(ended, int | float) and ended > 0 and begins:  # what comes after is the drawing of reports
         bars = [b for b in bars if b.start_s < begins[-1] + ended]
     if len(parts) > 1:
         remarks.append(f"resumed {len(parts) - 1} times; the parts are shown one after another")

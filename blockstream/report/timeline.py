@@ -122,12 +122,12 @@ def _draw_stage(figure: Figure, place: object, record: RunRecord, name: str) -> 
     visits = sum(b.kind == "execute" and b.pass_index == passes[0] for b in bars)
     head = passes[: max(1, min(len(passes), VISITS // max(1, visits), 4))]
     tail = [p for p in passes[-1:] if p not in head]
-    outside = [b for b in record.bars if b.kind == "outside" and b.thread == "compute"]
+    others = [b for b in record.bars if b.stage != name and b.thread in ("compute", "loader")]
     widths = [len(head), 1] if tail else [1]
     inner = place.subgridspec(1, len(widths), width_ratios=widths, wspace=0.03)  # type: ignore[attr-defined]
     for k, shown in enumerate([head, tail][: len(widths)]):
         ax = figure.add_subplot(inner[k])
-        _draw_passes(ax, [*bars, *outside], shown, labels=visits * len(shown) <= 40)
+        _draw_passes(ax, bars, others, shown, labels=visits * len(shown) <= 40)
         if k == 0:
             ax.set_title(
                 _stage_title(record, name, len(passes)), loc="left", fontsize=9, color=EXECUTE, pad=14
@@ -145,14 +145,18 @@ def _stage_title(record: RunRecord, name: str, passes: int) -> str:
     return "  \u00b7  ".join(said)
 
 
-def _draw_passes(ax: Axes, bars: Sequence[Bar], passes: Sequence[int], labels: bool) -> None:
+def _draw_passes(
+    ax: Axes, bars: Sequence[Bar], others: Sequence[Bar], passes: Sequence[int], labels: bool
+) -> None:
+    """Draw some passes of a stage; what other stages did meanwhile is faint."""
     mine = [b for b in bars if b.pass_index in passes]
     computed = [b for b in mine if b.kind in ("execute", "stall")]
     begin, end = min(b.start_s for b in computed), max(b.end_s for b in computed)
     early = min([begin, *(b.start_s for b in mine if b.kind == "load")])
     begin = max(early, begin - 0.15 * (end - begin))
     # What was loaded meanwhile, for whichever pass: the overlap is what the figure is about.
-    _lanes(ax, [b for b in bars if b.end_s > begin and b.start_s < end], end - begin)
+    for shown, alpha in ((others, 0.3), (bars, 1.0)):
+        _lanes(ax, [b for b in shown if b.end_s > begin and b.start_s < end], end - begin, alpha)
     for p in passes:
         first = min(b.start_s for b in computed if b.pass_index == p)
         if p != passes[0]:
@@ -181,14 +185,14 @@ def _number(ax: Axes, visits: Sequence[Bar], width_s: float) -> None:
             )
 
 
-def _lanes(ax: Axes, bars: Sequence[Bar], width_s: float) -> None:
+def _lanes(ax: Axes, bars: Sequence[Bar], width_s: float, alpha: float = 1.0) -> None:
     """Draw loads above, execution below; what is retained is underlined. `width_s`: the panel's length."""
 
     def draw(bars: Sequence[Bar], y: tuple[float, float], colour: str) -> None:
         # A white edge parts neighbours; on a sliver it would be all there is to see.
         edges = ["white" if b.seconds > 0.004 * width_s else colour for b in bars]
         where = [(b.start_s, b.seconds) for b in bars]
-        ax.broken_barh(where, y, facecolor=colour, edgecolor=edges, linewidth=0.5)
+        ax.broken_barh(where, y, facecolor=colour, edgecolor=edges, linewidth=0.5, alpha=alpha)
 
     of = {kind: [b for b in bars if b.kind == kind] for kind in ("load", "execute", "stall", "outside")}
     draw(of["outside"], (0.32, 0.28), OUTSIDE)
@@ -197,7 +201,7 @@ def _lanes(ax: Axes, bars: Sequence[Bar], width_s: float) -> None:
     draw(of["execute"], (0.06, 0.8), EXECUTE)
     for kind, y in (("load", (2.0, 0.1)), ("execute", (-0.2, 0.16))):
         kept = [(b.start_s, b.seconds) for b in of[kind] if b.retained]
-        ax.broken_barh(kept, y, facecolor=KEPT, linewidth=0)
+        ax.broken_barh(kept, y, facecolor=KEPT, linewidth=0, alpha=alpha)
     ax.set_ylim(-0.28, 2.14)
     ax.set_yticks([1.52, 0.46], ["load", "execute"])
     _plain(ax)

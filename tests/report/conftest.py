@@ -37,10 +37,10 @@ def older(tmp_path, plan):
     """A run of a version that wrote no notes and fewer figures."""
     folder = tmp_path / "older"
     folder.mkdir()
-    ledger = write_ledger(folder / "ledger.jsonl", plan, notes=False)
+    write_ledger(folder / "ledger.jsonl", plan, notes=False)
     names = ("t5", "dit", "vae")
     stages = [{"name": n, "passes": 1, "b": 4, "d": 0, "read_nbytes": 9, "wall_s": 2.0} for n in names]
-    report = {"schema": 1, "stages": stages, "sampler": "euler", "output": {}, "wall_s": ledger.compute.at}
+    report = {"schema": 1, "stages": stages, "sampler": "euler", "output": {}, "wall_s": 0}
     (folder / "report.json").write_text(json.dumps(report))
     return folder
 

@@ -123,7 +123,7 @@ def write_run(folder: Path, plan: Plan | None = None, prompt: str = 'a <b>red</b
         },
         "disk": {"read_nbytes": 10**10, "read_bytes_per_s": 1.21e9, "disk_bytes_per_s": 1.4e9},
         "output": {"files": ["video.mp4"], "prompts": [prompt]},
-        "wall_s": ledger.compute.at,
+        "wall_s": max(span.end_s for span in ledger.spans),
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
     }
     (folder / "report.json").write_text(json.dumps(report))
