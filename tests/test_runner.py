@@ -71,8 +71,9 @@ def make(folder, fail=False, arena=4 * 20480, **more):
     return RunConfig(pipeline=pipeline, policy=policy, sampler=sampler, arena=arena, **more)
 
 
-def test_a_run_writes_its_config_ledger_and_report(config, tmp_path):
+def test_a_run_writes_its_config_ledger_and_report(config, tmp_path, caplog):
     report = runner.run(config(), tmp_path / "out")
+    assert not caplog.messages  # what could not be drawn is said here
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
     written = {"config.yaml", "ledger.jsonl", "report.json", "report.html", "timeline.png", "trace.json"}
     assert written <= set(os.listdir(tmp_path / "out"))
