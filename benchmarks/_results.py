@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockstream.limits import cpu_count
-from blockstream.machine import cpu_name, versions
+from blockstream.system.limits import cpu_count
+from blockstream.system.machine import cpu_name, versions
 
 FOLDER = Path(__file__).parent / "results"
 

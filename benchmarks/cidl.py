@@ -28,11 +28,10 @@ import torch
 from torch import nn
 
 from blockstream import latency
-from blockstream.account import predicted_for
+from blockstream.accounting.outcome import predicted_for
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.synth import synthesise
 from blockstream.ledger import Ledger, Span
-from blockstream.limits import cpu_count
 from blockstream.nn.costs import measured_costs
 from blockstream.nn.empty import empty
 from blockstream.nn.flops import count_flops
@@ -42,6 +41,7 @@ from blockstream.plan import Plan
 from blockstream.report.stages import stage_summaries
 from blockstream.retention import POLICIES, RetentionPolicy
 from blockstream.segments import Schedule
+from blockstream.system.limits import cpu_count
 from movd.stdit3 import STDIT3_XL_2, STDiT3, STDiT3Config
 from movd.t5 import T5_V1_1_XXL, t5_encoder
 

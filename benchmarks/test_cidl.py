@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.cidl import MODES, RATIO, choose_tokens, median_of, run, stdit3, t5
 from benchmarks.cidl_page import write_modes
-from blockstream.limits import cpu_count
+from blockstream.system.limits import cpu_count
 
 SMALL = os.environ.get("CIDL_SMALL", "") not in ("", "0")
 WEIGHTS = os.environ.get("CIDL_WEIGHTS")

@@ -11,8 +11,8 @@ from fractions import Fraction
 from math import ceil, floor
 
 from .errors import ConfigError
-from .limits import CpuCount, Headroom, Limit, cpu_count, headroom
-from .memory import Held, held
+from .system.limits import CpuCount, Headroom, Limit, cpu_count, headroom
+from .system.memory import Held, held
 
 __all__ = [
     "AUTO_PERCENT",

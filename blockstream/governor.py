@@ -14,8 +14,8 @@ from typing import Any
 
 from .budget import format_nbytes, headroom_part, resolve_budget
 from .errors import BudgetError
-from .limits import Headroom, HeadroomReader
-from .memory import Held, MemoryWatch, held, trim_heap
+from .system.limits import Headroom, HeadroomReader
+from .system.memory import Held, MemoryWatch, held, trim_heap
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from . import yamlfile
-from .config import RunConfig
+from .config import RunConfig, yamlfile
 from .errors import ConfigError
 
 #: Keys of the engine that never change a bit of the result. An option of a pipeline that does not either

@@ -11,25 +11,25 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .account import (
+from .accounting.forecast import plan_account
+from .accounting.outcome import (
     attention_account,
     budget_account,
     disk_account,
     sampler_account,
     stage_accounts,
 )
+from .accounting.sampling import WatchedMerge, WatchedSampler
 from .budget import cpu_count, parse_nbytes, resolve_budget
 from .config import RunConfig
-from .forecast import plan_account
 from .ledger import Ledger, unaccounted
-from .machine import versions
-from .memory import held
 from .outputs import OutputFolder, write_atomic, write_json
 from .pipeline import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
 from .plugins import Plugins, activate
 from .report.write import draw_finished
 from .resume import finished, keep_ledger, resumed
-from .sampling import WatchedMerge, WatchedSampler
+from .system.machine import versions
+from .system.memory import held
 
 if TYPE_CHECKING:
     from .nn.session import Session

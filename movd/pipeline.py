@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockstream.floor import cache_folder
-from blockstream.machine import versions
 from blockstream.pipeline import Run
 from blockstream.segments import AtMost, Exactly
+from blockstream.system.floor import cache_folder
+from blockstream.system.machine import versions
 from movd.attention import attention_hooks
 from movd.captions import official_prompt
 from movd.options import MovdOptions

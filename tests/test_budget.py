@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blockstream import budget
 from blockstream.errors import ConfigError
-from blockstream.limits import Headroom, Limit
+from blockstream.system.limits import Headroom, Limit
 
 GIB = 1 << 30
 

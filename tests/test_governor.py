@@ -9,8 +9,8 @@ import pytest
 from blockstream.budget import headroom_part
 from blockstream.errors import BudgetError
 from blockstream.governor import GUARD_NBYTES, Governor, margin_nbytes
-from blockstream.limits import Headroom, Limit
-from blockstream.memory import Held
+from blockstream.system.limits import Headroom, Limit
+from blockstream.system.memory import Held
 
 MIB = 1 << 20
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockstream.config import RunConfig
-    from blockstream.yamlfile import Document
+    from blockstream.config.yamlfile import Document
 
 
 def add_config(

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from blockstream.budget import format_nbytes
-from blockstream.machine import cpu_name
+from blockstream.system.machine import cpu_name
 
 from .common import add_json, print_json
 
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts about this machine."""
-    from blockstream.machine import doctor_facts
+    from blockstream.system.machine import doctor_facts
 
     if not (args.json or args.no_disk):
         print("reading the disk with nothing cached, about three seconds ...", file=sys.stderr)

@@ -23,9 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the schema with the built-in choices, those of CONFIG's plugins and of --plugin."""
     from blockstream.config import choose
+    from blockstream.config.schema import config_schema, offered_by
+    from blockstream.config.validation import Problem, raise_problems
     from blockstream.plugins import Plugins
-    from blockstream.schema import config_schema, offered_by
-    from blockstream.validation import Problem, raise_problems
 
     plugins = Plugins()
     names = ["builtin"] if "builtin" in plugins.visible else []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from blockstream import calibration
+from blockstream.accounting import calibration
 
 from .costs import OUTSIDE, READ_SPEED, Seen
 from .dtypes import to_torch

@@ -16,15 +16,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from blockstream.accounting.forecast import plan_account
 from blockstream.budget import parse_nbytes, resolve_budget
 from blockstream.checkpoint import Checkpoint, TensorEntry
 from blockstream.checkpoint.entries import ITEM_NBYTES, FileStamp
 from blockstream.config import Amount
+from blockstream.config.validation import raise_problems, validate
+from blockstream.config.yamlfile import Document, with_set
 from blockstream.errors import ModelError
-from blockstream.forecast import plan_account
-from blockstream.memory import held
-from blockstream.validation import raise_problems, validate
-from blockstream.yamlfile import Document, with_set
+from blockstream.system.memory import held
 
 from .architectures import find
 from .dtypes import to_torch

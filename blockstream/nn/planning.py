@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from blockstream.arena import Arena
 from blockstream.engine import Engine
 from blockstream.errors import BudgetError
-from blockstream.floor import RUNTIME_MODULES, runtime_floor
 from blockstream.governor import Governor, margin_nbytes
 from blockstream.layout import align_up
 from blockstream.ledger import Ledger
@@ -25,6 +24,7 @@ from blockstream.plan import Observed, Plan, least_arena, make_plan, remaining
 from blockstream.report.plans import plan_record
 from blockstream.retention import RetentionPolicy
 from blockstream.segments import Schedule
+from blockstream.system.floor import RUNTIME_MODULES, runtime_floor
 
 from .activations import activation_nbytes
 from .costs import default_costs, measured_costs

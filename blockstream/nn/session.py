@@ -25,11 +25,11 @@ from blockstream.errors import BudgetError, ConfigError, EngineError, ModelError
 from blockstream.governor import Governor
 from blockstream.layout import align_up
 from blockstream.ledger import Ledger
-from blockstream.memory import Held, MemoryWatch
 from blockstream.plan import Plan
 from blockstream.report.plans import plan_record
 from blockstream.retention import RetentionPolicy
 from blockstream.segments import Passes
+from blockstream.system.memory import Held, MemoryWatch
 
 from .binding import Binding, BindingStore
 from .dtypes import parse_dtype

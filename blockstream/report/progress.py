@@ -21,8 +21,8 @@ from rich.text import Text
 from blockstream.budget import format_nbytes
 from blockstream.hookspecs import hookimpl
 from blockstream.ledger import Span
-from blockstream.memory import held
 from blockstream.segments import Stage
+from blockstream.system.memory import held
 
 #: A run shorter than this shows nothing, in seconds.
 QUIET_S = 2.0

@@ -49,7 +49,7 @@ def test_the_disk_of_the_path_is_measured_direct_and_buffered(command, monkeypat
         asked.append(path)
         return type("Speed", (), {"as_dict": lambda self: DISK})()
 
-    monkeypatch.setattr("blockstream.machine.disk", measured)
+    monkeypatch.setattr("blockstream.system.machine.disk", measured)
     code, out, err = command("doctor", str(tmp_path))
     assert (code, asked) == (0, [str(tmp_path)])
     assert "direct   1.50 GB/s" in out and "buffered 0.60 GB/s" in out

@@ -19,9 +19,9 @@ import blockstream
 from blockstream.budget import held
 from blockstream.checkpoint.synth import synthesise
 from blockstream.errors import BudgetError
-from blockstream.limits import Headroom, HeadroomReader, Limit
-from blockstream.memory import trim_heap
 from blockstream.nn import planning
+from blockstream.system.limits import Headroom, HeadroomReader, Limit
+from blockstream.system.memory import trim_heap
 
 from .models import aligned
 

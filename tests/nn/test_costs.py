@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import blockstream
-from blockstream import calibration
+from blockstream.accounting import calibration
 from blockstream.ledger import Ledger, Span
 from blockstream.nn import known
 from blockstream.nn.costs import OUTSIDE, Seen, measured_costs

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from blockstream.account import sampler_account, stage_accounts
+from blockstream.accounting.outcome import sampler_account, stage_accounts
 from blockstream.ledger import Ledger, Span
 from blockstream.plan import Plan, make_plan
 from blockstream.report.plans import plan_record

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blockstream.cgroups import Group, groups
+from blockstream.system.cgroups import Group, groups
 
 #: Moves itself into each group whose cgroup.procs is named before "--", then becomes the command.
 _LAUNCH = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 125; shift; done; shift; exec "$@"'

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from .budget import format_nbytes
-from .errors import BudgetError
+from blockstream.budget import format_nbytes
+from blockstream.errors import BudgetError
+
 from .memory import held
 
 #: What a run imports when all of the package's uses are installed. Submodules, since the top
@@ -114,7 +115,7 @@ def write_cached(file: Path, value: object) -> None:
 
 def _measure(modules: Sequence[str]) -> int:
     """Return what a child process that imports `modules` and computes a little holds."""
-    program = "import sys; from blockstream.floor import _main; _main(sys.argv[1:])"
+    program = "import sys; from blockstream.system.floor import _main; _main(sys.argv[1:])"
     # -P: a torch.py in the working folder is not the torch a run imports.
     command = [sys.executable, "-P", "-c", program, *modules]
     try:

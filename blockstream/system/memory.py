@@ -21,7 +21,7 @@ from typing import Self
 
 import psutil
 
-from .errors import EngineError
+from blockstream.errors import EngineError
 
 #: Enough for the whole of /proc/self/status.
 _STATUS_NBYTES = 8192

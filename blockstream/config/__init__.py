@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from . import entrypoints
-from .budget import parse_nbytes
-from .choices import Chosen
-from .entrypoints import nearest
-from .errors import ConfigError
-from .plugins import Plugins
+from blockstream import entrypoints
+from blockstream.budget import parse_nbytes
+from blockstream.choices import Chosen
+from blockstream.entrypoints import nearest
+from blockstream.errors import ConfigError
+from blockstream.plugins import Plugins
+
 from .validation import Problem, raise_problems, refuse_keys, validate
 from .yamlfile import Document, Keys, dump, parse, read, with_set
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from .budget import format_nbytes
-from .layout import ALIGN, align_up
-from .plan import least_arena, make_plan
-from .retention import POLICIES, RetentionPolicy
-from .segments import Schedule
+from blockstream.budget import format_nbytes
+from blockstream.layout import ALIGN, align_up
+from blockstream.plan import least_arena, make_plan
+from blockstream.retention import POLICIES, RetentionPolicy
+from blockstream.segments import Schedule
 
 #: Arenas the planner is asked at; each costs it a simulation or four.
 POINTS = 14

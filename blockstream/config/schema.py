@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from .choices import KINDS, Choice
-from .config import DEFAULTS, Settings
-from .plugins import Plugins
+from blockstream.choices import KINDS, Choice
+from blockstream.config import DEFAULTS, Settings
+from blockstream.plugins import Plugins
 
 #: The choices of each kind by the name a config writes: {"sampler": {"euler": Choice(...)}}.
 Offered = Mapping[str, Mapping[str, Choice]]

@@ -17,12 +17,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .floor import cache_folder, write_cached
-from .machine import cpu_name
-from .mounts import file_system
+from blockstream.system.floor import cache_folder, write_cached
+from blockstream.system.machine import cpu_name
+from blockstream.system.mounts import file_system
 
 if TYPE_CHECKING:
-    from .checkpoint.entries import FileStamp
+    from blockstream.checkpoint.entries import FileStamp
 
 SCHEMA = 1
 

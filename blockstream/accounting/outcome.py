@@ -9,15 +9,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import calibration, latency
-from .errors import ConfigError
-from .ledger import Ledger, Note, Span
-from .memory import MemoryWatch
-from .plan import Plan
-from .probe import disk
+from blockstream import latency
+from blockstream.errors import ConfigError
+from blockstream.ledger import Ledger, Note, Span
+from blockstream.plan import Plan
+from blockstream.segments import Exactly
+from blockstream.simulate import Prediction
+from blockstream.system.memory import MemoryWatch
+from blockstream.system.probe import disk
+
+from . import calibration
 from .sampling import samplings
-from .segments import Exactly
-from .simulate import Prediction
 
 #: A disk is measured once, in about so many seconds, when a run wants its own speed compared.
 PROBE_S = 0.8

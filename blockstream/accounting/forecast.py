@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .budget import format_nbytes
+from blockstream.budget import format_nbytes
+from blockstream.layout import align_up
+from blockstream.plan import Plan, StagePlan
+from blockstream.report.plans import passes_are, why_retained
+from blockstream.retention import RetentionPolicy
+from blockstream.segments import Stage
+from blockstream.simulate import StagePrediction
+
 from .curve import advice, budget_curve, enough, knee
-from .layout import align_up
-from .plan import Plan, StagePlan
-from .report.plans import passes_are, why_retained
-from .retention import RetentionPolicy
-from .segments import Stage
-from .simulate import StagePrediction
 
 SCHEMA = 1
 

@@ -14,8 +14,9 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from .entrypoints import nearest
-from .errors import ConfigError
+from blockstream.entrypoints import nearest
+from blockstream.errors import ConfigError
+
 from .yamlfile import Document, Keys, dotted
 
 M = TypeVar("M", bound=BaseModel)

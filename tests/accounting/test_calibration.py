@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstream import calibration
+from blockstream.accounting import calibration
 from blockstream.checkpoint.entries import FileStamp
 
 STAMP = FileStamp(Path("/models/a.safetensors"), 1000, 1, 0, 8, "ab" * 32)

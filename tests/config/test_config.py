@@ -10,15 +10,13 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from blockstream import schema
 from blockstream.choices import Choice
-from blockstream.config import OWN_KEYS, RunConfig, load_config, make_config, read_config
+from blockstream.config import OWN_KEYS, RunConfig, load_config, make_config, read_config, schema
+from blockstream.config.yamlfile import parse
 from blockstream.errors import ConfigError, PluginError
 from blockstream.hookspecs import hookimpl
 from blockstream.plugins import Plugins
-from blockstream.yamlfile import parse
-
-from .support.packages import site_on_path
+from tests.support.packages import site_on_path
 
 
 class Net(BaseModel):

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError
+from blockstream.errors import ConfigError
 
 MAX_NBYTES = 1 << 20
 MAX_DEPTH = 32

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.curve import Point, advice, budget_curve, enough, knee, seconds
+from blockstream.accounting.curve import Point, advice, budget_curve, enough, knee, seconds
 from blockstream.layout import align_up
 from blockstream.plan import least_arena, make_plan
 from blockstream.retention import POLICIES
-
-from .support.fakes import UNIT, schedule, stage
+from tests.support.fakes import UNIT, schedule, stage
 
 MIB = 1 << 20
 

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from blockstream import memory
 from blockstream.errors import EngineError
-from blockstream.memory import Held, HeldReader, MemoryWatch, PinnedBytes, held, split
+from blockstream.system import memory
+from blockstream.system.memory import Held, HeldReader, MemoryWatch, PinnedBytes, held, split
 from tests.support.cgroup import limited, why_not
 
 MIB = 1 << 20
@@ -255,7 +255,7 @@ def test_causes_that_claim_more_than_was_held_get_what_is_left_in_their_order():
 
 BURST = """
 import sys, threading
-from blockstream.memory import MemoryWatch
+from blockstream.system.memory import MemoryWatch
 pause = threading.Event()
 with MemoryWatch() as watch:
     watch.sample("burst")

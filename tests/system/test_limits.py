@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from blockstream.limits import (
+from blockstream.system.limits import (
     Headroom,
     Limit,
     SystemMemory,
@@ -254,7 +254,7 @@ def test_this_process_pinned_to_one_processor_counts_one():
 # ---- the kernel's own groups
 
 REPORT = (
-    "import json; from blockstream.limits import headroom, cpu_count; h, c = headroom(), cpu_count();"
+    "import json; from blockstream.system.limits import headroom, cpu_count; h, c = headroom(), cpu_count();"
     "print(json.dumps([h.nbytes, h.source, h.total_nbytes, c.threads, c.quota]))"
 )
 HOLD = "import sys; x = bytearray(b'x') * (int(sys.argv[1]) << 20); print(len(x) >> 20)"

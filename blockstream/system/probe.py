@@ -23,8 +23,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from .budget import format_nbytes
-from .errors import ConfigError
+from blockstream.budget import format_nbytes
+from blockstream.errors import ConfigError
+
 from .mounts import FileSystem, file_system
 
 ALIGNMENT = 4096

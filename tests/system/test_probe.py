@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from blockstream import machine, probe
 from blockstream.errors import ConfigError
-from blockstream.mounts import file_system
-from blockstream.probe import cached_nbytes, disk
+from blockstream.system import machine, probe
+from blockstream.system.mounts import file_system
+from blockstream.system.probe import cached_nbytes, disk
 from tests.support.machine import Machine
 
 MIB = 1 << 20
@@ -244,7 +244,7 @@ def test_without_a_mount_table_the_kind_is_unknown(tmp_path):
 
 def test_the_facts_of_this_machine_are_plain_json_and_import_no_framework(tmp_path):
     program = (
-        "import json, sys; from blockstream.machine import doctor_facts;"
+        "import json, sys; from blockstream.system.machine import doctor_facts;"
         "print(json.dumps(doctor_facts(measure=False)));"
         "sys.exit(bool({'torch', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)))"
     )

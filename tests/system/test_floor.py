@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from blockstream import budget, floor
+from blockstream import budget
 from blockstream.errors import BudgetError
-from blockstream.floor import cache_folder, lower_bound, runtime_floor
+from blockstream.system import floor
+from blockstream.system.floor import cache_folder, lower_bound, runtime_floor
 
 MIB = 1 << 20
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from blockstream import calibration, latency
-from blockstream.account import (
+from blockstream import latency
+from blockstream.accounting import calibration
+from blockstream.accounting.outcome import (
     attention_account,
     budget_account,
     disk_account,
@@ -15,15 +16,14 @@ from blockstream.account import (
     stage_accounts,
 )
 from blockstream.ledger import Ledger, Span
-from blockstream.memory import Held, MemoryWatch
 from blockstream.plan import make_plan
-from blockstream.probe import DiskSpeed
 from blockstream.report.stages import stage_summaries
 from blockstream.retention import NONE, PREFIX
 from blockstream.segments import AtMost, Visit
-
-from .report.runs import write_ledger
-from .support.fakes import UNIT, schedule, stage
+from blockstream.system.memory import Held, MemoryWatch
+from blockstream.system.probe import DiskSpeed
+from tests.report.runs import write_ledger
+from tests.support.fakes import UNIT, schedule, stage
 
 
 def a_plan(policy=NONE, units=2, load=1.0, execute=1.0, passes=5):
@@ -118,7 +118,7 @@ def test_a_disk_is_measured_once_and_kept(tmp_path, monkeypatch):
         return type("Speed", (DiskSpeed,), {"__init__": lambda self: None, "bytes_per_s": 1.5e9})()
 
     monkeypatch.setenv("BLOCKSTREAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("blockstream.account.disk", disk)
+    monkeypatch.setattr("blockstream.accounting.outcome.disk", disk)
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(b"1")
     large.write_bytes(b"12")

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .ledger import Ledger, Note
-from .pipeline import Flow, Merge, Sampler
+from blockstream.ledger import Ledger, Note
+from blockstream.pipeline import Flow, Merge, Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
