@@ -1,0 +1,25 @@
+"""Evaluate saved Core ML packages with torch: the proof on Linux, and a backend.
+
+with MappedWeights(package.file(name), function.blobs) as weights:
+    outputs = evaluate(function, inputs, weights, watch=FiniteWatch())
+
+`Package.open` reads a .mlpackage, `Package.function` checks one of its functions, `evaluate` runs it
+operation by operation. Half precision is computed in single and rounded after each operation; real devices
+accumulate otherwise.
+"""
+
+from .package import Package
+from .program import Blob, Function
+from .run import FiniteWatch, NonFinite, evaluate
+from .weights import MappedWeights, read_records
+
+__all__ = [
+    "Blob",
+    "FiniteWatch",
+    "Function",
+    "MappedWeights",
+    "NonFinite",
+    "Package",
+    "evaluate",
+    "read_records",
+]
