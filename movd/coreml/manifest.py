@@ -145,7 +145,10 @@ class File(_Value):
 
 
 class Package(_Value):
-    """One .mlpackage and its files, paths relative to it. `sha256` is over all of them."""
+    """One .mlpackage and its files, paths relative to it.
+
+    `sha256` is over all but the package's own manifest, whose identifiers are random.
+    """
 
     path: str
     files: tuple[File, ...]
@@ -294,7 +297,8 @@ def describe_package(folder: Path, path: str) -> Package:
         for p in sorted(root.rglob("*"))
         if p.is_file()
     )
-    whole = hashlib.sha256("".join(f"{f.path} {f.nbytes} {f.sha256}\n" for f in files).encode())
+    data = (f"{f.path} {f.nbytes} {f.sha256}\n" for f in files if f.path.startswith("Data/"))
+    whole = hashlib.sha256("".join(data).encode())
     return Package(path=path, files=files, sha256=whole.hexdigest())
 
 

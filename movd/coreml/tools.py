@@ -38,6 +38,7 @@ def coremltools() -> Any:
     with quiet():
         module = importlib.import_module("coremltools")
         _accept_one_element_arrays()
+        _know_view_as()
     return module
 
 
@@ -91,3 +92,17 @@ def _accept_one_element_arrays() -> None:
             original(context, node, dtype, dtype_name)
 
     ops._cast = patched
+
+
+def _know_view_as() -> None:
+    """Teach the converter `Tensor.view_as`, which coremltools 9.0 does not know."""
+    registry = importlib.import_module("coremltools.converters.mil.frontend.torch.torch_op_registry")
+    if registry._TORCH_OPS_REGISTRY.get_func("view_as") is not None:
+        return
+    ops = importlib.import_module("coremltools.converters.mil.frontend.torch.ops")
+
+    def view_as(context: Any, node: Any) -> None:
+        x, other = ops._get_inputs(context, node, expected=2)
+        context.add(ops.mb.reshape(x=x, shape=ops.mb.shape(x=other), name=node.name), node.name)
+
+    registry.register_torch_op(view_as)

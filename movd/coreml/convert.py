@@ -1,0 +1,157 @@
+"""One module -> one Core ML package: traced, converted, quantised if asked, functions joined.
+
+Memory holds one module's weights a few times over: torch's, the converter's, and the file's while it is written.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from blockstream.errors import ModelError
+from movd.coreml.manifest import Tensor
+from movd.coreml.segments import TORCH_DTYPES
+from movd.coreml.tools import coremltools, quiet
+
+#: What is computed in half precision when that is asked: products. Norms, sums and what feeds them stay in
+#: float32, because squares of activations and the stream between blocks leave the range of half precision.
+HALF_OPS = frozenset({"linear", "matmul", "conv", "scaled_dot_product_attention"})
+
+TARGETS = ("iOS18", "macOS15", "iOS17", "macOS14")
+#: Where a package may hold several functions over one copy of the weights.
+MULTIFUNCTION = frozenset({"iOS18", "macOS15"})
+#: Smaller weights are left as they are when others are quantised.
+INT8_LEAST_ELEMENTS = 512
+
+Precision = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a segment is written."""
+
+    target: str = "iOS18"
+    precision: Precision = "fp32"
+    int8: bool = False
+
+
+def convert(
+    name: str,
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[str],
+    form: Form,
+    path: Path,
+) -> None:
+    """Trace a module on inputs of the shapes given, convert it and write its package to `path`.
+
+    Raises ModelError naming the operation that has no counterpart and the module it is in.
+    """
+    ct = coremltools()
+    module.eval()
+    examples = tuple(example(tensor, seed) for seed, tensor in enumerate(inputs))
+    with quiet() as errors, torch.no_grad():
+        try:
+            traced = torch.jit.trace(module, examples, check_trace=False)
+            model = ct.convert(
+                traced,
+                source="pytorch",
+                convert_to="mlprogram",
+                inputs=[_declared(ct, tensor) for tensor in inputs],
+                outputs=[ct.TensorType(name=output) for output in outputs],
+                compute_precision=_compute_precision(ct, form.precision),
+                minimum_deployment_target=getattr(ct.target, form.target),
+                compute_units=ct.ComputeUnit.CPU_ONLY,
+                skip_model_load=True,
+            )
+            del traced
+            if form.int8:
+                model = _quantised(ct, model)
+            model.save(str(path))
+        except Exception as error:
+            raise ModelError(f"{name}: {_blame(errors, module)}{type(error).__name__}: {error}") from error
+        finally:
+            _tidy(locals().get("model"))
+    gc.collect()
+
+
+def join(packages: Mapping[str, Path], path: Path) -> None:
+    """Write one package whose functions are those of several, over one copy of what they share."""
+    ct = coremltools()
+    with quiet():
+        joined = ct.utils.MultiFunctionDescriptor()
+        for function, package in packages.items():
+            joined.add_function(str(package), src_function_name="main", target_function_name=function)
+        joined.default_function_name = next(iter(packages))
+        ct.utils.save_multifunction(joined, str(path))
+    gc.collect()
+
+
+def declared_outputs(path: Path, function: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes a package declares for a function's outputs; of flexible ones, the default."""
+    coremltools()
+    from coremltools.proto import Model_pb2
+
+    (model,) = (path / "Data").rglob("*.mlmodel")
+    spec = Model_pb2.Model.FromString(model.read_bytes())
+    described = next((f for f in spec.description.functions if f.name == function), spec.description)
+    return {feature.name: tuple(feature.type.multiArrayType.shape) for feature in described.output}
+
+
+def example(tensor: Tensor, seed: int = 0) -> torch.Tensor:
+    """Return an input of the declared shape: numbers in -1..1, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(tensor.shape, generator=generator) * 2 - 1).to(TORCH_DTYPES[tensor.dtype])
+
+
+def _declared(ct: Any, tensor: Tensor) -> Any:
+    import numpy as np
+
+    shape: list[Any] = list(tensor.shape)
+    for axis, least, most in tensor.ranges:
+        shape[axis] = ct.RangeDim(lower_bound=least, upper_bound=most, default=shape[axis])
+    dtype = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32}[tensor.dtype]
+    return ct.TensorType(name=tensor.name, shape=tuple(shape), dtype=dtype)
+
+
+def _compute_precision(ct: Any, precision: Precision) -> Any:
+    if precision == "fp32":
+        return ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=lambda op: op.op_type in HALF_OPS)
+
+
+def _quantised(ct: Any, model: Any) -> Any:
+    """Return the model with the weights of products in int8: one scale a row, zero at zero."""
+    quantise = ct.optimize.coreml
+    config = quantise.OpLinearQuantizerConfig(
+        mode="linear_symmetric",
+        dtype="int8",
+        granularity="per_channel",
+        weight_threshold=INT8_LEAST_ELEMENTS,
+    )
+    return quantise.linear_quantize_weights(model, quantise.OptimizationConfig(global_config=config))
+
+
+def _blame(errors: Sequence[str], module: nn.Module) -> str:
+    """Return what the converter logged of the operation it failed on: its kind and its module."""
+    found = re.search(r"converting '(\S+)' op \(located at: '([^']*)'\)", "\n".join(errors))
+    if found is None:
+        return ""
+    where = found[2].replace("/", ".") or type(module).__name__
+    return f"operation {found[1]!r} in {where} cannot be expressed in Core ML: "
+
+
+def _tidy(model: Any) -> None:
+    """Remove what the converter leaves in the folder for temporary files until the process ends."""
+    for name in ("package_path", "_weights_dir"):
+        folder = getattr(model, name, None)
+        if isinstance(folder, str) and getattr(model, "is_temp_package", False):
+            shutil.rmtree(folder, ignore_errors=True)
