@@ -14,7 +14,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from blockstream.errors import CheckpointError
 
@@ -32,6 +34,16 @@ DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _STEP_NBYTES = 8 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tensor that no file holds: `make` returns its bytes, computed from the tensors named `inputs`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    inputs: tuple[str, ...]
+    make: Callable[[], memoryview]
+
+
 def pack(
     src: str | os.PathLike[str] | Checkpoint,
     dst: str | os.PathLike[str],
@@ -39,6 +51,7 @@ def pack(
     dtype: str | None = None,
     *,
     float32: Collection[str] = (),
+    made: Mapping[str, Made] = MappingProxyType({}),
     on_segment: Callable[[str, int, int], None] | None = None,
     pwrite: Pwrite = os.pwrite,
 ) -> Manifest:
@@ -46,23 +59,25 @@ def pack(
 
     `segments` maps a segment to the names of its tensors; what no segment names goes to a last one
     called `rest`. `dtype` (bf16, fp16, fp32) converts floating-point tensors of 32 and 16 bits, to
-    float32 those that `float32` names.
+    float32 those that `float32` names. Names in `made` are tensors computed for the pack; what they are made
+    of is left out, unless a segment names it.
     `on_segment(name, done, of)` hears of each file. Asked again after an interruption it goes on; a
     finished pack of the same request is returned as it is. Raises CheckpointError for a folder that
     holds anything else, a full disk (finished files stay), or a source that changed meanwhile.
     """
     source = src if isinstance(src, Checkpoint) else Checkpoint.open(src)
     folder = Path(dst)
-    request = _request(source, segments, dtype, float32)
+    request = _request(source, segments, dtype, float32, made)
     with _locked(folder):
         manifest = _resume(folder, request)
         if len(manifest.segments) == len(request.segments):
             return manifest
-        _check_space(folder, source, request, manifest)
+        copier = _Copier(source, request, made)
+        _check_space(folder, copier, request, manifest)
         if source.synthetic is not None:
             write_json(folder / SYNTHETIC_NAME, dict(source.synthetic))
         with Reader() as reader:
-            copier = _Copier(source, reader, request)
+            copier.open(reader)
             for i, (name, names) in enumerate(request.segments):
                 if i < len(manifest.segments):
                     continue
@@ -106,6 +121,7 @@ def _request(
     segments: Mapping[str, Sequence[str]],
     dtype: str | None,
     float32: Collection[str],
+    made: Mapping[str, Made],
 ) -> Request:
     """Return what is to be packed, every tensor once; raises for names that are not there."""
     if dtype is not None and dtype not in DTYPES:
@@ -119,10 +135,14 @@ def _request(
     twice = {n for n in named if named.count(n) > 1} if len(known) < len(named) else set()
     if twice:
         raise CheckpointError(f"tensor {min(twice)!r} is in two segments; name it once")
+    known.update(n for one in made.values() for n in one.inputs)
     rest = [n for n in source.names if n not in known]
     for segment, names in (*segments.items(), *([("rest", rest)] if rest else ())):
         kept = []
         for name in names:
+            if name in made:
+                kept.append(name)
+                continue
             e = source[name]
             place = (e.file, e.offset, e.nbytes, e.dtype, e.shape)
             if e.nbytes and place in first:  # tied: one set of bytes, two names
@@ -198,21 +218,16 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _check_space(folder: Path, source: Checkpoint, request: Request, done: Manifest) -> None:
+def _check_space(folder: Path, copier: _Copier, request: Request, done: Manifest) -> None:
     """Refuse before writing what cannot fit."""
     left = request.segments[len(done.segments) :]
-    need = sum(_spec(source[n], request.dtype_of(n)).nbytes for _, names in left for n in names)
+    need = sum(copier.spec(n).nbytes for _, names in left for n in names)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise CheckpointError(
             f"{folder}: {need} bytes are to be written and {free} are free; "
             "free some space and run the same command again"
         )
-
-
-def _spec(entry: TensorEntry, dtype: str | None) -> TensorSpec:
-    keep = dtype is None or not can_convert(entry.dtype, dtype)
-    return TensorSpec(entry.name, entry.dtype if dtype is None or keep else dtype, entry.shape)
 
 
 def _write_segment(
@@ -237,29 +252,46 @@ def _write_segment(
 
 
 class _Copier:
-    """Supplies the bytes of a checkpoint's tensors, converted, in bounded memory."""
+    """Supplies the bytes of a pack's tensors, converted, in bounded memory."""
 
-    def __init__(self, source: Checkpoint, reader: Reader, request: Request) -> None:
-        self._source, self._reader, self._request = source, reader, request
-        self._files = {stamp: reader.open(stamp.path) for stamp in source.files}
+    def __init__(self, source: Checkpoint, request: Request, made: Mapping[str, Made]) -> None:
+        self._source, self._request, self._made = source, request, made
+
+    def open(self, reader: Reader) -> None:
+        """Open the files of the source."""
+        self._reader = reader
+        self._files = {stamp: reader.open(stamp.path) for stamp in self._source.files}
         self._converted = memoryview(bytearray(2 * _STEP_NBYTES))
 
     def spec(self, name: str) -> TensorSpec:
         """Return a tensor as it will be written, under the name it was asked for."""
-        return _spec(self._source[name], self._request.dtype_of(name))._replace(name=name)
+        tensor, dtype = self._tensor(name), self._request.dtype_of(name)
+        keep = dtype is None or not can_convert(tensor.dtype, dtype)
+        return TensorSpec(name, tensor.dtype if dtype is None or keep else dtype, tensor.shape)
 
     def data(self, tensor: TensorSpec) -> Iterator[memoryview]:
         """Yield a tensor's bytes in the dtype of its spec."""
-        entry = self._source[tensor.name]
-        item, out = (tensor_nbytes(d, (1,)) for d in (entry.dtype, tensor.dtype))
-        file = self._files[entry.file]
-        for piece in _pieces(self._reader, file, entry.offset, entry.nbytes, item):
-            if entry.dtype == tensor.dtype:
+        own = self._tensor(tensor.name).dtype
+        item, out = (tensor_nbytes(d, (1,)) for d in (own, tensor.dtype))
+        for piece in self._own_bytes(tensor.name, item):
+            if own == tensor.dtype:
                 yield piece
             else:
                 room = self._converted[: len(piece) // item * out]
-                convert(piece, entry.dtype, room, tensor.dtype)
+                convert(piece, own, room, tensor.dtype)
                 yield room
+
+    def _tensor(self, name: str) -> Made | TensorEntry:
+        return self._made[name] if name in self._made else self._source[name]
+
+    def _own_bytes(self, name: str, item: int) -> Iterator[memoryview]:
+        """Yield a tensor's bytes as they are before conversion, in steps of whole items."""
+        if name in self._made:
+            data, step = self._made[name].make(), _STEP_NBYTES // item * item
+            yield from (data[at : at + step] for at in range(0, len(data), step))
+        else:
+            entry = self._source[name]
+            yield from _pieces(self._reader, self._files[entry.file], entry.offset, entry.nbytes, item)
 
 
 def _pieces(reader: Reader, file: ReadFile, offset: int, nbytes: int, item: int) -> Iterator[memoryview]:

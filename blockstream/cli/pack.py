@@ -38,19 +38,27 @@ def run(args: argparse.Namespace) -> int:
     from blockstream.checkpoint import Checkpoint
     from blockstream.checkpoint.pack import pack
     from blockstream.nn.architectures import find, of_folder
-    from blockstream.nn.spec import pack_segments
+    from blockstream.nn.spec import packing
 
     source = Checkpoint.open(args.src)
     folder = args.src if args.src.is_dir() else args.src.parent
     architecture = find(args.model) if args.model else of_folder(folder)
-    segments, float32 = pack_segments(architecture.module(), source, args.dtype)
+    what = packing(architecture.module(), source, args.dtype)
     shown = sys.stderr.isatty()
 
     def on_segment(name: str, done: int, of: int) -> None:
         if shown:
             print(f"\r{done} of {of}: {name:60.60}", end="", file=sys.stderr, flush=True)
 
-    manifest = pack(source, args.dst, segments, args.dtype, float32=float32, on_segment=on_segment)
+    manifest = pack(
+        source,
+        args.dst,
+        what.segments,
+        args.dtype,
+        float32=what.float32,
+        made=what.made,
+        on_segment=on_segment,
+    )
     if shown:
         print(file=sys.stderr)
     _copy_small_files(folder, args.dst, args.dtype)

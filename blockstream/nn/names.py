@@ -1,7 +1,7 @@
 """Match a module's parameters and buffers with a checkpoint's tensors.
 
-Names may differ by a wrapper's prefix, by the renamings transformers applies on loading, and by
-parameters that stack several tensors (experts). What cannot be read as it lies asks for a pack.
+Names may differ by a wrapper's prefix and by what transformers renames, stacks and splits on loading
+(`conversions`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint, TensorEntry
 from blockstream.errors import CheckpointError, ModelError
+
+from .conversions import Source, library_match
 
 #: Tensors older files hold and newer modules compute: missing them in the module is no mistake.
 _BOOKKEEPING = re.compile(
@@ -25,37 +26,26 @@ _BOOKKEEPING = re.compile(
 
 
 @dataclass(frozen=True)
-class Source:
-    """The tensors a parameter or buffer is made of, in the order their bytes are laid out."""
-
-    tensors: tuple[TensorEntry, ...]
-
-    @property
-    def dtype(self) -> str:
-        """Return the dtype in the file."""
-        return self.tensors[0].dtype
-
-
-@dataclass(frozen=True)
 class Matched:
     """What a checkpoint holds for a module: sources by name; tied names share one source.
 
-    `unused` are tensors the module has no place for.
+    `unused` are tensors the module has no place for, `whole` the checkpoint's own entries by name.
     """
 
     sources: Mapping[str, Source]
     unused: tuple[str, ...]
+    whole: Mapping[str, TensorEntry]
 
 
-def match(module: nn.Module, checkpoint: Checkpoint) -> Matched:
+def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -> Matched:
     """Return the sources of a module's parameters and stored buffers.
 
     Raises CheckpointError naming what is missing, what the module has no place for although it has
-    the layer, and what would have to be converted.
+    the layer, and, unless it is for `packing`, what cannot be read as it lies.
     """
     groups = _tied(module)
     wanted = {name for group in groups for name in group} | set(_stored_buffers(module))
-    found = _library_match(module, checkpoint, wanted) or {}
+    found = library_match(module, checkpoint, wanted) or {}
     if not _covers(found, groups):
         plain = _prefix_match(checkpoint, wanted)
         if len(plain) > len(found):
@@ -75,10 +65,12 @@ def match(module: nn.Module, checkpoint: Checkpoint) -> Matched:
             f"{', '.join(checkpoint.names[:2])}: is this the checkpoint of another model?"
         )
     sources.update({name: found[name] for name in _stored_buffers(module) if name in found})
-    used = {t.name for s in found.values() for t in s.tensors}
+    if not packing:
+        _refuse_made(checkpoint, sources)
+    used = {t.name for s in found.values() for t in (s.made.inputs if s.made else s.tensors)}
     unused = tuple(n for n in checkpoint.names if n not in used)
     _refuse_foreign(module, checkpoint, unused)
-    return Matched(sources, unused)
+    return Matched(sources, unused, checkpoint.entries)
 
 
 def _tied(module: nn.Module) -> list[list[str]]:
@@ -125,66 +117,6 @@ def _prefix_match(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, Source]
     return best
 
 
-# -- the renamings of transformers ---------------------------------------------------------------
-
-
-def _library_match(module: nn.Module, checkpoint: Checkpoint, wanted: set[str]) -> dict[str, Source] | None:
-    """Return the match by transformers' own table of renamings; None for other modules."""
-    if not hasattr(module, "base_model_prefix") or not hasattr(module, "config"):
-        return None
-    try:
-        from transformers import PreTrainedModel
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
-    except ImportError:  # none, or one whose names are those of its files
-        return None
-    if not isinstance(module, PreTrainedModel):
-        return None
-    table = get_model_conversion_mapping(module)
-    converters = [t for t in table if isinstance(t, WeightConverter)]
-    renamings = [t for t in table if not isinstance(t, WeightConverter)]
-    meta = dict.fromkeys(wanted, True)
-    plain: dict[str, Source] = {}
-    stacks: dict[str, dict[str, list[TensorEntry]]] = defaultdict(lambda: defaultdict(list))
-    for key in sorted(checkpoint.entries, key=dot_natural_key):
-        entry = checkpoint.entries[key]
-        if key in wanted:
-            plain[key] = Source((entry,))
-            continue
-        target, pattern = rename_source_key(key, renamings, converters, module.base_model_prefix, meta)  # type: ignore[arg-type]
-        if target not in wanted:
-            continue
-        if pattern is None:
-            plain.setdefault(target, Source((entry,)))
-        else:
-            stacks[target][pattern].append(entry)
-    for target, parts in stacks.items():
-        if target not in plain:
-            converter = next(c for c in converters if set(parts) <= set(c.source_patterns))
-            plain[target] = _stacked(checkpoint, target, converter, parts)
-    return plain
-
-
-def _stacked(
-    checkpoint: Checkpoint, target: str, converter: Any, parts: Mapping[str, list[TensorEntry]]
-) -> Source:
-    """Return the tensors of a stacked parameter in the order of their bytes; refuse other operations."""
-    steps = [(type(o).__name__, getattr(o, "dim", None)) for o in converter.operations]
-    lists = [parts[p] for p in converter.source_patterns if p in parts]
-    complete = len(lists) == len(converter.source_patterns) and len({len(x) for x in lists}) == 1
-    if complete and len(converter.target_patterns) == 1:
-        if steps in ([("MergeModulelist", 0)], [("Concatenate", 0)]):
-            return Source(tuple(t for one in lists for t in one))
-        if steps == [("MergeModulelist", 0), ("Concatenate", 1)]:
-            # Stacked, then joined along the next dimension: expert by expert, each one's parts in turn.
-            return Source(tuple(t for expert in zip(*lists, strict=True) for t in expert))
-    raise CheckpointError(
-        f"{checkpoint.root}: parameter {target!r} is made of {sum(map(len, lists))} tensors by "
-        f"{', '.join(name for name, _ in steps)}, which cannot be read as they lie; write the checkpoint "
-        "once with `blockstream pack`"
-    )
-
-
 # -- what is left over ----------------------------------------------------------------------------
 
 
@@ -207,6 +139,17 @@ def _refuse_foreign(module: nn.Module, checkpoint: Checkpoint, unused: Iterable[
         raise CheckpointError(
             f"{checkpoint.root}: holds {len(foreign)} tensors that {type(module).__name__} has no place for "
             f"({', '.join(foreign[:4])}); is the config that of this checkpoint?"
+        )
+
+
+def _refuse_made(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> None:
+    """Refuse parameters that only arithmetic makes of what the files hold."""
+    made = [s.made for s in sources.values() if s.made is not None]
+    if made:
+        raise CheckpointError(
+            f"{checkpoint.root}: arithmetic makes {len(made)} parameters, such as {made[0].path!r} from "
+            f"{made[0].inputs[0].name!r} by {made[0].operations}, and cannot be read as they lie; write the "
+            f"checkpoint once with `blockstream pack {checkpoint.root} DST` and use that"
         )
 
 

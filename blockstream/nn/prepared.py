@@ -23,8 +23,9 @@ from blockstream.errors import CheckpointError
 
 from .absent import Absent, RowTable
 from .binding import Binding, Spot
+from .conversions import Source
 from .dtypes import to_torch
-from .names import Source, match, require_parameters
+from .names import match, require_parameters
 from .partition import Place, partition
 from .tables import TableReader
 
@@ -35,16 +36,25 @@ class Prepared:
     """A module, its parts and the layouts of their segments.
 
     Nothing of the module is changed until `install`; `restore` undoes that exactly. Raises
-    CheckpointError or ModelError when the checkpoint is not the module's.
+    CheckpointError or ModelError when the checkpoint is not the module's. For `packing` it only says how
+    the module is cut: what the library computes of a checkpoint is not refused.
     """
 
-    def __init__(self, name: str, module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        checkpoint: Checkpoint,
+        dtype: str | None,
+        *,
+        packing: bool = False,
+    ) -> None:
         require_parameters(module)
         self.name = name
         self.module = module
         #: What marks synthetic weights; None for real ones.
         self.synthetic = checkpoint.synthetic
-        self.matched = match(module, checkpoint)
+        self.matched = match(module, checkpoint, packing=packing)
         self._modules = dict(module.named_modules())
         self._requests = {
             path: _request(path, param, self.matched.sources[path], _dtype_for(module, path, dtype))

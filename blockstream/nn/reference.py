@@ -70,12 +70,16 @@ class Reference:
         self._files.close()
 
     def _stored(self, entry: TensorEntry) -> Tensor:
-        """Return a tensor as its file holds it: a map where the library maps."""
+        """Return a tensor, or a part of one, as its file holds it: a map where the library maps."""
         path = entry.file.path
         if path not in self._by_path:
             entry.file.check()
             self._by_path[path] = self._open(path)
-        return self._by_path[path](entry.name)
+        tensor = self._by_path[path](entry.name)
+        if entry.nbytes == tensor.nbytes:
+            return tensor
+        before = (entry.offset - self._prepared.matched.whole[entry.name].offset) // tensor.itemsize
+        return tensor.reshape(-1)[before : before + prod(entry.shape)].view(entry.shape)
 
     def _open(self, path: Path) -> Callable[[str], Tensor]:
         if zipfile.is_zipfile(path):

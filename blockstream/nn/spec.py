@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint import Checkpoint, TensorEntry
+from blockstream.checkpoint.pack import Made
 
+from .conversions import Computed
 from .dtypes import FROM_TORCH, parse_dtype
-from .prepared import Prepared
+from .prepared import Prepared, read_entry
 
 
 def tensor_spec(module: nn.Module, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -27,16 +31,24 @@ def tensor_spec(module: nn.Module, dtype: str) -> dict[str, tuple[str, tuple[int
     return spec
 
 
-def pack_segments(
-    module: nn.Module, checkpoint: Checkpoint, dtype: str | None
-) -> tuple[dict[str, list[str]], frozenset[str]]:
-    """Return segment -> names of its tensors, as streaming cuts the module, and the names to hold in float32.
+@dataclass(frozen=True)
+class Packing:
+    """What to pack a module's checkpoint as: the arguments of `blockstream.checkpoint.pack.pack`."""
 
-    The latter are what the module itself keeps so when `dtype` is a shorter one (transformers'
-    `_keep_in_fp32_modules`). Tables that are gathered row by row are segments of their own.
+    segments: dict[str, list[str]]
+    float32: frozenset[str]
+    made: dict[str, Made]
+
+
+def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Packing:
+    """Return which tensors make up which segment, as streaming cuts the module.
+
+    `float32` are those the module itself keeps so when `dtype` is a shorter one (transformers'
+    `_keep_in_fp32_modules`), `made` the parameters that the library computes on loading. Tables that are
+    gathered row by row are segments of their own.
     """
     wanted = parse_dtype(dtype)
-    prepared = Prepared("model", module, checkpoint, wanted)
+    prepared = Prepared("model", module, checkpoint, wanted, packing=True)
     sources = prepared.matched.sources
     # "rest" is what pack calls tensors that no segment names.
     paths = {
@@ -57,4 +69,15 @@ def pack_segments(
         for entry in sources[path].tensors
         if wanted in ("F16", "BF16") and prepared.dtype_of(path) == torch.float32
     }
-    return segments, frozenset(float32)
+    made = {s.made.path: _made(s.made, s.tensors[0]) for s in sources.values() if s.made is not None}
+    return Packing(segments, frozenset(float32), made)
+
+
+def _made(computed: Computed, stand_in: TensorEntry) -> Made:
+    def make() -> memoryview:
+        flat = computed.tensor(read_entry).reshape(-1).view(torch.uint8)
+        data: memoryview = flat.numpy().data
+        return data
+
+    inputs = tuple(t.name for t in computed.inputs)
+    return Made(stand_in.dtype, stand_in.shape, inputs, make)

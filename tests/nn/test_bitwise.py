@@ -11,7 +11,7 @@ import blockstream
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.pack import pack
 from blockstream.nn.empty import empty
-from blockstream.nn.spec import pack_segments
+from blockstream.nn.spec import packing
 from blockstream.plan import least_arena
 
 from .models import CASES, Case, aligned, assert_same, minilm_folder, save
@@ -124,8 +124,8 @@ def test_sharded_bin_and_packed_checkpoints_are_streamed_as_they_are(tmp_path: P
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
     (tmp_path / "bin").mkdir()
     torch.save(module.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
-    segments, float32 = pack_segments(case.make(), Checkpoint.open(tmp_path / "sharded"), None)
-    pack(tmp_path / "sharded", tmp_path / "packed", segments, float32=float32)
+    what = packing(case.make(), Checkpoint.open(tmp_path / "sharded"), None)
+    pack(tmp_path / "sharded", tmp_path / "packed", what.segments, float32=what.float32, made=what.made)
     config = module.config
     with torch.no_grad():
         want = case.run(aligned(module))
