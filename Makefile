@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint bench docs clean
+.PHONY: run test lint bench fuzz docs clean
 
 run: $(STAMP)  ## make videos with the embedded model, into out/movd
 	$(BIN)/blockstream run movd.yaml --out out/movd --overwrite
@@ -20,6 +20,10 @@ lint: $(STAMP)  ## format, lint and type checks
 
 bench: $(STAMP)  ## the benchmarks that take minutes; the full-size ones are scripts in benchmarks/
 	$(BIN)/python -m pytest benchmarks -q --benchmark-only
+	$(BIN)/python -m benchmarks.policies
+
+fuzz: $(STAMP)  ## a million damaged files for each parser of checkpoint headers: ten minutes
+	$(BIN)/python -m tests.checkpoint.mutations
 
 docs: $(STAMP)  ## check that the pages agree with the code
 	$(BIN)/python -m pytest -q tests/test_hooks.py tests/cli tests/test_docs.py
