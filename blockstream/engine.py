@@ -46,10 +46,11 @@ class Engine:
         self.ledger = ledger if ledger is not None else Ledger(clock=clock.now)
         self.unplanned = 0
         self._scheduler = Scheduler(plan)
-        self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded)
+        self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded, self._trim)
         self._condition = self._loader.condition
         self._on_executed = on_executed
         self._held: set[Visit] = set()
+        self._keep: Callable[[Iterable[Extent]], object] | None = None
         self._segments = [{s.name: i for i, s in enumerate(x.segments)} for x in plan.schedule.stages]
         self._closed = False
         self._track = self.ledger.compute
@@ -192,10 +193,16 @@ class Engine:
             complete = len(there) == len(self.plan.schedule.stages[here.stage].segments)
             return list(there.values()) if complete else None
 
-    def trim(self, keep: Callable[[Iterable[Extent]], object]) -> None:
-        """Call `keep` with the extents in use, while no load can begin."""
+    def trim(self, keep: Callable[[Iterable[Extent]], object], wait: bool = False) -> None:
+        """Call `keep` with the extents in use, while no load can begin, and whenever a dropped read ends.
+
+        Such a read still writes to where it was to go; with `wait` its end is waited for.
+        """
         with self._condition:
-            keep([load.extent for load in self._scheduler.live])
+            self._keep = keep
+            while wait and not self._closed and self._loader.failure is None and self._is_dropping():
+                self._condition.wait(HEARTBEAT_S)
+            self._trim()
 
     @property
     def cursor(self) -> Visit | None:
@@ -203,6 +210,14 @@ class Engine:
         return self._scheduler.cursor
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _trim(self) -> None:
+        """Say what is in use to whom `trim` named last. The condition is held."""
+        if self._keep is not None:
+            self._keep([load.extent for load in self._scheduler.live])
+
+    def _is_dropping(self) -> bool:
+        return State.DROPPED in self._scheduler.live.values()
 
     def _seek(self, stage: int, segment: str) -> Visit:
         """Return the visit to acquire, moving the cursor where compute is."""

@@ -21,7 +21,8 @@ class Loader:
     """One thread that loads segments in schedule order until it is closed or something fails.
 
     `failure` is the exception that ended it, for the compute thread to raise; `failed` the load it came
-    from, None when it came from elsewhere.
+    from, None when it came from elsewhere. `on_dropped` is called, under the condition, when a read ends
+    that nobody wants any more.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Loader:
         ledger: Ledger,
         clock: Clock,
         on_loaded: Callable[[Span], None] | None = None,
+        on_dropped: Callable[[], None] = lambda: None,
     ) -> None:
         self.condition = clock.condition()
         self.handles: dict[Load, Handle] = {}
@@ -40,6 +42,7 @@ class Loader:
         self._store = store
         self._ledger = ledger
         self._on_loaded = on_loaded
+        self._on_dropped = on_dropped
         self._closing = False
         self._thread = clock.thread(
             threading.Thread(target=self._run, name="blockstream-loader", daemon=True)
@@ -104,6 +107,7 @@ class Loader:
                     self.handles[load] = handle
                 else:
                     handle.release()
+                    self._on_dropped()
                 self.condition.notify_all()
             if self._on_loaded is not None:
                 self._on_loaded(span)

@@ -293,8 +293,9 @@ class Planning:
     def _adopt(self, plan: Plan, engine: Engine, arena: Arena) -> None:
         if not engine.can_adopt(plan):
             return  # what is in use would have to move; the pass boundary plans again
+        less = plan.arena_nbytes < engine.plan.arena_nbytes
         engine.adopt(plan)
-        engine.trim(arena.keep)
+        engine.trim(arena.keep, wait=less)
         self._ledger.note("plan", plan_record(plan))
         self.governor.follow()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import combinations
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from blockstream.errors import BudgetError, EngineError
 from blockstream.plan import Observed, least_arena, make_plan, remaining
 from blockstream.retention import POLICIES, PREFIX, SPREAD, adjust_spread
-from blockstream.segments import Exactly, Schedule, Unknown
+from blockstream.segments import Exactly, Extent, Schedule, Unknown, Visit
 from blockstream.simulate import Estimate
 
-from ..support.fakes import UNIT, engine_on, schedule, stage
+from ..support.fakes import UNIT, Gates, engine_on, schedule, stage
+from ..support.interleaving import WAIT, Waits, meanwhile
 from .test_engine_agrees import stages as any_stage
 
 
@@ -195,3 +197,74 @@ def test_stages_before_the_one_that_runs_bound_nothing():
 def test_passes_left_of_a_stage_without_an_end_are_at_least_one():
     plan = make_plan(schedule(stage(passes=Unknown(2))), 4 * UNIT)
     assert seen(plan, (), passes_left=0).remaining(plan.schedule.stages[0]).passes == Exactly(1)
+
+
+# -- reads that nobody wants any more ----------------------------------------------------------
+
+
+def shrinking():
+    """Return a plan, and a smaller one that ends before where the first reads its second segment."""
+    plan = make_plan(schedule(stage(sizes=(1,) * 6, load=2, passes=9)), 5 * UNIT, [PREFIX], slots=2)
+    smaller = make_plan(plan.schedule, 2 * UNIT, [PREFIX], slots=2)
+    assert plan.extent(Visit(0, 0, 1)).offset >= smaller.stages[0].layout.end
+    return plan, smaller
+
+
+def test_a_trim_that_waits_gives_back_what_a_dropped_read_wrote():
+    gates = Gates("s.1")
+    plan, smaller = shrinking()
+    kept: list[list[int]] = []
+
+    def keep(extents):
+        kept.append([x.end for x in extents if x.offset >= smaller.stages[0].layout.end])
+
+    with engine_on(plan, gates) as (engine, _):
+        with engine.visit("s", "s.0"):
+            assert gates.started["s.1"].wait(WAIT)
+        engine.adopt(smaller)
+        waits = Waits(engine)
+        with meanwhile(lambda: waits.begun.wait(WAIT) and gates.finish("s.1")):
+            engine.trim(keep, wait=True)
+        assert kept and kept[-1] == [], "nothing past the new end is in use"
+
+
+def test_a_trim_that_does_not_wait_is_made_good_when_the_dropped_read_ends():
+    gates = Gates("s.1")
+    plan, smaller = shrinking()
+    again = threading.Event()
+    kept: list[list[Extent]] = []
+
+    def keep(extents):
+        kept.append([x for x in extents if x.offset >= smaller.stages[0].layout.end])
+        if len(kept) == 2:
+            again.set()
+
+    with engine_on(plan, gates) as (engine, _):
+        with engine.visit("s", "s.0"):
+            assert gates.started["s.1"].wait(WAIT)
+        engine.adopt(smaller)
+        engine.trim(keep)
+        assert kept == [[plan.extent(Visit(0, 0, 1))]], "the read still writes there"
+        gates.finish("s.1")
+        assert again.wait(WAIT)
+        assert kept[1] == []
+
+
+def test_a_trim_does_not_wait_for_a_loader_that_has_failed():
+    fail = threading.Event()
+    started = threading.Event()
+
+    def before(name):
+        if name == "s.1":
+            started.set()
+            assert fail.wait(WAIT)
+            raise OSError("gone")
+
+    plan, smaller = shrinking()
+    with engine_on(plan, before) as (engine, _):
+        with engine.visit("s", "s.0"):
+            assert started.wait(WAIT)
+        engine.adopt(smaller)
+        waits = Waits(engine)
+        with meanwhile(lambda: waits.begun.wait(WAIT) and fail.set()):
+            engine.trim(lambda extents: None, wait=True)
