@@ -1,6 +1,8 @@
 """Evaluate saved Core ML packages with torch: the proof on Linux, and a backend.
 
-with MappedWeights(package.file(name), function.blobs) as weights:
+package = Package.open("t5.block.00.mlpackage")
+function = package.function("main")
+with package.weights(function) as weights:
     outputs = evaluate(function, inputs, weights, watch=FiniteWatch())
 
 `Package.open` reads a .mlpackage, `Package.function` checks one of its functions, `evaluate` runs it

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from blockstream.checkpoint.entries import unreadable
 from blockstream.checkpoint.index import read_json, safe_name
@@ -15,6 +19,7 @@ from blockstream.errors import CheckpointError
 
 from .program import Function, read_function
 from .proto import messages
+from .weights import BlobReader, MappedWeights
 
 MANIFEST = "Manifest.json"
 #: What a program calls the folder its model file lies in.
@@ -119,6 +124,15 @@ class Package:
             raise CheckpointError(f"{self.root}: lacks the weight file {path.name}; copy the package whole")
         return path
 
+    @contextmanager
+    def weights(self, function: Function) -> Iterator[BlobReader]:
+        """Map a function's weights for the length of the block."""
+        if function.weight_file is None:
+            yield _no_weights
+            return
+        with MappedWeights(self.file(function.weight_file), function.blobs) as mapped:
+            yield mapped
+
     @cached_property
     def identity(self) -> str:
         """Return the SHA-256, in hexadecimal, of the package: every file's name, size and bytes.
@@ -133,3 +147,7 @@ class Package:
                 while chunk := stream.read(_HASH_CHUNK):
                     digest.update(chunk)
         return digest.hexdigest()
+
+
+def _no_weights(offset: int, nbytes: int) -> Tensor:
+    raise CheckpointError(f"a function without weights asks for {nbytes} bytes at {offset}")

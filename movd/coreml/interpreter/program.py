@@ -96,6 +96,11 @@ class Function:
                 found[constant.offset] = constant
         return tuple(blob for _, blob in sorted(found.items()))
 
+    @property
+    def weight_file(self) -> str | None:
+        """Return the one weight file the blobs are in, as the program names it; None where there are none."""
+        return self.blobs[0].file if self.blobs else None
+
 
 def read_function(message: Any, name: str, where: str) -> Function:
     """Return a function of an mlProgram; CheckpointError names the first operation that is not in order."""
@@ -198,7 +203,13 @@ class _Reader:
             needed |= used
             operations.append(Operation(op.name, op.operator, op.operands, op.results, last))
         types = {name: self.declared[name] for name in outputs}
-        return Function(self.where, self.inputs, types, tuple(reversed(operations)), self.constants)
+        function = Function(self.where, self.inputs, types, tuple(reversed(operations)), self.constants)
+        files = sorted({blob.file for blob in function.blobs})
+        if len(files) > 1:
+            raise CheckpointError(
+                f"{self.where}: has weights in {files}; packages of one weight file are read"
+            )
+        return function
 
 
 def _plain(operator: Operator, key: str, literal: Literal, where: str) -> Literal:

@@ -13,8 +13,8 @@ from .table import Flag, Flags, Int, Ints, Number, Tensors, Text, operator
 
 @operator("reshape", moves=True)
 def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """Return x in another shape: -1 is what is left, 0 the size x has there."""
-    return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape)])
+    """Return x in another shape: -1 is what is left, 0 the size x has there, counted from the last axis."""
+    return x.reshape([x.shape[i - len(shape)] if n == 0 else n for i, n in enumerate(shape)])
 
 
 @operator("transpose", moves=True)

@@ -49,7 +49,7 @@ def lut_to_dense(
         return lut[unpack(indices, bits, count).long()].reshape([int(n) for n in shape.tolist()])
     if lut.shape[-1] != 1:
         raise ModelError("tables of vectors are not evaluated; palettise single numbers")
-    tables = _spread(lut[..., 0].movedim(-1, 0), (lut.shape[-2], *indices.shape))
+    tables = _spread(lut[..., 0].movedim(-1, 0), (lut.shape[-2], *indices.shape)).expand(-1, *indices.shape)
     return tables.gather(0, indices.long()[None])[0]
 
 
