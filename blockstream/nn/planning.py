@@ -125,7 +125,7 @@ class Planning:
                 self.governor.follow()
         if short:
             self._shrink(stage, engine, arena)
-        elif stage.is_known() and not stage.completed:
+        elif not stage.completed and stage.is_known():
             stage.completed = True
             if self._most is None or self._limit < self._most:
                 self._complete(stage, engine, arena)

@@ -50,6 +50,8 @@ class StreamedStage:
         #: What a forward holds besides weights, where example inputs told; the largest inputs so far.
         self.activations_nbytes: int | None = None
         self.inputs_nbytes = 0
+        #: The kind of every part, and those of which one has run: what compute needs is known by kind.
+        self._kinds: list[tuple[type, int]] = []
         self._seen: set[tuple[type, int]] = set()
         self.resident: list[int] = []
         self.streamed: list[int] = []
@@ -141,15 +143,7 @@ class StreamedStage:
     def is_known(self) -> bool:
         """Return whether a block of each kind has run, and nothing but in the order that is planned."""
         astray = self.guessed and tuple(self._ran) != self.order[: len(self._ran)]
-        return not astray and self._kinds() <= self._seen
-
-    def _kinds(self) -> set[tuple[type, int]]:
-        return {self._kind(i) for i in self.order}
-
-    def _kind(self, part: int) -> tuple[type, int]:
-        found = self.prepared.parts[part]
-        module = self.prepared.module.get_submodule(found.entry or "")
-        return type(module), self.prepared.layouts[found.name].nbytes
+        return not astray and all(self._kinds[i] in self._seen for i in self.order)
 
     def restore(self) -> None:
         """Remove the hooks and give the module back as it was."""
@@ -168,6 +162,9 @@ class StreamedStage:
 
     def _index_parts(self, order: list[int] | None) -> None:
         parts = self.prepared.parts
+        modules = dict(self.prepared.module.named_modules(remove_duplicate=False))
+        layouts = self.prepared.layouts
+        self._kinds = [(type(modules.get(p.entry or "")), layouts[p.name].nbytes) for p in parts]
         self._part_at = {p.entry: i for i, p in enumerate(parts) if p.entry is not None}
         self.resident = [i for i, p in enumerate(parts) if p.resident]
         self.streamed = [i for i, p in enumerate(parts) if not p.resident]
@@ -286,7 +283,7 @@ class StreamedStage:
             self._in_use = None
             del handle
             self._engine.release(visit)
-            self._seen.add(self._kind(part))
+            self._seen.add(self._kinds[part])
             self.session._end_visit(self)
 
     # -- passes ------------------------------------------------------------------------------
