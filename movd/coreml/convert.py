@@ -1,6 +1,6 @@
 """One module -> one Core ML package: traced, converted, quantised if asked, functions joined.
 
-Memory holds one module's weights a few times over: torch's, the converter's, and the file's while it is written.
+Memory holds one module's weights a few times over: torch's, the converter's, the file's while it is written.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from blockstream.errors import ModelError
+from movd.coreml.int8 import LEAST_ELEMENTS
 from movd.coreml.manifest import Tensor
 from movd.coreml.segments import TORCH_DTYPES
 from movd.coreml.tools import coremltools, quiet
@@ -28,8 +30,6 @@ HALF_OPS = frozenset({"linear", "matmul", "conv", "scaled_dot_product_attention"
 TARGETS = ("iOS18", "macOS15", "iOS17", "macOS14")
 #: Where a package may hold several functions over one copy of the weights.
 MULTIFUNCTION = frozenset({"iOS18", "macOS15"})
-#: Smaller weights are left as they are when others are quantised.
-INT8_LEAST_ELEMENTS = 512
 
 Precision = Literal["fp32", "fp16"]
 
@@ -50,17 +50,20 @@ def convert(
     outputs: Sequence[str],
     form: Form,
     path: Path,
-) -> None:
+) -> list[tuple[int, ...]]:
     """Trace a module on inputs of the shapes given, convert it and write its package to `path`.
 
+    Returns the shapes of its outputs.
     Raises ModelError naming the operation that has no counterpart and the module it is in.
     """
     ct = coremltools()
     module.eval()
     examples = tuple(example(tensor, seed) for seed, tensor in enumerate(inputs))
     with quiet() as errors, torch.no_grad():
+        model, shapes = None, []
         try:
-            traced = torch.jit.trace(module, examples, check_trace=False)
+            with _seeing(module, shapes):
+                traced = torch.jit.trace(module, examples, check_trace=False)
             model = ct.convert(
                 traced,
                 source="pytorch",
@@ -79,8 +82,10 @@ def convert(
         except Exception as error:
             raise ModelError(f"{name}: {_blame(errors, module)}{type(error).__name__}: {error}") from error
         finally:
-            _tidy(locals().get("model"))
+            _tidy(model)
+    del model
     gc.collect()
+    return shapes
 
 
 def join(packages: Mapping[str, Path], path: Path) -> None:
@@ -95,21 +100,25 @@ def join(packages: Mapping[str, Path], path: Path) -> None:
     gc.collect()
 
 
-def declared_outputs(path: Path, function: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes a package declares for a function's outputs; of flexible ones, the default."""
-    coremltools()
-    from coremltools.proto import Model_pb2
-
-    (model,) = (path / "Data").rglob("*.mlmodel")
-    spec = Model_pb2.Model.FromString(model.read_bytes())
-    described = next((f for f in spec.description.functions if f.name == function), spec.description)
-    return {feature.name: tuple(feature.type.multiArrayType.shape) for feature in described.output}
-
-
 def example(tensor: Tensor, seed: int = 0) -> torch.Tensor:
     """Return an input of the declared shape: numbers in -1..1, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(tensor.shape, generator=generator) * 2 - 1).to(TORCH_DTYPES[tensor.dtype])
+
+
+@contextmanager
+def _seeing(module: nn.Module, shapes: list[tuple[int, ...]]) -> Iterator[None]:
+    """Note the shapes of what a module returns in the block."""
+
+    def see(_: nn.Module, __: Any, output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        shapes.extend(tuple(int(n) for n in value.shape) for value in outputs)
+
+    hook = module.register_forward_hook(see)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _declared(ct: Any, tensor: Tensor) -> Any:
@@ -129,15 +138,17 @@ def _compute_precision(ct: Any, precision: Precision) -> Any:
 
 
 def _quantised(ct: Any, model: Any) -> Any:
-    """Return the model with the weights of products in int8: one scale a row, zero at zero."""
+    """Return the model with the weights of its products in int8, as `movd.coreml.int8` computes them."""
     quantise = ct.optimize.coreml
     config = quantise.OpLinearQuantizerConfig(
         mode="linear_symmetric",
         dtype="int8",
         granularity="per_channel",
-        weight_threshold=INT8_LEAST_ELEMENTS,
+        weight_threshold=LEAST_ELEMENTS,
     )
-    return quantise.linear_quantize_weights(model, quantise.OptimizationConfig(global_config=config))
+    return quantise.linear_quantize_weights(
+        model, quantise.OptimizationConfig(op_type_configs={"linear": config})
+    )
 
 
 def _blame(errors: Sequence[str], module: nn.Module) -> str:

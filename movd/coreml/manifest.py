@@ -43,6 +43,7 @@ class Tensor(_Value):
     """An input or output of a program: its name in the package, and the stage's value it is.
 
     `shape` is the only one, or where `ranges` [axis, least, most] are given, the one it was traced with.
+    An output of a flexible program has no ranges: its shape follows from the inputs'.
     """
 
     name: str
@@ -100,7 +101,10 @@ class Segment(_Value):
 
 
 class Stage(_Value):
-    """Segments in the order one pass visits them; `inputs` and `output` name values."""
+    """Segments in the order one pass visits them; `inputs` and `output` name values.
+
+    The inputs' shapes are those of the programs that take them.
+    """
 
     name: str
     order: tuple[str, ...]
@@ -137,7 +141,7 @@ class Table(_Value):
 
 
 class File(_Value):
-    """One file of a package."""
+    """One file of a package, or of the folder."""
 
     path: str
     nbytes: int
@@ -169,6 +173,7 @@ class Manifest(_Value):
     target: str
     precision: Literal["fp32", "fp16"]
     int8: tuple[str, ...]
+    flexible: bool = Field(False, description="one function ranges over all presets' sizes")
     text_tokens: int
     guidance: float
     fps: float
@@ -178,6 +183,7 @@ class Manifest(_Value):
     segments: tuple[Segment, ...]
     packages: tuple[Package, ...]
     tables: tuple[Table, ...]
+    files: tuple[File, ...] = Field(description="the config that was exported and its tokenizer")
     tools: Mapping[str, str]
 
 
@@ -250,6 +256,8 @@ class Export:
                 yield self.folder / package.path / file.path, file.nbytes, file.sha256
         for table in self.manifest.tables:
             yield self.folder / table.path, table.nbytes, table.sha256
+        for file in self.manifest.files:
+            yield self.folder / file.path, file.nbytes, file.sha256
 
 
 def preset_name(frames: int, height: int, width: int) -> str:
@@ -268,6 +276,13 @@ def open_export(folder: Path) -> Export:
             f"{folder}: holds no finished Core ML export; make one with "
             f"`blockstream export coreml CONFIG --out {folder}`"
         )
+    export = Export(folder, read_manifest(path))
+    export.check_sizes()
+    return export
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest in a file, finished or not, checked within itself."""
     value = read_json(path)
     if not isinstance(value, Mapping) or value.get("format") != FORMAT:
         raise ConfigError(f"{path}: is no manifest of a Core ML export; name the folder that was exported")
@@ -284,9 +299,7 @@ def open_export(folder: Path) -> Export:
             f"{path}: {where}: {first['msg']}; the manifest is damaged: export again"
         ) from error
     _check_names(path, manifest)
-    export = Export(folder, manifest)
-    export.check_sizes()
-    return export
+    return manifest
 
 
 def describe_package(folder: Path, path: str) -> Package:
@@ -316,9 +329,10 @@ def _check_names(path: Path, manifest: Manifest) -> None:
         safe_name(package.path, path)
         for file in package.files:
             safe_name(file.path, path)
-    for table in manifest.tables:
-        safe_name(table.path, path)
+    for item in (*manifest.tables, *manifest.files):
+        safe_name(item.path, path)
     used = {p.package for segment in manifest.segments for p in segment.programs}
-    visited = {name for stage in manifest.stages for name in stage.order}
+    finished = path.name == MANIFEST_NAME
+    visited = {name for stage in manifest.stages for name in stage.order} if finished else set()
     if absent := sorted(used - packages) or sorted(visited - segments):
         raise CheckpointError(f"{path}: names {absent[0]}, which it does not hold; export again")

@@ -23,7 +23,7 @@ HIDDEN = -1e4
 
 @dataclass(frozen=True)
 class Function:
-    """One function of a segment. `outputs` are the values it gives; `during` is entered to trace or run it."""
+    """One function of a segment: `outputs` are the values it gives, `during` is entered to run it."""
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -48,6 +48,15 @@ class Recipe:
     network: str
     modules: tuple[str, ...]
     functions: tuple[Function, ...]
+
+    def function(self, preset: str, variant: Variant) -> Function:
+        """Return the function for a preset; where none has the variant, the plain one."""
+        for wanted in (variant, "plain"):
+            for function in self.functions:
+                for served, presets in function.serves:
+                    if served == wanted and (not presets or preset in presets):
+                        return function
+        raise ValueError(f"{self.name} has no function for {preset}")
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ def dit_stage(dit: STDiT3, sizes: Sizes, tokens: int, token_merge: TokenMerge | 
     merging = [preset for preset in shown if token_merge and merges(dit, preset, tokens, token_merge)]
     if merging and sizes.flexible and sizes.spans()[0][0] != sizes.spans()[0][1]:
         raise ConfigError(
-            "merging follows from the number of frames: flexible sizes with attention transforms take presets "
-            "of equally many frames"
+            "merging follows from the number of frames: flexible sizes with attention transforms take "
+            "presets of equally many frames"
         )
     segments = []
     for name, modules in builds:

@@ -28,7 +28,8 @@ def t5_stage(encoder: Any, tokens: int) -> StageRecipe:
     config, stack = encoder.config, encoder.encoder
     if config.dense_act_fn != "gelu_new" or not config.is_gated_act:
         raise ModelError(
-            f"a T5 with feed_forward_proj {config.feed_forward_proj!r} is not exported; T5 v1.1's is gated-gelu"
+            f"a T5 with feed_forward_proj {config.feed_forward_proj!r} is not exported; "
+            "T5 v1.1's is gated-gelu"
         )
     x = tensor("x", (1, tokens, config.d_model))
     mask = tensor("mask", (1, tokens))
