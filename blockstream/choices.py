@@ -6,16 +6,19 @@ A `Choice` is what a plugin returns; a `Chosen` is one a config has made, its op
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BlockstreamError, PluginError
+from .blame import blamed, blaming
+from .errors import PluginError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import CoreSchema
     from torch import nn
+
+    from .retention import RetentionPolicy
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,30 @@ class ModelFamily:
     write_extras: Callable[[Path], None] | None = None
 
 
+def _as_it_is(built: Any, who: str) -> Any:
+    return built
+
+
+def _blamed_policies(built: Any, who: str) -> Any:
+    def one(policy: RetentionPolicy) -> RetentionPolicy:
+        adjust = None if policy.adjust is None else blamed(f"{who}: adjust()", policy.adjust)
+        return replace(policy, retain=blamed(f"{who}: retain()", policy.retain), adjust=adjust)
+
+    return [one(policy) for policy in built]
+
+
 @dataclass(frozen=True)
 class Kind:
-    """One kind of choice: its key in the YAML, the hook that lists it, what `build` returns."""
+    """One kind of choice: its key in the YAML, the hook that lists it, what `build` returns.
+
+    `with_blame(built, who)` returns what was built, its later failures blamed on `who`.
+    """
 
     key: str
     hook: str
     what: str
     fits: Callable[[Any], bool]
+    with_blame: Callable[[Any, str], Any] = _as_it_is
 
 
 def _is_policies(built: Any) -> bool:
@@ -80,7 +99,7 @@ KINDS: dict[str, Kind] = {
         Kind("backend", "backends", "a Backend", _is_something),
         Kind("sampler", "samplers", "a function sample(flow, z, i=0, memory=None)", callable),
         Kind("attention", "attention_transforms", "an object with hookimpls", _is_something),
-        Kind("policy", "retention_policies", "a sequence of RetentionPolicy", _is_policies),
+        Kind("policy", "retention_policies", "a sequence of RetentionPolicy", _is_policies, _blamed_policies),
     )
 }
 
@@ -102,16 +121,17 @@ class Chosen:
         of the package raised on purpose pass unchanged.
         """
         kind = KINDS[self.key]
-        blame = f"plugin {self.plugin!r}, build() of {kind.key} {self.choice.name!r}"
-        try:
+        who = f"plugin {self.plugin!r}, build() of {kind.key} {self.choice.name!r}"
+        with blaming(who):
             built = self.choice.build(self.options)
-        except BlockstreamError:
-            raise
-        except Exception as error:
-            raise PluginError(f"{blame}: {type(error).__name__}: {error}") from error
         if not kind.fits(built):
-            raise PluginError(f"{blame}: returned {built!r}, expected {kind.what}")
-        return built
+            raise PluginError(f"{who}: returned {built!r}, expected {kind.what}")
+        return kind.with_blame(built, self.who)
+
+    @property
+    def who(self) -> str:
+        """Return whom to blame when what was built fails."""
+        return f"plugin {self.plugin!r}, {self.key} {self.choice.name!r}"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:

@@ -13,14 +13,16 @@ import os
 import reprlib
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from . import entrypoints, hookspecs
+from .blame import blamed, blaming
 from .choices import KINDS, Choice, ModelFamily
 from .entrypoints import nearest
-from .errors import BlockstreamError, ConfigError, PluginError
+from .errors import ConfigError, PluginError
 from .pipeline import Merge
 
 if TYPE_CHECKING:
@@ -221,34 +223,32 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _with_blame(result: Any, who: str) -> Any:
+    """Return what a hook returned, its functions blamed where they fail later."""
+    if isinstance(result, Merge):
+        names = ("merge", "unmerge", "active")
+        return replace(result, **{n: blamed(f"{who}: {n}()", getattr(result, n)) for n in names})
+    if callable(result):
+        return blamed(f"{who}: its function", result)
+    return result
+
+
 def _guard(plugin: str, hook: str, implementation: pluggy.HookImpl) -> None:
     """Turn a hookimpl's failures into PluginErrors; errors of the package pass unchanged."""
     function: Callable[..., Any] = implementation.function
     fits, expected = _EXPECTED.get(hook, (None, ""))
-
-    def blame(error: Exception) -> PluginError:
-        return PluginError(f"plugin {plugin!r}, hook {hook}: {type(error).__name__}: {error}")
+    who = f"plugin {plugin!r}, hook {hook}"
 
     def call(*args: object) -> Any:
-        try:
+        with blaming(who):
             result = function(*args)
-        except BlockstreamError:
-            raise
-        except Exception as error:
-            raise blame(error) from error
         if fits is not None and not fits(result):
-            raise PluginError(
-                f"plugin {plugin!r}, hook {hook}: returned {reprlib.repr(result)}, expected {expected}"
-            )
-        return result
+            raise PluginError(f"{who}: returned {reprlib.repr(result)}, expected {expected}")
+        return _with_blame(result, who)
 
     def wrap(*args: object) -> Generator[Any, Any, Any]:
-        try:
+        with blaming(who):
             return (yield from function(*args))
-        except BlockstreamError:
-            raise
-        except Exception as error:
-            raise blame(error) from error
 
     wrapper = implementation.wrapper or implementation.hookwrapper
     # HookImpl is pluggy's record of an implementation; the multicall reads `function` each time.

@@ -54,7 +54,7 @@ class RunInProgress:
         self.ledger = ledger
         self.budget_nbytes = resolve_budget(config.budget).nbytes
         self.predicted_s: dict[str, float] = {}
-        self.sampler: Sampler = WatchedSampler(config.sampler.build(), ledger)
+        self.sampler: Sampler = WatchedSampler(config.sampler.build(), ledger, config.sampler.who)
         self.merges = WatchedMerge(ledger)
         self.hook = plugins.hook
 

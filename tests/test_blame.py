@@ -10,9 +10,9 @@ from blockstream import entrypoints
 from blockstream.choices import Choice, Chosen
 from blockstream.errors import BudgetError, PluginError
 from blockstream.hookspecs import hookimpl
-from blockstream.pipeline import AttentionLayer
+from blockstream.pipeline import AttentionLayer, Merge
 from blockstream.plugins import Plugins
-from blockstream.retention import NONE
+from blockstream.retention import NONE, RetentionPolicy
 
 from .support.packages import site_on_path
 
@@ -219,3 +219,38 @@ def test_a_build_that_raises_is_blamed():
 def test_a_build_that_returns_something_else_is_blamed(key, built):
     with pytest.raises(PluginError, match=rf"plugin 'leaps', build\(\) of {key} 'far': returned"):
         chosen(lambda options: built, key).build()
+
+
+def test_what_a_merge_raises_later_is_blamed():
+    plugins = Plugins()
+    merge = Merge(merge=failing_with(KeyError("x")), unmerge=lambda x: x, positions=None)
+    plugins.register(Bad(lambda: merge), "bad")
+    given = plugins.hook.token_merge(layer=LAYER)
+    assert given.unmerge(3) == 3
+    with pytest.raises(PluginError, match=r"plugin 'bad', hook token_merge: merge\(\): KeyError: 'x'"):
+        given.merge(1)
+
+
+def test_what_a_kernel_raises_later_is_blamed():
+    plugins = Plugins()
+    plugins.register(Bad(lambda: failing_with(ValueError("odd"))), "bad")
+    kernel = plugins.hook.attention_kernel(layer=LAYER)
+    with pytest.raises(
+        PluginError, match="plugin 'bad', hook attention_kernel: its function: ValueError: odd"
+    ):
+        kernel(1, 2, 3, LAYER)
+
+
+def test_what_a_policy_raises_later_is_blamed():
+    broken = RetentionPolicy("broken", failing_with(ZeroDivisionError("by zero")))
+    chosen = Chosen("policy", "bad:broken", "bad", Choice("broken", lambda _: [broken]))
+    (policy,) = chosen.build()
+    with pytest.raises(PluginError, match=r"plugin 'bad', policy 'broken': retain\(\): ZeroDivisionError"):
+        policy.retain(None, 0)
+
+
+def failing_with(error):
+    def call(*arguments):
+        raise error
+
+    return call

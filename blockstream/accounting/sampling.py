@@ -5,10 +5,13 @@ Nothing they compute is changed. What is seen goes to the ledger as notes, for r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from blockstream.blame import blaming
+from blockstream.errors import PluginError
 from blockstream.ledger import Ledger, Note
 from blockstream.pipeline import Flow, Merge, Sampler
 
@@ -17,17 +20,30 @@ if TYPE_CHECKING:
 
 
 class WatchedSampler:
-    """A sampler that notes each step: from which index to which, and how straight the flow was there."""
+    """A sampler that notes each step: from which index to which, and how straight the flow was there.
 
-    def __init__(self, sampler: Sampler, ledger: Ledger) -> None:
+    What it raises or returns wrongly is blamed on `who`; what the model raises inside it is not.
+    """
+
+    def __init__(self, sampler: Sampler, ledger: Ledger, who: str = "sampler") -> None:
         self._sampler = sampler
         self._ledger = ledger
+        self._who = who
         self._runs = 0
 
     def __call__(self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
-        """Return what the sampler returns."""
+        """Return what the sampler returns.
+
+        Raises PluginError when the sampler fails or does not return a tensor of the shape of `z`.
+        """
         number, self._runs = self._runs, self._runs + 1
-        return self._sampler(_WatchedFlow(flow, self._ledger, number), z, i, memory)
+        watched = _WatchedFlow(flow, self._ledger, number)
+        with blaming(self._who, unless=lambda error: error is watched.raised):
+            out = self._sampler(watched, z, i, memory)
+        if getattr(out, "shape", None) != z.shape:
+            shown = list(out.shape) if hasattr(out, "shape") else reprlib.repr(out)
+            raise PluginError(f"{self._who}: returned {shown}, expected a tensor of shape {list(z.shape)}")
+        return out
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)
@@ -42,9 +58,11 @@ class _WatchedFlow:
         self._run = run
         self._before: Tensor | None = None
         self._cosine: float | None = None
+        #: The last thing the flow itself raised: no fault of the sampler.
+        self.raised: Exception | None = None
 
     def velocity(self, z: Tensor, i: int) -> Tensor:
-        v = self._flow.velocity(z, i)
+        v: Tensor = self._watched(self._flow.velocity)(z, i)
         self._cosine = None if self._before is None else cosine(v, self._before)
         self._before = v.detach().clone()
         return v
@@ -60,10 +78,21 @@ class _WatchedFlow:
             "cosine": self._cosine,
         }
         self._ledger.note("step", step)
-        return self._flow.advance(z, v, i, to)
+        return cast("Tensor", self._watched(self._flow.advance)(z, v, i, to))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._flow, name)
+        value = getattr(self._flow, name)
+        return self._watched(value) if callable(value) else value
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                self.raised = error
+                raise
+
+        return call
 
 
 def cosine(a: Tensor, b: Tensor) -> float | None:

@@ -7,6 +7,7 @@ import torch
 from blockstream_lpl import LinearProportionalLeap
 
 from blockstream.accounting.sampling import WatchedMerge, WatchedSampler, cosine, samplings
+from blockstream.errors import PluginError
 from blockstream.ledger import Ledger, Note
 from blockstream.nn.euler import sample as euler
 from blockstream.pipeline import Merge
@@ -85,3 +86,31 @@ def test_merging_is_noted_when_it_begins_and_ends():
 
 def test_notes_of_other_kinds_are_passed_over():
     assert samplings([Note("plan", 0.0, {}), Note("memory", 0.0, [1, 2])]) == []
+
+
+def test_what_a_sampler_raises_is_blamed_on_it():
+    def broken(flow, z, i=0, memory=None):
+        return flow.velocity(z, 0) + {}
+
+    with pytest.raises(PluginError, match="plugin 'bad', sampler 'broken': TypeError"):
+        WatchedSampler(broken, Ledger(), "plugin 'bad', sampler 'broken'")(Formula(turning), Z)
+
+
+@pytest.mark.parametrize(("result", "shown"), [(None, "None"), (torch.zeros(3), r"\[3\]")])
+def test_a_sampler_that_returns_something_else_is_blamed(result, shown):
+    with pytest.raises(PluginError, match=rf"sampler: returned {shown}, expected .*\[1, 2, 3, 2, 2\]"):
+        WatchedSampler(lambda flow, z, i=0, memory=None: result, Ledger())(Formula(turning), Z)
+
+
+@pytest.mark.parametrize("where", ["velocity", "step_done"])
+def test_what_the_model_raises_is_not_blamed_on_the_sampler(where):
+    error = OSError("the disk is gone")
+
+    def fail(*arguments):
+        raise error
+
+    flow = Formula(turning)
+    setattr(flow, where, fail)
+    with pytest.raises(OSError) as caught:
+        WatchedSampler(euler, Ledger())(flow, Z)
+    assert caught.value is error
