@@ -101,6 +101,12 @@ class Checkpoint:
         return tuple(sorted({e.file for e in self.entries.values()}, key=lambda f: str(f.path)))
 
     @property
+    def scales(self) -> frozenset[str]:
+        """Return the names of the scales of int8 matrices (`checkpoint.int8`)."""
+        named = (f"{name}_scale" for name, e in self.entries.items() if e.dtype == "I8")
+        return frozenset(name for name in named if name in self.entries)
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of all tensors, shared ones counted once."""
         return sum({(e.file, e.offset): e.nbytes for e in self.entries.values()}.values())

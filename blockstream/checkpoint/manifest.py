@@ -60,14 +60,27 @@ class SourceFile(_Value):
         )
 
 
+class Rounded(_Value):
+    """What rounding a matrix to int8 lost.
+
+    `worst`: the largest error in parts of the largest weight; `rms`: the root mean square error in parts
+    of the weights' own.
+    """
+
+    name: str
+    worst: float
+    rms: float
+
+
 class PackedSegment(_Value):
-    """One segment's file."""
+    """One segment's file, and the errors of the matrices in it that are int8."""
 
     name: str
     file: str
     nbytes: int
     header_hash: str
     sha256: str
+    int8: tuple[Rounded, ...] = ()
 
 
 class Request(_Value):
@@ -78,6 +91,7 @@ class Request(_Value):
     segments: tuple[tuple[str, tuple[str, ...]], ...]
     aliases: tuple[tuple[str, str], ...] = ()
     float32: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ()
 
     def dtype_of(self, name: str) -> str | None:
         """Return the dtype asked for a tensor, None for that of the source."""

@@ -23,14 +23,15 @@ from blockstream.errors import CheckpointError
 from .catalog import JOURNAL_NAME, MANIFEST_NAME, SYNTHETIC_NAME, Checkpoint
 from .convert import can_convert, convert
 from .entries import TensorEntry, tensor_nbytes
+from .int8 import FLOATS, SCALE, Rounder
 from .manifest import Manifest, PackedSegment, Request, SourceFile, open_pack, read_manifest
 from .reader import BLOCK, Batch, Reader, ReadFile, Wanted, aligned_buffer
 from .safetensors_header import MOST_HEADER_NBYTES, read_header
 from .safetensors_writer import TensorSpec, aligned_order, header_bytes, write_safetensors
 from .writer import UNFINISHED, FileWriter, Pwrite, write_json
 
-#: dtypes a pack can be asked for, by the names users give them.
-DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+#: dtypes a pack can be asked for, by the names users give them; int8 is for the matrices that are named.
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": None}
 _STEP_NBYTES = 8 << 20
 
 
@@ -51,6 +52,7 @@ def pack(
     dtype: str | None = None,
     *,
     float32: Collection[str] = (),
+    int8: Collection[str] = (),
     made: Mapping[str, Made] = MappingProxyType({}),
     on_segment: Callable[[str, int, int], None] | None = None,
     pwrite: Pwrite = os.pwrite,
@@ -59,7 +61,8 @@ def pack(
 
     `segments` maps a segment to the names of its tensors; what no segment names goes to a last one
     called `rest`. `dtype` (bf16, fp16, fp32) converts floating-point tensors of 32 and 16 bits, to
-    float32 those that `float32` names. Names in `made` are tensors computed for the pack; what they are made
+    float32 those that `float32` names. The matrices that `int8` names are rounded, one scale a row, which is
+    written beside each (`int8`). Names in `made` are tensors computed for the pack; what they are made
     of is left out, unless a segment names it.
     `on_segment(name, done, of)` hears of each file. Asked again after an interruption it goes on; a
     finished pack of the same request is returned as it is. Raises CheckpointError for a folder that
@@ -67,7 +70,7 @@ def pack(
     """
     source = src if isinstance(src, Checkpoint) else Checkpoint.open(src)
     folder = Path(dst)
-    request = _request(source, segments, dtype, float32, made)
+    request = _request(source, segments, dtype, float32, int8, made)
     with _locked(folder):
         manifest = _resume(folder, request)
         if len(manifest.segments) == len(request.segments):
@@ -121,6 +124,7 @@ def _request(
     segments: Mapping[str, Sequence[str]],
     dtype: str | None,
     float32: Collection[str],
+    int8: Collection[str],
     made: Mapping[str, Made],
 ) -> Request:
     """Return what is to be packed, every tensor once; raises for names that are not there."""
@@ -160,7 +164,22 @@ def _request(
         segments=tuple(filled),
         aliases=tuple(aliases),
         float32=tuple(sorted(float32)),
+        int8=_matrices(source, int8),
     )
+
+
+def _matrices(source: Checkpoint, names: Collection[str]) -> tuple[str, ...]:
+    """Return the names of what is to be rounded, sorted; raises for what is no matrix of floats."""
+    for name in names:
+        e = source[name]
+        if len(e.shape) != 2 or e.dtype not in FLOATS or not e.nbytes:
+            raise CheckpointError(
+                f"{source.root}: {name!r} is {e.dtype} {list(e.shape)}; only matrices of "
+                f"{', '.join(sorted(FLOATS))} are rounded to int8"
+            )
+        if name + SCALE in source:
+            raise CheckpointError(f"{source.root}: holds {name + SCALE!r} already; pack it in another dtype")
+    return tuple(sorted(names))
 
 
 def _resume(folder: Path, request: Request) -> Manifest:
@@ -221,7 +240,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _check_space(folder: Path, copier: _Copier, request: Request, done: Manifest) -> None:
     """Refuse before writing what cannot fit."""
     left = request.segments[len(done.segments) :]
-    need = sum(copier.spec(n).nbytes for _, names in left for n in names)
+    need = sum(spec.nbytes for _, names in left for n in names for spec in copier.specs(n))
     free = shutil.disk_usage(folder).free
     if need > free:
         raise CheckpointError(
@@ -235,7 +254,7 @@ def _write_segment(
 ) -> PackedSegment:
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80] or "segment"
     path = folder / f"{i:04}.{slug}.safetensors"
-    specs = aligned_order(copier.spec(n) for n in names)
+    specs = aligned_order(spec for n in names for spec in copier.specs(n))
     metadata = {"format": "pt", "segment": name}
     header = header_bytes(specs, metadata, BLOCK)
     if len(header) > MOST_HEADER_NBYTES:
@@ -248,6 +267,7 @@ def _write_segment(
         nbytes=writer.tell(),
         header_hash=hashlib.sha256(header).hexdigest(),
         sha256=writer.sha256,
+        int8=tuple(copier.rounders.pop(n).error for n in names if n in copier.rounders),
     )
 
 
@@ -256,6 +276,9 @@ class _Copier:
 
     def __init__(self, source: Checkpoint, request: Request, made: Mapping[str, Made]) -> None:
         self._source, self._request, self._made = source, request, made
+        self._int8 = frozenset(request.int8)
+        #: The matrices rounded so far, until their segment is written.
+        self.rounders: dict[str, Rounder] = {}
 
     def open(self, reader: Reader) -> None:
         """Open the files of the source."""
@@ -263,14 +286,26 @@ class _Copier:
         self._files = {stamp: reader.open(stamp.path) for stamp in self._source.files}
         self._converted = memoryview(bytearray(2 * _STEP_NBYTES))
 
-    def spec(self, name: str) -> TensorSpec:
-        """Return a tensor as it will be written, under the name it was asked for."""
+    def specs(self, name: str) -> tuple[TensorSpec, ...]:
+        """Return a tensor as it will be written, under the name it was asked for, and its scales."""
+        if name in self._int8:
+            shape = self._source[name].shape
+            return TensorSpec(name, "I8", shape), TensorSpec(name + SCALE, "F32", shape[:1])
         tensor, dtype = self._tensor(name), self._request.dtype_of(name)
         keep = dtype is None or not can_convert(tensor.dtype, dtype)
-        return TensorSpec(name, tensor.dtype if dtype is None or keep else dtype, tensor.shape)
+        return (TensorSpec(name, tensor.dtype if dtype is None or keep else dtype, tensor.shape),)
 
     def data(self, tensor: TensorSpec) -> Iterator[memoryview]:
         """Yield a tensor's bytes in the dtype of its spec."""
+        if tensor.name in self._int8:
+            yield from self._rounded(tensor.name)
+            return
+        if (of := tensor.name.removesuffix(SCALE)) in self._int8:
+            if of not in self.rounders:  # its matrix comes after it
+                for _ in self._rounded(of):
+                    pass
+            yield self.rounders[of].scales.data.cast("B")
+            return
         own = self._tensor(tensor.name).dtype
         item, out = (tensor_nbytes(d, (1,)) for d in (own, tensor.dtype))
         for piece in self._own_bytes(tensor.name, item):
@@ -280,6 +315,13 @@ class _Copier:
                 room = self._converted[: len(piece) // item * out]
                 convert(piece, own, room, tensor.dtype)
                 yield room
+
+    def _rounded(self, name: str) -> Iterator[memoryview]:
+        """Yield a matrix as int8, in pieces of whole rows."""
+        entry = self._source[name]
+        rounder = self.rounders[name] = Rounder(name, entry.dtype, entry.shape)
+        for piece in self._own_bytes(name, tensor_nbytes(entry.dtype, entry.shape[1:])):
+            yield rounder.round(piece)
 
     def _tensor(self, name: str) -> Made | TensorEntry:
         return self._made[name] if name in self._made else self._source[name]
@@ -299,8 +341,8 @@ def _pieces(reader: Reader, file: ReadFile, offset: int, nbytes: int, item: int)
 
     Each piece is valid until the next is asked for.
     """
-    buffers = [aligned_buffer(min(nbytes, _STEP_NBYTES) + 2 * BLOCK) for _ in range(2)]
-    step = _STEP_NBYTES // item * item
+    step = max(_STEP_NBYTES // item, 1) * item
+    buffers = [aligned_buffer(min(nbytes, step) + 2 * BLOCK) for _ in range(2)]
     pending: list[tuple[Batch, memoryview]] = []
     try:
         for i, at in enumerate(range(offset, offset + nbytes, step)):

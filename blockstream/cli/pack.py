@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blockstream.outputs import write_atomic
 
+if TYPE_CHECKING:
+    from blockstream.checkpoint.manifest import Rounded
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+#: The most matrices whose errors are printed.
+MOST_LINES = 12
 #: The small files of a model's folder that a pack takes along; the weights' index is none of them.
 SMALL_FILES = (
     "config.json",
@@ -26,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("src", type=Path, metavar="SRC", help="a checkpoint's folder or file")
     parser.add_argument("dst", type=Path, metavar="DST", help="the folder to write, or to go on with")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="convert; as in SRC otherwise")
+    parser.add_argument("--dtype", choices=(*DTYPES, "int8"), help="convert; as in SRC otherwise")
     parser.add_argument(
         "--model", metavar="ARCH", help="the architecture, where SRC's config.json does not say it"
     )
@@ -56,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         what.segments,
         args.dtype,
         float32=what.float32,
+        int8=what.int8,
         made=what.made,
         on_segment=on_segment,
     )
@@ -64,7 +73,22 @@ def run(args: argparse.Namespace) -> int:
     _copy_small_files(folder, args.dst, args.dtype)
     nbytes = Checkpoint.open(args.dst).nbytes
     print(f"{args.dst}: {len(manifest.segments)} segments, {format_nbytes(nbytes)}")
+    if errors := [one for segment in manifest.segments for one in segment.int8]:
+        _print_errors(errors)
     return 0
+
+
+def _print_errors(errors: Sequence[Rounded]) -> None:
+    """Print what int8 lost: the matrices that lost most, each one's errors are in the manifest."""
+    print(
+        f"int8: {len(errors)} matrices; worst error in parts of the largest weight, rms in parts of the rms:"
+    )
+    rows = sorted(errors, key=lambda e: -e.rms)
+    width = max(len(e.name) for e in rows[:MOST_LINES])
+    for e in rows[:MOST_LINES]:
+        print(f"  {e.name:{width}}  worst {e.worst:.5f}  rms {e.rms:.5f}")
+    if more := rows[MOST_LINES:]:
+        print(f"  {len(more)} more lost less, rms down to {more[-1].rms:.5f}; the manifest has them")
 
 
 def _copy_small_files(folder: Path, dst: Path, dtype: str | None) -> None:
@@ -74,14 +98,13 @@ def _copy_small_files(folder: Path, dst: Path, dtype: str | None) -> None:
         if not path.is_file():
             continue
         data = path.read_bytes()
-        if name == "config.json" and dtype is not None:
+        if name == "config.json" and dtype in DTYPES:
             data = _with_dtype(data, dtype)
         write_atomic(dst / name, data)
 
 
 def _with_dtype(config: bytes, dtype: str) -> bytes:
     """Return a config.json that names the dtype the weights are now in, if it named one."""
-    named = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
     settings = json.loads(config)
-    changed = {key: named for key in ("dtype", "torch_dtype") if settings.get(key)}
+    changed = {key: DTYPES[dtype] for key in ("dtype", "torch_dtype") if settings.get(key)}
     return json.dumps({**settings, **changed}, indent=2).encode() + b"\n" if changed else config

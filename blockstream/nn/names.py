@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint, TensorEntry
+from blockstream.checkpoint.int8 import SCALE
 from blockstream.errors import CheckpointError, ModelError
 
 from .conversions import Source, library_match
@@ -29,7 +30,8 @@ _BOOKKEEPING = re.compile(
 class Matched:
     """What a checkpoint holds for a module: sources by name; tied names share one source.
 
-    `unused` are tensors the module has no place for, `whole` the checkpoint's own entries by name.
+    Beside a matrix in int8 stands the source of its scales, NAME_scale. `unused` are tensors the module has
+    no place for, `whole` the checkpoint's own entries by name.
     """
 
     sources: Mapping[str, Source]
@@ -67,6 +69,10 @@ def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -
     sources.update({name: found[name] for name in _stored_buffers(module) if name in found})
     if not packing:
         _refuse_made(checkpoint, sources)
+    scales = checkpoint.scales
+    for name in list(sources) if scales else ():
+        if (scale := sources[name].tensors[0].name + SCALE) in scales:
+            found[name + SCALE] = sources[name + SCALE] = Source((checkpoint[scale],))
     used = {t.name for s in found.values() for t in (s.made.inputs if s.made else s.tensors)}
     unused = tuple(n for n in checkpoint.names if n not in used)
     _refuse_foreign(module, checkpoint, unused)
@@ -97,7 +103,8 @@ def _covers(found: Mapping[str, Source], groups: Iterable[list[str]]) -> bool:
 
 def _prefix_match(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, Source]:
     """Return the match under the one prefix, to strip or to add, that fits the most names."""
-    names = checkpoint.entries
+    scales = checkpoint.scales
+    names = {n: e for n, e in checkpoint.entries.items() if n not in scales}
     strips, adds = {""}, {""}
     some = sorted(wanted, key=len, reverse=True)[:3]
     for want in some:

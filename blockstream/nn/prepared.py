@@ -25,6 +25,7 @@ from .absent import Absent, RowTable
 from .binding import Binding, Spot
 from .conversions import Source
 from .dtypes import to_torch
+from .int8 import Int8Layers, Product, resolve
 from .names import match, require_parameters
 from .partition import Place, partition
 from .tables import TableReader
@@ -35,7 +36,8 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16", *(name for name in ITEM_NBYTES
 class Prepared:
     """A module, its parts and the layouts of their segments.
 
-    Nothing of the module is changed until `install`; `restore` undoes that exactly. Raises
+    Layers that the checkpoint holds in int8 become `Int8Linear`, computing `int8` products; nothing else of
+    the module is changed until `install`, and `restore` undoes both exactly. Raises
     CheckpointError or ModelError when the checkpoint is not the module's. For `packing` it only says how
     the module is cut: what the library computes of a checkpoint is not refused.
     """
@@ -48,6 +50,7 @@ class Prepared:
         dtype: str | None,
         *,
         packing: bool = False,
+        int8: Product | None = None,
     ) -> None:
         require_parameters(module)
         self.name = name
@@ -56,8 +59,10 @@ class Prepared:
         self.synthetic = checkpoint.synthetic
         self.matched = match(module, checkpoint, packing=packing)
         self._modules = dict(module.named_modules())
+        self._int8 = Int8Layers(module, self.matched.sources, checkpoint.root, int8 or resolve("auto"))
+        self._int8.apply()
         self._requests = {
-            path: _request(path, param, self.matched.sources[path], _dtype_for(module, path, dtype))
+            path: _request(path, param, self.matched.sources[path], self._dtype_for(path, dtype))
             for path, param in module.named_parameters(remove_duplicate=False)
         }
         self._readers: list[TableReader] = []
@@ -67,6 +72,7 @@ class Prepared:
 
     def cut(self, finer: int | None = None) -> None:
         """Cut the module into segments, none above `finer` bytes where that can be helped."""
+        self._int8.apply()
         cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=finer)
         self.parts = cut.parts
         self._tables = cut.tables
@@ -146,6 +152,16 @@ class Prepared:
         self._values.clear()
         for reader in self._readers:
             reader.close()
+        self._int8.undo()
+
+    def _dtype_for(self, path: str, dtype: str | None) -> str | None:
+        """Return the dtype asked for, float32 where the module says it must stay so; scales stay theirs."""
+        if dtype not in ("F16", "BF16") or path in self._int8.scales:
+            return None if path in self._int8.scales else dtype
+        kept = list(getattr(self.module, "_keep_in_fp32_modules_strict", None) or ())
+        if dtype == "F16":
+            kept += getattr(self.module, "_keep_in_fp32_modules", None) or ()
+        return "F32" if any(re.search(rf"(^|\.){name}($|\.)", path) for name in kept) else dtype
 
     def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
         path = places[0].path
@@ -197,16 +213,6 @@ def _dtype(request: Request) -> str:
 
 def _nbytes(request: Request) -> int:
     return prod(request.shape or ()) * ITEM_NBYTES[_dtype(request)]
-
-
-def _dtype_for(module: nn.Module, path: str, dtype: str | None) -> str | None:
-    """Return the dtype asked for, float32 where the module says it must stay so."""
-    if dtype not in ("F16", "BF16"):
-        return dtype
-    kept = list(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype == "F16":
-        kept += getattr(module, "_keep_in_fp32_modules", None) or ()
-    return "F32" if any(re.search(rf"(^|\.){name}($|\.)", path) for name in kept) else dtype
 
 
 def _read_tensor(path: str, source: Source, shape: tuple[int, ...]) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint, TensorEntry
+from blockstream.checkpoint.int8 import FLOATS
 from blockstream.checkpoint.pack import Made
+from blockstream.errors import ModelError
 
 from .conversions import Computed
 from .dtypes import FROM_TORCH, parse_dtype
+from .int8 import roundable
 from .prepared import Prepared, read_entry
 
 
@@ -37,6 +41,7 @@ class Packing:
 
     segments: dict[str, list[str]]
     float32: frozenset[str]
+    int8: frozenset[str]
     made: dict[str, Made]
 
 
@@ -44,10 +49,11 @@ def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Pac
     """Return which tensors make up which segment, as streaming cuts the module.
 
     `float32` are those the module itself keeps so when `dtype` is a shorter one (transformers'
-    `_keep_in_fp32_modules`), `made` the parameters that the library computes on loading. Tables that are
-    gathered row by row are segments of their own.
+    `_keep_in_fp32_modules`), `int8` the weights of the blocks' linear layers when `dtype` is that, `made`
+    the parameters that the library computes on loading. Tables that are gathered row by row are segments
+    of their own. Raises ModelError where there is nothing for int8.
     """
-    wanted = parse_dtype(dtype)
+    wanted = None if dtype == "int8" else parse_dtype(dtype)
     prepared = Prepared("model", module, checkpoint, wanted, packing=True)
     sources = prepared.matched.sources
     # "rest" is what pack calls tensors that no segment names.
@@ -70,7 +76,27 @@ def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Pac
         if wanted in ("F16", "BF16") and prepared.dtype_of(path) == torch.float32
     }
     made = {s.made.path: _made(s.made, s.tensors[0]) for s in sources.values() if s.made is not None}
-    return Packing(segments, frozenset(float32), made)
+    int8 = _int8(prepared, checkpoint) if dtype == "int8" else frozenset[str]()
+    return Packing(segments, frozenset(float32), int8, made)
+
+
+def _int8(prepared: Prepared, checkpoint: Checkpoint) -> frozenset[str]:
+    """Return the tensors to round: what stays for the whole stage (first and last layers) keeps its dtype."""
+    streamed = {x.path for part in prepared.parts if not part.resident for at in part.params for x in at}
+    bytes_of: Counter[tuple[object, int]] = Counter((e.file, e.offset) for e in checkpoint.entries.values())
+    found = set()
+    for path in roundable(prepared.module, streamed):
+        source = prepared.matched.sources[path]
+        entry = source.tensors[0]
+        whole = source.made is None and source.tensors == (checkpoint.entries.get(entry.name),)
+        if whole and entry.dtype in FLOATS and entry.nbytes and bytes_of[entry.file, entry.offset] == 1:
+            found.add(entry.name)
+    if not found:
+        raise ModelError(
+            f"{type(prepared.module).__name__} has no linear layers in its blocks that could be int8; pack "
+            "it in bf16"
+        )
+    return frozenset(found)
 
 
 def _made(computed: Computed, stand_in: TensorEntry) -> Made:
