@@ -13,6 +13,8 @@ from .errors import ConfigError
 #: Keys of the engine that never change a bit of the result. An option of a pipeline that does not either
 #: says so: `Field(..., json_schema_extra={"numerics": False})`.
 FREE = frozenset({"plugins", "budget", "arena", "policy", "output"})
+#: Numerics that a run writes out as what their `auto` meant when it began.
+PINNED = ("threads", "int8")
 
 
 def resumed(config: RunConfig, folder: Path) -> RunConfig:
@@ -24,8 +26,8 @@ def resumed(config: RunConfig, folder: Path) -> RunConfig:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: no run was begun there; begin one with --out {folder}")
     was = yamlfile.read(path).data
-    if config.threads == "auto" and isinstance(was.get("threads"), int):
-        config = config.model_copy(update={"threads": was["threads"]})
+    pinned = {key: was[key] for key in PINNED if getattr(config, key) == "auto" and key in was}
+    config = config.model_copy(update=pinned)
     now = yamlfile.parse(config.dump(), config.source).data
     free = FREE | _free_options(config)
     changed = [

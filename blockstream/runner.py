@@ -205,10 +205,11 @@ def _telling_how_to_go_on(folder: OutputFolder) -> Iterator[None]:
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """Return the config with its numerics written out: compute threads are part of them."""
-    if config.threads != "auto":
-        return config
-    return config.model_copy(update={"threads": cpu_count().threads})
+    """Return the config with its numerics written out: compute threads and int8's products are part of them."""
+    from .nn.int8 import resolve
+
+    threads = cpu_count().threads if config.threads == "auto" else config.threads
+    return config.model_copy(update={"threads": threads, "int8": resolve(config.int8)})
 
 
 def _folder(config: RunConfig) -> Path:

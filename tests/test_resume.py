@@ -25,7 +25,7 @@ class Options(BaseModel):
 
 
 def make(threads=1, sampler="euler", **more):
-    engine = {k: more.pop(k) for k in ("budget", "arena", "output", "plugins") if k in more}
+    engine = {k: more.pop(k) for k in ("budget", "arena", "output", "plugins", "int8") if k in more}
     plugins = Plugins()
     return RunConfig(
         pipeline=Chosen("pipeline", "toy", "t", Choice("toy", print, Options), Options(**more)),
@@ -48,6 +48,14 @@ def test_the_config_of_the_beginning_is_resumed(begun):
 
 def test_automatic_threads_become_those_of_the_beginning(begun):
     assert resumed(make(threads="auto"), begun).threads == 1
+
+
+def test_automatic_products_of_int8_become_those_of_the_beginning(begun):
+    path = begun / "config.yaml"
+    path.write_text(path.read_text().replace("int8: auto", "int8: fp32"))
+    assert resumed(make(), begun).int8 == "fp32"
+    with pytest.raises(ConfigError, match="int8 was 'fp32' and is 'bf16'"):
+        resumed(make(int8="bf16"), begun)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,13 @@ def test_measured_spans_tile_the_run(config, tmp_path):
     assert unaccounted([s for s in spans if s is not longest], report["wall_s"]) > 0.01
 
 
+def test_products_of_int8_are_pinned_in_the_written_config(config, tmp_path):
+    from blockstream.nn.int8 import resolve
+
+    runner.run(config(), tmp_path / "out")
+    assert f"int8: {resolve('auto')}\n" in (tmp_path / "out" / "config.yaml").read_text()
+
+
 def test_compute_threads_are_pinned_in_the_written_config(config, tmp_path):
     runner.run(config(), tmp_path / "out")
     assert f"threads: {torch.get_num_threads()}" in (tmp_path / "out" / "config.yaml").read_text()

@@ -81,6 +81,9 @@ class Settings(BaseModel):
     threads: Annotated[Literal["auto"] | int, BeforeValidator(_threads)] = Field(
         "auto", description="threads that compute; changes the last bits of a result"
     )
+    int8: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="how layers with int8 weights multiply; auto is the processor's fastest"
+    )
     output: str | None = Field(None, min_length=1, description="folder of the run, unless --out")
 
 
