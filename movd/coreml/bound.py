@@ -32,7 +32,7 @@ class Bound:
         `change(path, weight)` may put others in their place.
         """
         params = {}
-        for path, _ in self.module.named_parameters():
+        for path, _ in self.module.named_parameters(remove_duplicate=False):
             if path.startswith(tuple(f"{m}." for m in modules)) or path in modules:
                 param = self._reference.parameter(path)
                 if change is not None:
