@@ -188,6 +188,7 @@ def open_session(this: RunInProgress, kind: type[Session] | None = None, **optio
         None if config.arena == "auto" else config.arena,
         config.policy.build(),
         variant=", ".join(json.dumps(c.written(), sort_keys=True) for c in (*config.attention,)),
+        int8=config.int8,
         ledger=this.ledger,
         **options,
     )

@@ -170,6 +170,7 @@ class MovdPipeline:
             "device": run.config.device,
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "versions": [installed["torch"], installed["transformers"]],
+            **({"int8": run.config.int8} if self.weights.t5.checkpoint.scales else {}),
         }
 
     def _warn_of_cut_captions(self) -> None:

@@ -132,11 +132,15 @@ class Part:
         return digest.hexdigest()[:16]
 
     def check(self, module: nn.Module, unused: tuple[str, ...] = ()) -> None:
-        """Check that the checkpoint holds exactly a module's keys, besides those that begin with `unused`."""
+        """Check that the checkpoint holds exactly a module's keys, besides those that begin with `unused`.
+
+        The scales of matrices in int8 belong to them.
+        """
+        scales = self.checkpoint.scales
         shapes = {
             name: entry.shape
             for name, entry in self.checkpoint.entries.items()
-            if not name.startswith(unused or ("\0",))
+            if not name.startswith(unused or ("\0",)) and name not in scales
         }
         check_keys(module, shapes, what=f"{self.name}.path {self.folder}")
 

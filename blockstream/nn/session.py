@@ -11,7 +11,6 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -34,6 +33,7 @@ from blockstream.system.memory import Held, MemoryWatch
 from .binding import Binding, BindingStore
 from .dtypes import parse_dtype
 from .empty import build
+from .int8 import resolve
 from .options import parse_passes, parse_policies
 from .planning import Planning
 from .prepared import Prepared
@@ -63,7 +63,8 @@ class Session:
 
     `budget` bounds what the process holds, `arena` the weights; with neither, the weights get what
     80% of the headroom leaves. `policy` is "auto", a policy's name or `RetentionPolicy` values.
-    `slots` fixes their number (1: nothing overlaps), `lookahead` how many visits ahead is loaded (1: Eq. 8).
+    `slots` fixes their number (1: nothing overlaps), `lookahead` how many visits ahead is loaded (1: Eq. 8),
+    `int8` how layers with int8 weights multiply (auto, bf16, fp32), which is numerics.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Session:
         slots: int | None = None,
         lookahead: int | None = None,
         variant: str = "",
+        int8: str = "auto",
         ledger: Ledger | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class Session:
         self._arena_limit = None if arena is None else parse_nbytes(arena)
         #: What execution times depend on besides models and inputs: attention transforms, a backend.
         self.variant = variant
+        self.int8 = resolve(int8)
         self.ledger = ledger if ledger is not None else Ledger()
         self._stages: list[StreamedStage] = []
         self._engine: Engine | None = None
@@ -132,7 +135,7 @@ class Session:
         if module in _of_module:
             raise ModelError(f"{type(module).__name__} is already being streamed; a module is one stage")
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
-        prepared = Prepared(name, module, opened, parse_dtype(dtype))
+        prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
         self._stages.append(StreamedStage(self, prepared, parse_passes(passes), example_inputs))
         _of_module[module] = weakref.ref(self)
         return module
@@ -232,9 +235,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property

@@ -178,7 +178,7 @@ class ResidentSession(Session):
     ) -> nn.Module:
         module = build(model)
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
-        prepared = Prepared(name, module, opened, parse_dtype(dtype))
+        prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
         self._residents[name] = Resident(prepared, self._make_room)
         _of_module[module] = weakref.ref(self)
         return module
