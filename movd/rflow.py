@@ -127,7 +127,8 @@ class OpenSoraFlow:
     def velocity(self, z: Tensor, i: int) -> Tensor:
         """Return v(z, times[i]) [B, c, T, H, W], guided: v_null + guidance (v_cond - v_null).
 
-        One pass of the model, on the conditional and the unconditional half as one batch.
+        One pass of the model, on the conditional and the unconditional half as one batch. Frames that are
+        kept as they are have no velocity: a sampler that judges the flow by it judges what moves.
         """
         run = current_run()
         run.step, run.steps = i, len(self.times)
@@ -137,7 +138,10 @@ class OpenSoraFlow:
         out = self.model(torch.cat((z, z)), t, self.y, mask=self.mask, x_mask=x_mask, **size)
         self._computed = True
         cond, null = out[:, : z.shape[1]].chunk(2)
-        return null + self.guidance * (cond - null)
+        v = null + self.guidance * (cond - null)
+        if self.x_mask is None:
+            return v
+        return torch.where(self._frames(self._on(i), v), v, 0)
 
     def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
         """Return z moved along v from times[i] to times[to], known frames as they were.
