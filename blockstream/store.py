@@ -7,6 +7,8 @@ stores of compiled models have no room of ours and get `None`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Protocol, runtime_checkable
 
 from .segments import Extent
@@ -36,3 +38,28 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Release everything the store holds: descriptors, threads, maps."""
+
+
+class Stored(Protocol):
+    """A stage that may have a store of its own."""
+
+    name: str
+    store: Store | None
+
+
+class StagesStore:
+    """Loads the segments of some stages by stores of their own, those of all others by one. A `Store`."""
+
+    def __init__(self, others: Store, stages: Iterable[Stored]) -> None:
+        self._others = others
+        self._own = {stage.name: stage.store for stage in stages if stage.store is not None}
+
+    def load(self, stage: str, segment: str, room: Extent | None) -> Handle:
+        """Return the segment from its stage's store."""
+        return self._own.get(stage, self._others).load(stage, segment, room)
+
+    def close(self) -> None:
+        """Close each store, also where another's close fails."""
+        with ExitStack() as stack:
+            for store in {id(s): s for s in (self._others, *self._own.values())}.values():
+                stack.callback(store.close)

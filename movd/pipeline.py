@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blockstream.errors import ConfigError
 from blockstream.pipeline import Run
-from blockstream.segments import AtMost, Exactly
+from blockstream.segments import AtMost, Exactly, Passes
 from blockstream.system.floor import cache_folder
 from blockstream.system.machine import versions
-from movd.attention import attention_hooks
 from movd.captions import official_prompt
+from movd.networks import Network, Networks, OwnNetworks
 from movd.options import MovdOptions
 from movd.reference import digest, read_reference
 from movd.rflow import OpenSoraFlow
@@ -62,7 +63,8 @@ class MovdPipeline:
         self.progress = Progress(run.out, len(self.captions), run.resumed)
         self.to_decode = [n for n in self.indices if self.progress.result(n) is None]
         self.to_denoise = [n for n in self.to_decode if not self.progress.has_latents(n)]
-        self.latent = self._latent_shape()
+        self.networks = self._networks(run)
+        self.latent, self.pixels = weights.latent(o), weights.pixels(o)
         self.first = self._reference()
         if not self.to_decode:
             return
@@ -79,13 +81,35 @@ class MovdPipeline:
         self._declare_text(session, run)
         self._declare_denoiser(session, run)
         chunks = weights.vae_config.chunks(o.frames)
-        vae = weights.decoder()
-        vae.plan_decode(chunks[0], *self.pixels)
         passes = Exactly(len(self.to_decode) * len(chunks))
-        frames = chunks[0]
-        example = (torch.empty(1, *self._latent_of(frames)), frames)
-        self.vae = session.stage(
-            "vae", vae, weights.vae.checkpoint, passes=passes, dtype=o.vae.dtype, example_inputs=example
+        example = (torch.empty(1, *self._latent_of(chunks[0])), chunks[0])
+        self.vae = self._stage(session, "vae", self.networks.decoder(), passes, example)
+
+    def _networks(self, run: Run) -> Networks:
+        """Return what makes the networks: the config's backend, which has to have segments for them."""
+        if run.config.backend is None:
+            return OwnNetworks(self.options, self.weights)
+        backend = run.config.backend.build()
+        if not hasattr(backend, "networks"):
+            raise ConfigError(
+                f"backend {run.config.backend.ref!r} has no segments for pipeline movd; "
+                "coreml-interpreter and coreml have"
+            )
+        networks: Networks = backend.networks(self.options, self.weights)
+        return networks
+
+    def _stage(
+        self, session: Session, name: str, network: Network, passes: int | Passes, example_inputs: Any
+    ) -> Any:
+        """Add a stage; return its module, ready to be called."""
+        return session.stage(
+            name,
+            network.module,
+            network.checkpoint,
+            passes=passes,
+            dtype=network.dtype,
+            example_inputs=example_inputs,
+            store=network.store,
         )
 
     def _declare_text(self, session: Session, run: Run) -> None:
@@ -98,31 +122,21 @@ class MovdPipeline:
         self.to_embed = self.texts.missing(captions)
         if self.to_embed:
             tokens = torch.ones(1, weights.dit_config.model_max_length, dtype=torch.long)
-            self.t5 = session.stage(
-                "t5",
-                weights.text_encoder(),
-                weights.t5.checkpoint,
-                passes=len(self.to_embed),
-                dtype=o.t5.dtype,
-                example_inputs={"input_ids": tokens, "attention_mask": tokens},
-            )
+            example = {"input_ids": tokens, "attention_mask": tokens}
+            encoder = self.networks.text_encoder()
+            self.t5 = self._stage(session, "t5", encoder, len(self.to_embed), example)
 
     def _declare_denoiser(self, session: Session, run: Run) -> None:
         """Add STDiT3, unless every prompt is denoised."""
         if not self.to_denoise:
             return
-        o, weights = self.options, self.weights
+        o = self.options
         most = getattr(run.sampler, "passes", lambda steps: (steps, steps))(o.steps)[1]
         saved = [self.progress.step(n) for n in self.to_denoise]
         left = [most if step is None else max(0, most - step.index) for step in saved]
-        self.dit = session.stage(
-            "dit",
-            weights.denoiser(),
-            weights.dit.checkpoint,
-            passes=AtMost(max(1, sum(left))),
-            dtype=o.dit.dtype,
-            example_inputs=self._denoiser_inputs(),
-        )
+        passes = AtMost(max(1, sum(left)))
+        example = self._denoiser_inputs()
+        self.dit = self._stage(session, "dit", self.networks.denoiser(run), passes, example)
 
     def _denoiser_inputs(self) -> dict[str, Any]:
         """Return inputs of the shapes a step has, with guidance, for a text of full length."""
@@ -140,14 +154,6 @@ class MovdPipeline:
         """Return the shape of the latents of some frames."""
         channels, _, h, w = self.latent
         return channels, self.weights.vae_config.latent_frames(frames), h, w
-
-    def _latent_shape(self) -> tuple[int, int, int, int]:
-        config = self.weights.vae_config
-        factor = config.space_factor
-        h, w = self.height // factor, self.width // factor
-        #: Height and width of what is decoded: whole latents.
-        self.pixels = (h * factor, w * factor)
-        return self.weights.dit_config.in_channels, config.latent_frames(self.options.frames), h, w
 
     def _reference(self) -> Tensor | None:
         """Return the frame to encode, None where there is none or it has been encoded."""
@@ -171,6 +177,7 @@ class MovdPipeline:
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "versions": [installed["torch"], installed["transformers"]],
             **({"int8": run.config.int8} if self.weights.t5.checkpoint.scales else {}),
+            **({"packages": self.networks.identity} if self.networks.identity is not None else {}),
         }
 
     def _warn_of_cut_captions(self) -> None:
@@ -215,6 +222,8 @@ class MovdPipeline:
         """Return what a run's bits follow from beside its config."""
         installed = versions()
         inputs: dict[str, str | None] = dict(self.weights.identity())
+        if self.networks.identity is not None:
+            inputs["packages"] = self.networks.identity
         if self.options.reference is not None:
             inputs[REFERENCE] = digest(Path(self.options.reference))
         return {"inputs": inputs, "versions": {name: installed[name] for name in PACKAGES}}
@@ -256,15 +265,7 @@ class MovdPipeline:
             flow.load_state(saved.flow)
         saver = _Saver(self.progress, n, o.save_every, flow, memory)
         flow.on_step = saver
-        T, H, W = self.dit.grid(*self.latent[1:])
-        with attention_hooks(
-            self.dit,
-            T=T,
-            S=H * W,
-            text_tokens=int(mask.sum(1).max()),
-            token_merge=run.token_merge,
-            attention_kernel=run.attention_kernel,
-        ):
+        with self.networks.attention(self.dit, run, int(mask.sum(1).max())):
             z = run.sampler(flow, z, i, memory)
         self.progress.save_latents(n, z, self._said_by(run.sampler, saver.memory))
 

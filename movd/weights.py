@@ -91,6 +91,18 @@ class Weights:
         with empty():
             return VAEEncoder(self.vae_config).eval()
 
+    def latent(self, options: MovdOptions) -> tuple[int, int, int, int]:
+        """Return the shape of a run's latents: channels, frames, height, width."""
+        height, width = options.size
+        factor = self.vae_config.space_factor
+        frames = self.vae_config.latent_frames(options.frames)
+        return self.dit_config.in_channels, frames, height // factor, width // factor
+
+    def pixels(self, options: MovdOptions) -> tuple[int, int]:
+        """Return height and width of what is decoded: whole latents."""
+        _, _, height, width = self.latent(options)
+        return height * self.vae_config.space_factor, width * self.vae_config.space_factor
+
     def identity(self) -> dict[str, str]:
         """Return what tells these weights and this tokenizer from others."""
         parts = {part.name: part.identity for part in (self.t5, self.dit, self.vae)}

@@ -28,6 +28,7 @@ from blockstream.plan import Plan
 from blockstream.report.plans import plan_record
 from blockstream.retention import RetentionPolicy
 from blockstream.segments import Passes
+from blockstream.store import StagesStore, Store
 from blockstream.system.memory import Held, MemoryWatch
 
 from .binding import Binding, BindingStore
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from blockstream.pipeline import Observer
 
 log = logging.getLogger(__name__)
-
 
 _of_module: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 _running: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -119,12 +119,13 @@ class Session:
         passes: int | Passes | None = 1,
         dtype: Any = None,
         example_inputs: Any = None,
+        store: Store | None = None,
     ) -> nn.Module:
         """Add a stage and return its module, ready to be called.
 
-        `model`: a module built under `empty()`, a factory, or (class, config). `passes`: how many
-        forwards, an int, `AtMost(n)`, or None when unknown. `example_inputs` let the order of the
-        first pass be known before it runs. Raises EngineError once the first stage has begun.
+        `model`: a module built under `empty()`, a factory, or (class, config). `passes`: how many forwards,
+        an int, `AtMost(n)`, or None when unknown. `example_inputs` let the first pass's order be known before
+        it runs. `store` loads the segments in place of the files. Raises EngineError once a stage has begun.
         """
         if self._closed or self._engine is not None:
             when = "is closed" if self._closed else "has begun"
@@ -136,7 +137,7 @@ class Session:
             raise ModelError(f"{type(module).__name__} is already being streamed; a module is one stage")
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
         prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
-        self._stages.append(StreamedStage(self, prepared, parse_passes(passes), example_inputs))
+        self._stages.append(StreamedStage(self, prepared, parse_passes(passes), example_inputs, store))
         _of_module[module] = weakref.ref(self)
         return module
 
@@ -148,13 +149,12 @@ class Session:
             return
         self._require_stages()
         self.watch.sample()
-        plan = self._planning.first(self._stages, begin=True)
+        plan = self._planning.first(self._stages)
         self._arena = _arena(plan)
         for s in self._stages:
             self._bindings.update(s.prepared.bindings(self._arena))
-        files = FileStore(self._arena, {s.name: s.prepared.layouts for s in self._stages})
-        self._store = BindingStore(files, self._bindings)
-        self._files = files
+        self._files = FileStore(self._arena, {s.name: s.prepared.layouts for s in self._stages})
+        self._store = BindingStore(StagesStore(self._files, self._stages), self._bindings)
         watch = self._observer
         self.ledger.note("plan", plan_record(plan))
         self._engine = Engine(
@@ -163,7 +163,9 @@ class Session:
             self.ledger,
             on_loaded=None if watch is None else lambda span: watch.segment_loaded(span=span),
             on_executed=None if watch is None else lambda span: watch.segment_executed(span=span),
-        ).start()
+        )
+        self._planning.hold_back(self._stages[0], self._engine)
+        self._engine.start()
 
     def draft(self) -> Plan:
         """Return the plan as it would be made now; nothing is allocated, no weight is read."""

@@ -26,6 +26,7 @@ from .prepared import Prepared
 
 if TYPE_CHECKING:
     from blockstream.engine import Engine
+    from blockstream.store import Store
 
     from .session import Session
 
@@ -35,11 +36,20 @@ log = logging.getLogger(__name__)
 class StreamedStage:
     """The compute side of one stage. Its hooks drive the session's engine."""
 
-    def __init__(self, session: Session, prepared: Prepared, passes: Passes, example_inputs: Any) -> None:
+    def __init__(
+        self,
+        session: Session,
+        prepared: Prepared,
+        passes: Passes,
+        example_inputs: Any,
+        store: Store | None = None,
+    ) -> None:
         self.session = session
         self.prepared = prepared
         self.name = prepared.name
         self.passes = passes
+        #: What loads its segments, None for the files of the checkpoint.
+        self.store = store
         #: The order passes are planned in (indices of parts), and whether it is a guess until one ran.
         self.order: tuple[int, ...] = ()
         self.guessed = True

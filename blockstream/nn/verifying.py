@@ -17,9 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from blockstream.budget import format_nbytes, headroom
 from blockstream.checkpoint import Checkpoint
-from blockstream.errors import BudgetError
+from blockstream.errors import BudgetError, ModelError
 from blockstream.plan import least_arena
 from blockstream.segments import Schedule
+from blockstream.store import Store
 
 from .dtypes import parse_dtype
 from .empty import build
@@ -175,7 +176,10 @@ class ResidentSession(Session):
         passes: Any = 1,
         dtype: Any = None,
         example_inputs: Any = None,
+        store: Store | None = None,
     ) -> nn.Module:
+        if store is not None:
+            raise ModelError(f"stage {name!r} has a store of its own: its weights cannot be held resident")
         module = build(model)
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
         prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)

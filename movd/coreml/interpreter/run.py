@@ -102,12 +102,12 @@ class _Weights:
 
     def __call__(self, offset: int, nbytes: int) -> Tensor:
         data = self._blob(offset, nbytes)
-        self._storages.add(data.untyped_storage().data_ptr())
+        self._storages.add(data.untyped_storage()._cdata)
         return data
 
     def own(self, value: Tensor) -> bool:
         """Return whether a tensor lies in the memory of weights."""
-        return value.untyped_storage().data_ptr() in self._storages
+        return value.untyped_storage()._cdata in self._storages
 
 
 def _checked(function: Function, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
