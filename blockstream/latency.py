@@ -83,4 +83,5 @@ def bound_s(stage: Stage, retained: Collection[int] = (), passes: int | None = N
     n = stage.passes.expected if passes is None else passes
     streamed = sum(stage.segments[i].load_s for i in stage.order if i not in retained)
     once = sum(stage.segments[i].load_s for i in stage.visited if i in retained)
-    return max(n * stage.execute_s, n * streamed + (once if n else 0.0))
+    computed = sum(pace * count for pace, count in stage.paces(n)) * stage.execute_s
+    return max(computed, n * streamed + (once if n else 0.0))

@@ -82,7 +82,8 @@ class Observed:
 
     def remaining(self, stage: Stage) -> Stage:
         """Return the stage with the passes that are left."""
-        return replace(stage, passes=Exactly(max(1, self.passes_left)))
+        over = max(0, stage.passes.expected - self.passes_left)
+        return replace(stage, passes=Exactly(max(1, self.passes_left)), pace=stage.pace[over:])
 
 
 def make_plan(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -114,13 +115,15 @@ class Stage:
     """One network of the pipeline: its segments, the order of one pass, the number of passes.
 
     `order` holds indices into `segments`; one that occurs twice is visited twice in a pass, one that
-    does not occur is loaded only if compute asks for it.
+    does not occur is loaded only if compute asks for it. `pace` holds how much longer than
+    `Segment.execute_s` the visits of each pass take, as a factor; 1 for the passes it leaves out.
     """
 
     name: str
     segments: tuple[Segment, ...]
     order: tuple[int, ...] = ()
     passes: Passes = field(default_factory=lambda: Exactly(1))
+    pace: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.segments:
@@ -134,6 +137,8 @@ class Stage:
             )
         if self.passes.expected < 0:
             raise ValueError(f"stage {self.name!r}: {self.passes.expected} passes")
+        if any(not factor > 0 for factor in self.pace):
+            raise ValueError(f"stage {self.name!r}: pace {self.pace[:5]} holds factors that are not above 0")
 
     @cached_property
     def visited(self) -> tuple[int, ...]:
@@ -142,8 +147,16 @@ class Stage:
 
     @cached_property
     def execute_s(self) -> float:
-        """Return the seconds of compute in one pass."""
+        """Return the seconds of compute in one pass of pace 1."""
         return sum(self.segments[i].execute_s for i in self.order)
+
+    def pace_of(self, pass_index: int) -> float:
+        """Return how much longer than `Segment.execute_s` the visits of a pass take."""
+        return self.pace[pass_index] if pass_index < len(self.pace) else 1.0
+
+    def paces(self, passes: int) -> list[tuple[float, int]]:
+        """Return the paces of the first passes, each with how many follow one another at it."""
+        return [(pace, len(list(run))) for pace, run in groupby(map(self.pace_of, range(passes)))]
 
     @cached_property
     def nbytes(self) -> int:

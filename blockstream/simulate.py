@@ -6,11 +6,12 @@ Time is virtual: one loader, one compute thread, the seconds of each `Segment`.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from .segments import AtMost, Exactly, Stage, Unknown, Visit
+from .segments import AtMost, Exactly, Segment, Stage, Unknown, Visit
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -85,7 +86,8 @@ def simulate(plan: Plan) -> list[Event]:
             heapq.heappush(ends, (events[-1].end_s, len(events), load))
             loading = True
         if not computing and scheduler.acquire(visit) is not None:
-            end = now + plan.schedule.segment(visit).execute_s
+            pace = plan.schedule.stages[visit.stage].pace_of(visit.pass_index)
+            end = now + pace * plan.schedule.segment(visit).execute_s
             events.append(Event("execute", visit, now, end))
             heapq.heappush(ends, (end, len(events), visit))
             computing = True
@@ -126,7 +128,10 @@ def _shortened(plan: Plan, passes: int) -> Plan:
             kept = Unknown(n)
         else:
             kept = type(stage.passes)(n)
-        return replace(stage, passes=kept)
+        # Passes of the mean pace stand for all.
+        paces = stage.paces(stage.passes.expected)
+        mean = sum(pace * count for pace, count in paces) / max(1, stage.passes.expected)
+        return replace(stage, passes=kept, pace=(mean,) * n if stage.pace else ())
 
     schedule = replace(plan.schedule, stages=tuple(cut(s) for s in plan.schedule.stages))
     return replace(plan, schedule=schedule)
@@ -179,41 +184,70 @@ def estimate(
     What is retained and `there` needs no load.
 
     load_start[n] = max(load_end[n-1], release[n - slots]), execute_start = max(execute_end of the
-    visit before, load_end). Only a few passes are run; later ones repeat the last.
+    visit before, load_end). Of passes of one pace only a few are run; later ones repeat the last.
     """
-    passes = stage.passes.expected
-    run = min(passes, max(3, min(slots + 2, SIMULATED_VISITS // max(len(stage.order), 1))))
-    loaded_at: dict[int, float] = dict.fromkeys((i for i in there if i in retained), 0.0)
-    released = [0.0] * slots
-    loader = compute = 0.0
-    n = 0
-    begun: list[float] = []
-    ends = [0.0]
-    reads = [0]
-    read = 0
-    for _ in range(run):
-        for i in stage.order:
-            segment = stage.segments[i]
-            if i in retained and i in loaded_at:
-                ready = loaded_at[i]
-            else:
-                start = loader
-                if i not in retained:
-                    start = max(start, released[n % slots])
-                if lookahead is not None and len(begun) >= lookahead:
-                    start = max(start, begun[-lookahead])
-                loader = ready = start + segment.load_s
-                read += segment.streamed_nbytes
-                if i in retained:
-                    loaded_at[i] = ready
-            begin = max(compute, ready)
-            begun.append(begin)
-            compute = begin + segment.execute_s
-            if i not in retained:
-                released[n % slots] = compute
-                n += 1
-        ends.append(compute)
-        reads.append(read)
-    period, more = ends[-1] - ends[-2], reads[-1] - reads[-2]
-    rest = passes - run
-    return Estimate(ends[-1] + rest * period, reads[-1] + rest * more)
+    clock = _Recurrence(stage, retained, slots, lookahead, there)
+    most = max(3, min(slots + 2, SIMULATED_VISITS // max(len(stage.order), 1)))
+    for pace, count in stage.paces(stage.passes.expected):
+        before = clock.now, clock.read_nbytes
+        for _ in range(min(count, most)):
+            before = clock.now, clock.read_nbytes
+            clock.run_pass(pace)
+        clock.repeat(count - most, clock.now - before[0], clock.read_nbytes - before[1])
+    return Estimate(clock.now, clock.read_nbytes)
+
+
+class _Recurrence:
+    """When loader and compute are free, pass after pass of one stage."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        retained: Collection[int],
+        slots: int,
+        lookahead: int | None,
+        there: Collection[int],
+    ) -> None:
+        self._stage, self._retained, self._slots, self._lookahead = stage, retained, slots, lookahead
+        self.now = 0.0
+        self.read_nbytes = 0
+        self._loader = 0.0
+        self._loaded_at: dict[int, float] = dict.fromkeys((i for i in there if i in retained), 0.0)
+        self._released = deque([0.0] * slots, maxlen=slots)
+        self._begun: deque[float] = deque(maxlen=lookahead or 0)
+
+    def run_pass(self, pace: float) -> None:
+        """Go through one pass."""
+        for i in self._stage.order:
+            segment = self._stage.segments[i]
+            ready = self._loaded_at.get(i)
+            if ready is None:
+                ready = self._load(i, segment)
+            begin = max(self.now, ready)
+            self._begun.append(begin)
+            self.now = begin + pace * segment.execute_s
+            if i not in self._retained:
+                self._released.append(self.now)
+
+    def _load(self, i: int, segment: Segment) -> float:
+        start = self._loader
+        if i not in self._retained:
+            start = max(start, self._released[0])
+        if self._lookahead is not None and len(self._begun) == self._lookahead:
+            start = max(start, self._begun[0])
+        self._loader = start + segment.load_s
+        self.read_nbytes += segment.streamed_nbytes
+        if i in self._retained:
+            self._loaded_at[i] = self._loader
+        return self._loader
+
+    def repeat(self, passes: int, seconds: float, nbytes: int) -> None:
+        """Let more passes like the last go by: the whole picture moves on in time."""
+        if passes <= 0:
+            return
+        later = passes * seconds
+        self.now += later
+        self._loader += later
+        self.read_nbytes += passes * nbytes
+        self._released = deque((t + later for t in self._released), maxlen=self._slots)
+        self._begun = deque((t + later for t in self._begun), maxlen=self._lookahead or 0)
