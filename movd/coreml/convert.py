@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,36 +57,54 @@ def convert(
     Returns the shapes of its outputs.
     Raises ModelError naming the operation that has no counterpart and the module it is in.
     """
-    ct = coremltools()
     module.eval()
-    examples = tuple(example(tensor, seed) for seed, tensor in enumerate(inputs))
+    shapes: list[tuple[int, ...]] = []
     with quiet() as errors, torch.no_grad():
-        model, shapes = None, []
         try:
-            with _seeing(module, shapes):
-                traced = torch.jit.trace(module, examples, check_trace=False)
-            model = ct.convert(
-                traced,
-                source="pytorch",
-                convert_to="mlprogram",
-                inputs=[_declared(ct, tensor) for tensor in inputs],
-                outputs=[ct.TensorType(name=output) for output in outputs],
-                compute_precision=_compute_precision(ct, form.precision),
-                minimum_deployment_target=getattr(ct.target, form.target),
-                compute_units=ct.ComputeUnit.CPU_ONLY,
-                skip_model_load=True,
-            )
-            del traced
-            if form.int8:
-                model = _quantised(ct, model)
-            model.save(str(path))
+            _convert(module, inputs, outputs, form, path, shapes)
+            failure = None
         except Exception as error:
-            raise ModelError(f"{name}: {_blame(errors, module)}{type(error).__name__}: {error}") from error
-        finally:
-            _tidy(model)
-    del model
-    gc.collect()
+            failure = f"{name}: {_blame(errors, module)}{type(error).__name__}: {error}"
+        # What the converter leaves for the collector warns when it goes; the cause would keep it.
+        gc.collect()
+    if failure is not None:
+        shutil.rmtree(path, ignore_errors=True)
+        raise ModelError(failure)
     return shapes
+
+
+def _convert(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[str],
+    form: Form,
+    path: Path,
+    shapes: list[tuple[int, ...]],
+) -> None:
+    ct = coremltools()
+    examples = tuple(example(tensor, seed) for seed, tensor in enumerate(inputs))
+    with _seeing(module, shapes):
+        traced = torch.jit.trace(module, examples, check_trace=False)
+    model = ct.convert(
+        traced,
+        source="pytorch",
+        convert_to="mlprogram",
+        inputs=[_declared(ct, tensor) for tensor in inputs],
+        outputs=[ct.TensorType(name=output, dtype=np.float32) for output in outputs],
+        compute_precision=_compute_precision(ct, form.precision),
+        pass_pipeline=_passes(ct),
+        minimum_deployment_target=getattr(ct.target, form.target),
+        compute_units=ct.ComputeUnit.CPU_ONLY,
+        skip_model_load=True,
+    )
+    made = [model]
+    try:
+        if form.int8:
+            made.append(_quantised(ct, model))
+        made[-1].save(str(path))
+    finally:
+        for one in made:  # the converter would keep its folders until the process ends
+            shutil.rmtree(one.package_path, ignore_errors=True)
 
 
 def join(packages: Mapping[str, Path], path: Path) -> None:
@@ -122,8 +141,6 @@ def _seeing(module: nn.Module, shapes: list[tuple[int, ...]]) -> Iterator[None]:
 
 
 def _declared(ct: Any, tensor: Tensor) -> Any:
-    import numpy as np
-
     shape: list[Any] = list(tensor.shape)
     for axis, least, most in tensor.ranges:
         shape[axis] = ct.RangeDim(lower_bound=least, upper_bound=most, default=shape[axis])
@@ -137,8 +154,15 @@ def _compute_precision(ct: Any, precision: Precision) -> Any:
     return ct.transform.FP16ComputePrecision(op_selector=lambda op: op.op_type in HALF_OPS)
 
 
+def _passes(ct: Any) -> Any:
+    """Return the passes of a conversion: shapes stay 32-bit whole numbers whatever the precision."""
+    passes = ct.PassPipeline()
+    passes.remove_passes({"common::add_int16_cast"})
+    return passes
+
+
 def _quantised(ct: Any, model: Any) -> Any:
-    """Return the model with the weights of its products in int8, as `movd.coreml.int8` computes them."""
+    """Return the model with the weights of its products in int8, as `movd.coreml.int8` rounds them."""
     quantise = ct.optimize.coreml
     config = quantise.OpLinearQuantizerConfig(
         mode="linear_symmetric",
@@ -158,11 +182,3 @@ def _blame(errors: Sequence[str], module: nn.Module) -> str:
         return ""
     where = found[2].replace("/", ".") or type(module).__name__
     return f"operation {found[1]!r} in {where} cannot be expressed in Core ML: "
-
-
-def _tidy(model: Any) -> None:
-    """Remove what the converter leaves in the folder for temporary files until the process ends."""
-    for name in ("package_path", "_weights_dir"):
-        folder = getattr(model, name, None)
-        if isinstance(folder, str) and getattr(model, "is_temp_package", False):
-            shutil.rmtree(folder, ignore_errors=True)

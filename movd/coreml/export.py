@@ -207,7 +207,7 @@ class _Exporter:
             outputs = {}
             with network.weights(recipe.modules):
                 for function in recipe.functions:
-                    with function.during(), torch.no_grad():
+                    with function.during(function.example), torch.no_grad():
                         outputs[function.name] = convert(
                             f"segment {recipe.name}, function {function.name}",
                             function.build(),

@@ -1,25 +1,22 @@
-"""Weights in int8: one scale a row, zero at zero. What a quantised package must agree with."""
+"""Weights in int8 as this project rounds them: what a quantised package must agree with."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from blockstream.checkpoint.int8 import Rounder
+
 #: Weights of no more elements are left as they are.
 LEAST_ELEMENTS = 512
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 [out, in] and scale [out, 1] of a weight [out, in]: row by row, the largest becomes 127."""
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    rounded = (weight / torch.where(scale == 0, 1, scale)).round().clamp(-127, 127)
-    return rounded.to(torch.int8), scale
-
-
 def dequantised(weight: Tensor) -> Tensor:
-    """Return what is left of a weight once it was held in int8."""
-    held, scale = quantise(weight)
-    return held.float() * scale
+    """Return what is left of a weight [out, in] once it was held in int8, one scale a row."""
+    rounder = Rounder("weight", "F32", (len(weight), weight[0].numel()))
+    data = weight.contiguous().view(torch.uint8).numpy().data.cast("B")
+    held = torch.frombuffer(rounder.round(data), dtype=torch.int8).view(weight.shape)
+    return held * torch.from_numpy(rounder.scales)[:, None]
 
 
 def is_quantised(network: nn.Module, path: str) -> bool:

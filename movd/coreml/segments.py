@@ -23,7 +23,10 @@ HIDDEN = -1e4
 
 @dataclass(frozen=True)
 class Function:
-    """One function of a segment: `outputs` are the values it gives, `during` is entered to run it."""
+    """One function of a segment: `outputs` are the values it gives.
+
+    `during(preset)` is entered to build and run it for a preset, `example` is the one it is traced for.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -31,7 +34,12 @@ class Function:
     build: Callable[[], nn.Module]
     #: Variants it serves, each with its presets; no presets: all.
     serves: tuple[tuple[Variant, tuple[str, ...]], ...] = (("plain", ()),)
-    during: Callable[[], AbstractContextManager[object]] = nullcontext
+    during: Callable[[str], AbstractContextManager[object]] = nullcontext
+
+    @property
+    def example(self) -> str:
+        """Return the name of a preset it serves, nothing where it serves all."""
+        return next((preset for _, presets in self.serves for preset in presets), "")
 
     def output_names(self) -> tuple[str, ...]:
         """Return the outputs' names in the package: an input and an output cannot share one."""

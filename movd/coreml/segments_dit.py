@@ -105,7 +105,7 @@ def _function(
         outputs,
         build,
         ((variant, presets),),
-        partial(_merging, dit, preset, tokens, token_merge) if token_merge else nullcontext,
+        partial(_merging, dit, sizes, tokens, token_merge) if token_merge else nullcontext,
     )
 
 
@@ -143,7 +143,7 @@ def _values(dit: STDiT3, preset: Preset, sizes: Sizes, tokens: int) -> dict[str,
 
 
 def _merging(
-    dit: STDiT3, preset: Preset, tokens: int, token_merge: TokenMerge
+    dit: STDiT3, sizes: Sizes, tokens: int, token_merge: TokenMerge, preset: str
 ) -> AbstractContextManager[list[AttentionLayer]]:
     """Resolve the merges of a preset for the length of a block, active whatever the step."""
 
@@ -151,7 +151,8 @@ def _merging(
         merge = token_merge(layer)
         return None if merge is None else replace(merge, active=lambda: True)
 
-    T, H, W = dit.grid(*preset.latent)
+    (latent,) = (p.latent for p in sizes.presets if p.name == preset)
+    T, H, W = dit.grid(*latent)
     return attention_hooks(dit, T=T, S=H * W, text_tokens=tokens, token_merge=always)
 
 
@@ -162,6 +163,8 @@ class First(nn.Module):
         super().__init__()
         for name in FIRST:
             setattr(self, name, getattr(dit, name))
+        # Flexible sizes are whole patches: nothing is padded, since no package pads by what its inputs are.
+        self.patches = self._whole if preset is None else self.x_embedder
         self.register_buffer("pos", None if preset is None else tables(dit, preset)["pos"])
 
     def forward(
@@ -182,13 +185,16 @@ class First(nn.Module):
         on = x_mask[:, :, None]
         m = on * self.t_block(t_emb)[:, None] + (1 - on) * self.t_block(t0_emb)[:, None]
         return (
-            self.x_embedder(z) + pos,
+            self.patches(z) + pos,
             m,
             t_emb,
             t0_emb,
             self.y_embedder.y_proj(y),
             (1 - mask) * HIDDEN,
         )
+
+    def _whole(self, z: Tensor) -> Tensor:
+        return self.x_embedder.proj(z).flatten(3).permute(0, 2, 3, 1)
 
 
 class Pair(nn.Module):

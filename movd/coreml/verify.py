@@ -247,7 +247,7 @@ class _Verification:
     def _lane(self, segment: Segment, recipe: Recipe, lane: Lane) -> None:
         program = segment.program(lane.preset.name, lane.variant)
         function = recipe.function(lane.preset.name, lane.variant)
-        with function.during():
+        with function.during(lane.preset.name):
             given = [lane.torch[t.value] for t in program.inputs]
             outputs = function.build().eval()(*given)
         wanted = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -32,7 +32,11 @@ def walk(networks, stage, values, variant="plain"):
     preset = networks.sizes.presets[0].name
     for recipe in stage.segments:
         function = recipe.function(preset, variant)
-        with networks.network(recipe.network).weights(recipe.modules), function.during(), torch.no_grad():
+        with (
+            networks.network(recipe.network).weights(recipe.modules),
+            function.during(function.example),
+            torch.no_grad(),
+        ):
             out = function.build().eval()(*(values[t.value] for t in function.inputs))
         out = out if isinstance(out, tuple) else (out,)
         values |= dict(zip(function.outputs, out, strict=True))
@@ -99,7 +103,11 @@ def test_merging_changes_what_stdit3_gives(networks):
     for variant in ("plain", "merged"):
         function = pair.function(networks.sizes.presets[0].name, variant)
         given = [torch.rand(t.shape, generator=random.manual_seed(3)) for t in function.inputs]
-        with networks.network("dit").weights(pair.modules), function.during(), torch.no_grad():
+        with (
+            networks.network("dit").weights(pair.modules),
+            function.during(function.example),
+            torch.no_grad(),
+        ):
             out[variant] = function.build()(*given)
     assert not close(out["plain"], out["merged"], 1e-3)
 
