@@ -62,6 +62,14 @@ class Arena:
         self.peak_touched_nbytes = 0
         self.discarded_nbytes = 0
 
+    @classmethod
+    def reserve(cls, most_nbytes: int, least_nbytes: int) -> Arena:
+        """Return an arena of `most_nbytes`, or of `least_nbytes` where address space is limited."""
+        try:
+            return cls(max(most_nbytes, least_nbytes, 1))
+        except BudgetError:
+            return cls(max(least_nbytes, 1))
+
     def __repr__(self) -> str:
         return f"Arena(nbytes={self.nbytes}, touched={self._touched_nbytes})"
 

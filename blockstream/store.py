@@ -7,7 +7,7 @@ stores of compiled models have no room of ours and get `None`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Protocol, runtime_checkable
 
@@ -40,26 +40,30 @@ class Store(Protocol):
         """Release everything the store holds: descriptors, threads, maps."""
 
 
+#: What makes a store of another one: it loads some segments its own way and passes the rest on.
+StoreAround = Callable[[Store], Store]
+
+
 class Stored(Protocol):
     """A stage that may have a store of its own."""
 
     name: str
-    store: Store | None
+    around: StoreAround | None
 
 
 class StagesStore:
-    """Loads the segments of some stages by stores of their own, those of all others by one. A `Store`."""
+    """Loads some stages' segments by stores of their own around one that loads all others. A `Store`."""
 
-    def __init__(self, others: Store, stages: Iterable[Stored]) -> None:
-        self._others = others
-        self._own = {stage.name: stage.store for stage in stages if stage.store is not None}
+    def __init__(self, files: Store, stages: Iterable[Stored]) -> None:
+        self._files = files
+        self._own = {stage.name: stage.around(files) for stage in stages if stage.around is not None}
 
     def load(self, stage: str, segment: str, room: Extent | None) -> Handle:
         """Return the segment from its stage's store."""
-        return self._own.get(stage, self._others).load(stage, segment, room)
+        return self._own.get(stage, self._files).load(stage, segment, room)
 
     def close(self) -> None:
-        """Close each store, also where another's close fails."""
+        """Close each store, also where another's close fails; the one they are around comes last."""
         with ExitStack() as stack:
-            for store in {id(s): s for s in (self._others, *self._own.values())}.values():
+            for store in (self._files, *self._own.values()):
                 stack.callback(store.close)

@@ -9,7 +9,7 @@ from torch import nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.pipeline import Run
-from blockstream.store import Store
+from blockstream.store import StoreAround
 from movd.attention import attention_hooks
 from movd.options import MovdOptions
 from movd.stdit3 import STDiT3
@@ -17,12 +17,12 @@ from movd.weights import Weights
 
 
 class Network(NamedTuple):
-    """A module without weights, where they lie, the dtype they are held in, what else brings them in."""
+    """A module without weights, where they lie, the dtype they are held in, what loads them otherwise."""
 
     module: nn.Module
     checkpoint: Checkpoint
     dtype: str | None = None
-    store: Store | None = None
+    around: StoreAround | None = None
 
 
 class Networks(Protocol):

@@ -109,7 +109,7 @@ class MovdPipeline:
             passes=passes,
             dtype=network.dtype,
             example_inputs=example_inputs,
-            store=network.store,
+            around=network.around,
         )
 
     def _declare_text(self, session: Session, run: Run) -> None:

@@ -28,7 +28,7 @@ from blockstream.plan import Plan
 from blockstream.report.plans import plan_record
 from blockstream.retention import RetentionPolicy
 from blockstream.segments import Passes
-from blockstream.store import StagesStore, Store
+from blockstream.store import StagesStore, StoreAround
 from blockstream.system.memory import Held, MemoryWatch
 
 from .binding import Binding, BindingStore
@@ -119,13 +119,13 @@ class Session:
         passes: int | Passes | None = 1,
         dtype: Any = None,
         example_inputs: Any = None,
-        store: Store | None = None,
+        around: StoreAround | None = None,
     ) -> nn.Module:
         """Add a stage and return its module, ready to be called.
 
         `model`: a module built under `empty()`, a factory, or (class, config). `passes`: how many forwards,
         an int, `AtMost(n)`, or None when unknown. `example_inputs` let the first pass's order be known before
-        it runs. `store` loads the segments in place of the files. Raises EngineError once a stage has begun.
+        it runs. `around(files)` makes the stage's own store. Raises EngineError once a stage has begun.
         """
         if self._closed or self._engine is not None:
             when = "is closed" if self._closed else "has begun"
@@ -137,7 +137,7 @@ class Session:
             raise ModelError(f"{type(module).__name__} is already being streamed; a module is one stage")
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
         prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
-        self._stages.append(StreamedStage(self, prepared, parse_passes(passes), example_inputs, store))
+        self._stages.append(StreamedStage(self, prepared, parse_passes(passes), example_inputs, around))
         _of_module[module] = weakref.ref(self)
         return module
 
@@ -150,7 +150,8 @@ class Session:
         self._require_stages()
         self.watch.sample()
         plan = self._planning.first(self._stages)
-        self._arena = _arena(plan)
+        most = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
+        self._arena = Arena.reserve(most, plan.arena_nbytes)  # address space for all a stage could retain
         for s in self._stages:
             self._bindings.update(s.prepared.bindings(self._arena))
         self._files = FileStore(self._arena, {s.name: s.prepared.layouts for s in self._stages})
@@ -392,12 +393,3 @@ def _refuse_second(session: Session) -> None:
                 f"a session with budget {other._budget!r} is open in this process and another names "
                 f"{session._budget!r}; name none to join it, or give this one an arena"
             )
-
-
-def _arena(plan: Plan) -> Arena:
-    """Return an arena with address space for all a stage could retain; pages come as they are used."""
-    most = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
-    try:
-        return Arena(max(most, plan.arena_nbytes, 1))
-    except BudgetError:  # address space is limited
-        return Arena(max(plan.arena_nbytes, 1))

@@ -26,7 +26,7 @@ from .prepared import Prepared
 
 if TYPE_CHECKING:
     from blockstream.engine import Engine
-    from blockstream.store import Store
+    from blockstream.store import StoreAround
 
     from .session import Session
 
@@ -42,14 +42,14 @@ class StreamedStage:
         prepared: Prepared,
         passes: Passes,
         example_inputs: Any,
-        store: Store | None = None,
+        around: StoreAround | None = None,
     ) -> None:
         self.session = session
         self.prepared = prepared
         self.name = prepared.name
         self.passes = passes
-        #: What loads its segments, None for the files of the checkpoint.
-        self.store = store
+        #: What makes its own store of that of the files; None: the files alone.
+        self.around = around
         #: The order passes are planned in (indices of parts), and whether it is a guess until one ran.
         self.order: tuple[int, ...] = ()
         self.guessed = True

@@ -20,7 +20,7 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.errors import BudgetError, ModelError
 from blockstream.plan import least_arena
 from blockstream.segments import Schedule
-from blockstream.store import Store
+from blockstream.store import StoreAround
 
 from .dtypes import parse_dtype
 from .empty import build
@@ -176,9 +176,9 @@ class ResidentSession(Session):
         passes: Any = 1,
         dtype: Any = None,
         example_inputs: Any = None,
-        store: Store | None = None,
+        around: StoreAround | None = None,
     ) -> nn.Module:
-        if store is not None:
+        if around is not None:
             raise ModelError(f"stage {name!r} has a store of its own: its weights cannot be held resident")
         module = build(model)
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)

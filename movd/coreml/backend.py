@@ -11,7 +11,7 @@ from torch import nn
 
 from blockstream.errors import ConfigError
 from blockstream.pipeline import Merge, Run
-from blockstream.store import Store
+from blockstream.store import StoreAround
 from movd.attention import attention_layers
 from movd.coreml.manifest import Export, open_export
 from movd.coreml.packaged import Predict, interpreted
@@ -35,9 +35,8 @@ class PackagesBackend:
         """Return what computes a segment."""
         return interpreted
 
-    @property
-    def store(self) -> Store | None:
-        """Return what loads segments, None where that is reading their weights."""
+    def around(self, network: nn.Module) -> StoreAround | None:
+        """Return what loads a network's segments, None where that is reading their weights."""
         return None
 
     def networks(self, options: MovdOptions, weights: Weights) -> PackagedNetworks:
@@ -70,7 +69,7 @@ class PackagedNetworks:
     def text_encoder(self) -> Network:
         """Return T5's encoder."""
         t5 = PackagedT5(self.export, self._preset, self._backend.predict)
-        return Network(t5, t5.checkpoint(self.export), store=self._backend.store)
+        return Network(t5, t5.checkpoint(self.export), around=self._backend.around(t5))
 
     def denoiser(self, run: Run) -> Network:
         """Return STDiT3.
@@ -79,12 +78,12 @@ class PackagedNetworks:
         """
         self._merges(run)
         dit = PackagedDiT(self.export, self._preset, self._backend.predict, self._weights.dit_config)
-        return Network(dit, dit.checkpoint(self.export), store=self._backend.store)
+        return Network(dit, dit.checkpoint(self.export), around=self._backend.around(dit))
 
     def decoder(self) -> Network:
         """Return the VAE's decoders."""
         vae = PackagedVAE(self.export, self._preset, self._backend.predict)
-        return Network(vae, vae.checkpoint(self.export), store=self._backend.store)
+        return Network(vae, vae.checkpoint(self.export), around=self._backend.around(vae))
 
     @contextmanager
     def attention(self, denoiser: nn.Module, run: Run, text_tokens: int) -> Iterator[None]:
