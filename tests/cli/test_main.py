@@ -128,28 +128,28 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 @pytest.fixture
 def exporter(site):
-    groups = {"blockstream.commands": {"export.coreml": "exporter", "export.onnx": "exporter"}}
+    groups = {"blockstream.commands": {"emit.toy": "exporter", "emit.onnx": "exporter"}}
     site.install("exporter", {"exporter.py": COMMAND}, groups)
     return site
 
 
 def test_a_dotted_command_is_run_by_its_words(command, exporter):
-    assert command("export", "coreml") == (0, "exported\n", "")
+    assert command("emit", "toy") == (0, "exported\n", "")
 
 
 def test_the_words_before_a_subcommand_list_what_there_is(command, exporter):
-    code, out, _ = command("export")
+    code, out, _ = command("emit")
     assert code == 2
-    assert "export coreml" in out and "export onnx" in out
-    assert command("export", "--help")[0] == 0
-    assert command("export", "nothing")[0] == 2
+    assert "emit toy" in out and "emit onnx" in out
+    assert command("emit", "--help")[0] == 0
+    assert command("emit", "nothing")[0] == 2
 
 
 def test_a_command_of_a_package_that_fails_is_blamed(command, exporter):
-    code, _, err = command("export", "coreml", "--fail", "KeyError('x')")
+    code, _, err = command("emit", "toy", "--fail", "KeyError('x')")
     assert code == 1
-    assert err == "blockstream: command 'export.coreml' of exporter 1.0: KeyError: 'x'\n"
-    assert command("export", "coreml", "--fail", "KeyboardInterrupt()")[0] == 130
+    assert err == "blockstream: command 'emit.toy' of exporter 1.0: KeyError: 'x'\n"
+    assert command("emit", "toy", "--fail", "KeyboardInterrupt()")[0] == 130
 
 
 def test_a_command_that_cannot_be_imported_is_blamed(command, site):
@@ -160,8 +160,8 @@ def test_a_command_that_cannot_be_imported_is_blamed(command, site):
 
 
 def test_a_command_of_two_packages_is_refused(command, exporter):
-    exporter.install("rival", {}, {"blockstream.commands": {"export.coreml": "rival"}})
-    code, _, err = command("export", "coreml")
+    exporter.install("rival", {}, {"blockstream.commands": {"emit.toy": "rival"}})
+    code, _, err = command("emit", "toy")
     assert code == 1
     assert "registered by exporter 1.0, rival 1.0; uninstall all but one" in err
 
@@ -180,8 +180,8 @@ def test_a_longer_name_wins_over_the_argument_of_a_shorter(command, exporter):
 
 def test_a_hidden_package_has_no_commands(command, exporter, monkeypatch):
     monkeypatch.setenv("BLOCKSTREAM_DISABLE", "exporter")
-    code, _, err = command("export", "coreml")
-    assert (code, "no command 'export'" in err) == (2, True)
+    code, _, err = command("emit", "toy")
+    assert (code, "no command 'emit'" in err) == (2, True)
 
 
 # The page
