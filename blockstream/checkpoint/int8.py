@@ -22,6 +22,8 @@ SCALE = "_scale"
 FLOATS = frozenset({"F32", "F16", "BF16"})
 MOST = 127.0
 
+_Floats = npt.NDArray[np.float32]
+
 
 class Rounder:
     """Rounds one matrix [rows, columns], given in pieces of whole rows; keeps scales and error."""
@@ -53,12 +55,11 @@ class Rounder:
         self.scales[self._done : self._done + rows] = scales
         self._done += rows
         divisor = np.where(scales > 0, scales, np.float32(1))[:, None]
-        rounded: npt.NDArray[np.float32] = np.divide(wide, divisor, dtype=np.float32)
+        quotients = np.divide(wide, divisor, dtype=np.float32)
         # A subnormal scale has few bits: a quotient may come out beyond the range.
-        np.rint(rounded, out=rounded).clip(-MOST, MOST, out=rounded)
-        values = rounded.astype(np.int8)
-        self._note(wide, rounded, scales)
-        return values.data.cast("B")
+        rounded = np.rint(quotients).clip(-MOST, MOST)
+        self._note(quotients, rounded, scales)
+        return rounded.astype(np.int8).data.cast("B")
 
     @property
     def error(self) -> Rounded:
@@ -66,16 +67,12 @@ class Rounder:
         rms = sqrt(self._error_squares / self._squares) if self._squares else 0.0
         return Rounded(name=self.name, worst=self._worst / (self._largest or 1.0), rms=rms)
 
-    def _note(
-        self,
-        wide: npt.NDArray[np.float32],
-        rounded: npt.NDArray[np.float32],
-        scales: npt.NDArray[np.float32],
-    ) -> None:
-        rounded *= scales[:, None]
-        rounded -= wide
-        flat, error = wide.reshape(-1), rounded.reshape(-1)
-        self._largest = max(self._largest, float(scales.max(initial=0)) * MOST)
-        self._worst = max(self._worst, float(error.max(initial=0)), float(-error.min(initial=0)))
-        self._squares += float(np.dot(flat, flat))
-        self._error_squares += float(np.dot(error, error))
+    def _note(self, quotients: _Floats, rounded: _Floats, scales: _Floats) -> None:
+        """Add the errors of some rows, which are measured in steps: squares of weights may overflow."""
+        errors = quotients - rounded
+        steps = scales.astype(np.float64)
+        self._largest = max(self._largest, float(steps.max(initial=0)) * MOST)
+        off = np.maximum(errors.max(1), -errors.min(1))
+        self._worst = max(self._worst, float((off * steps).max(initial=0)))
+        self._squares += float(np.dot(np.einsum("ij,ij->i", quotients, quotients), steps**2))
+        self._error_squares += float(np.dot(np.einsum("ij,ij->i", errors, errors), steps**2))

@@ -50,6 +50,10 @@ class Absent(nn.Parameter):
         made.what = what
         return made
 
+    def to_meta(self) -> Tensor:
+        """Return a tensor on meta of this shape and dtype."""
+        return torch.empty(tuple(self.shape), dtype=self.dtype, device="meta")
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({self.what})"
 

@@ -32,8 +32,10 @@ PRODUCTS: Mapping[str, Product] = {
     "avx2": "fp32",
     "other": "fp32",
 }
-#: Up to so many rows of x the kernel that reads int8 is the fastest in bfloat16.
+#: Up to so many rows of x the kernel that reads int8 is the fastest in bfloat16. It reads past rows of other
+#: lengths than multiples of this.
 FEW_ROWS = 8
+PACKED_COLUMNS = 64
 #: What is brought to another dtype at a time: of q, in bytes of that dtype, and of x, in rows.
 CHUNK_NBYTES = 4 << 20
 BLOCK_ROWS = 2048
@@ -58,11 +60,11 @@ def resolve(product: str) -> Product:
     return cast(Product, product)
 
 
-def way_of(product: Product, dtype: torch.dtype, rows: int) -> Way:
-    """Return how a layer computes for x of so many rows; float16 has the range of float32 alone."""
+def way_of(product: Product, dtype: torch.dtype, rows: int, columns: int) -> Way:
+    """Return how a layer computes for x [rows, columns]; bfloat16 would round float16."""
     if product == "fp32" or dtype == torch.float16:
         return "fp32"
-    return "packed" if rows <= FEW_ROWS else "bf16"
+    return "packed" if rows <= FEW_ROWS and columns % PACKED_COLUMNS == 0 else "bf16"
 
 
 def int8_linear(
@@ -70,7 +72,7 @@ def int8_linear(
 ) -> Tensor:
     """Return [..., out] of x [..., in] in the dtype of x; weight int8 [out, in], scale float32 [out]."""
     rows = x.reshape(-1, x.shape[-1])
-    way = way_of(product, x.dtype, len(rows))
+    way = way_of(product, x.dtype, *rows.shape)
     if way == "packed":
         few = rows.to(torch.bfloat16).contiguous()
         y = torch._weight_int8pack_mm(few, weight, scale.to(torch.bfloat16)).to(x.dtype)

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
+from .absent import Absent
+
 if TYPE_CHECKING:
     from .prepared import Prepared
 
@@ -71,11 +73,17 @@ def faked(
     try:
         with _cleared_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             with FakeCopyMode(mode):
-                fake, inputs = copy.deepcopy((module, example_inputs))
+                fake, inputs = copy.deepcopy((module, example_inputs), _stand_ins(module))
             _make_computable(fake, dtype_of)
             yield fake, *split_inputs(inputs)
     finally:
         torch.random.set_rng_state(state)
+
+
+def _stand_ins(module: nn.Module) -> dict[int, Any]:
+    """Return what to copy in the place of weights that are on disk: empty ones on meta."""
+    absent = (p for p in module.parameters() if isinstance(p, Absent))
+    return {id(p): nn.Parameter(p.to_meta(), requires_grad=False) for p in absent}
 
 
 def split_inputs(inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
