@@ -165,6 +165,12 @@ class Engine:
             self._loader.release(self._scheduler.adopt(plan))
         self._track.mark("replan")
 
+    def hold_back(self, nbytes: int | None) -> None:
+        """Load ahead only while no more than so much is in use; None: as far as the plan has room."""
+        with self._condition:
+            self._scheduler.most_nbytes = nbytes
+            self._condition.notify_all()
+
     def can_adopt(self, plan: Plan) -> bool:
         """Return whether a plan leaves what is in use where it is."""
         with self._condition:

@@ -12,11 +12,14 @@ class LiveExtents:
 
     def __init__(self) -> None:
         self._sorted: list[Extent] = []
+        #: Their sum.
+        self.nbytes = 0
 
     def add(self, extent: Extent) -> None:
         """Take an extent that is free."""
         if extent.nbytes:
             insort(self._sorted, extent)
+            self.nbytes += extent.nbytes
 
     def remove(self, extent: Extent) -> None:
         """Give an extent back."""
@@ -24,6 +27,7 @@ class LiveExtents:
             at = bisect_left(self._sorted, extent)
             assert self._sorted[at] == extent, "an extent is freed once"
             del self._sorted[at]
+            self.nbytes -= extent.nbytes
 
     def is_free(self, extent: Extent) -> bool:
         """Return whether no extent in use overlaps this one, in O(log n)."""

@@ -15,7 +15,7 @@ from .errors import EngineError
 from .extents import LiveExtents
 from .loads import Load, State
 from .plan import Plan
-from .segments import Segment, Visit
+from .segments import Extent, Segment, Visit
 
 
 class Scheduler:
@@ -27,6 +27,8 @@ class Scheduler:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        #: What is live together at most, the next visit's load excepted; None: as the plan has it.
+        self.most_nbytes: int | None = None
         self._live: dict[Load, State] = {}
         self._streamed: dict[Visit, Load] = {}
         self._retained: dict[tuple[int, int], Load] = {}
@@ -227,7 +229,7 @@ class Scheduler:
     def _issue(self, visit: Visit) -> Load | None:
         """Return the load of a visit, marked as loading, if its room is free."""
         extent = self.plan.extent(visit)
-        if not self._extents.is_free(extent):
+        if not self._extents.is_free(extent) or self._is_held_back(visit, extent):
             return None
         retained = self.plan.is_retained(visit)
         load = Load(visit, self._key(visit), self.plan.schedule.segment(visit), extent, retained)
@@ -238,6 +240,12 @@ class Scheduler:
         else:
             self._streamed[visit] = load
         return load
+
+    def _is_held_back(self, visit: Visit, extent: Extent) -> bool:
+        """Return whether a load has to wait though its room is free: what compute needs next never does."""
+        if self.most_nbytes is None or visit in (self._cursor, self._detour):
+            return False
+        return self._extents.nbytes + extent.nbytes > self.most_nbytes
 
     def _key(self, visit: Visit) -> tuple[int, int]:
         return visit.stage, self.plan.schedule.stages[visit.stage].index_at(visit.position)

@@ -26,7 +26,8 @@ BLOCK = 4096
 #: One call reads at most this much (Linux: 2 GiB - 4 KiB), whatever is asked.
 MOST_NBYTES = 0x7FFFF000
 REQUEST_NBYTES = 16 << 20
-THREADS = 2
+#: More than a disk needs: while one request waits for its pages to be cleared, others read.
+THREADS = 4
 _F_NOCACHE = 48  # macOS; Python has no name for it
 
 Mode = Literal["direct", "nocache", "buffered"]

@@ -1,8 +1,8 @@
 """The plans of one session: the first, and those that follow what was measured and the memory there is.
 
-The first plan of a budget leaves half of what it could for activations that nobody has measured; it is
-completed inside the first pass, when each kind of block has run once. From then on a plan shrinks between
-visits, when activations, a cache or another process take memory, and grows between passes.
+Until each kind of block of a stage has run once nobody knows what compute needs: half of what the plan
+could hold beyond the least is left free, the rest is loaded then, and the plan completed. From then on it
+shrinks between visits, when activations, a cache or another process take memory, and grows between passes.
 """
 
 from __future__ import annotations
@@ -68,10 +68,9 @@ class Planning:
 
     # -- before anything runs ----------------------------------------------------------------
 
-    def first(self, stages: Sequence[StreamedStage], begin: bool = False) -> Plan:
+    def first(self, stages: Sequence[StreamedStage]) -> Plan:
         """Return the first plan; stages whose segments are too large for the arena are cut finer.
 
-        With `begin` it is the one to start with, of half of the room where activations are not known.
         Raises BudgetError, naming the least that would do, when nothing fits.
         """
         outside = self._expected_outside(stages)
@@ -88,8 +87,6 @@ class Planning:
             self.governor.refuse(least, outside, (largest.name, largest.nbytes), count)
             room = max(room, least)
         self._limit = room
-        if begin and any(s.activations_nbytes is None for s in stages) and room != self._most:
-            self._limit = least + (room - least) // 2
         self.governor.follow()
         return self._make(schedule)
 
@@ -112,6 +109,13 @@ class Planning:
 
     # -- while it runs -----------------------------------------------------------------------
 
+    def hold_back(self, stage: StreamedStage, engine: Engine) -> None:
+        """Leave room for what a stage's blocks may need, as long as it has not been measured."""
+        index = engine.plan.schedule.index(stage.name)
+        least = least_arena(Schedule(engine.plan.schedule.stages[index : index + 1]), self._slots)
+        unknown = not stage.completed and stage.activations_nbytes is None and self._limit != self._most
+        engine.hold_back(least + max(0, self._limit - least) // 2 if unknown else None)
+
     def after_visit(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
         """Account for a visit: shrink if memory has become short, complete the first plan if it may be."""
         self.governor.sample(stage.name)
@@ -129,6 +133,7 @@ class Planning:
             stage.completed = True
             if self._most is None or self._limit < self._most:
                 self._complete(stage, engine, arena)
+            engine.hold_back(None)
 
     def before_pass(
         self, stage: StreamedStage, engine: Engine, arena: Arena, first: bool, inputs_nbytes: int
@@ -137,6 +142,7 @@ class Planning:
         if first:
             self.governor.begin_stage()
             engine.trim(arena.keep)
+            self.hold_back(stage, engine)
         self.governor.begin_pass()
         before, stage.inputs_nbytes = stage.inputs_nbytes, max(stage.inputs_nbytes, inputs_nbytes)
         if before and inputs_nbytes > LARGER * before:
@@ -188,6 +194,7 @@ class Planning:
         if not (reordered or due or self._resized or grown):
             return
         stage.completed = True
+        engine.hold_back(None)
         self._ledger.compute.mark("outside")
         schedule = self._measured(stage, engine, reordered)
         least = least_arena(Schedule(schedule.stages[index:]), self._slots)
@@ -216,16 +223,18 @@ class Planning:
         return room if self._most is None else min(room, self._most)
 
     def _complete(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
-        """Plan with all that compute leaves, now that it has been measured; costs are as expected."""
+        """Plan again if compute leaves room for a segment more, now that it has been measured."""
         self._ledger.compute.mark("outside")
         here = engine.cursor
         index = engine.plan.schedule.index(stage.name)
         if here is None or here.stage != index:
             return
         self.governor.relieve()
+        room = self._room(engine)
+        if room <= engine.plan.arena_nbytes + _smallest_left(engine.plan, index):
+            return
         schedule = self._measured(stage, engine, reordered=False)
-        least = least_arena(Schedule(schedule.stages[index:]), self._slots)
-        self._limit = max(self._room(engine), least)
+        self._limit = room
         observed = self._observe(engine, arena, index)
         plan = self._make(schedule, observed)
         if _pays(plan, replace(engine.plan, schedule=schedule), observed):
