@@ -1,4 +1,4 @@
-"""movd.yaml has every key, each with a comment, and its page says what is in it."""
+"""The packaged configs have every key, each with a comment, and the page says what is in them."""
 
 import os
 import re
@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 
 from blockstream.config import OWN_KEYS, load_config
+from blockstream.errors import ConfigError
 from movd.options import MovdOptions
+from movd.weights import Weights
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "examples" / "movd.yaml").read_text()
+FILES = {path.name: path.read_text() for path in sorted((ROOT / "examples").glob("*.yaml"))}
 PAGE = (ROOT / "docs" / "movd.md").read_text()
 
 
-def keys():
+def keys(text):
     """Return each top-level key with its comment, or the comment above its group."""
     found, above = {}, ""
-    for line in TEXT.splitlines():
+    for line in text.splitlines():
         key = re.match(r"([a-z0-9_]+):[^#]*(#.*)?$", line)
         if key:
             found[key[1]] = key[2] or above
@@ -28,12 +30,15 @@ def keys():
     return found
 
 
-def test_every_key_there_is_is_in_the_file():
-    assert set(keys()) == {*OWN_KEYS, *MovdOptions.model_fields}
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_there_is_is_in_the_file(name):
+    assert set(keys(FILES[name])) == {*OWN_KEYS, *MovdOptions.model_fields}
 
 
-def test_every_key_has_a_comment():
-    assert [key for key, comment in keys().items() if key != "pipeline" and len(comment) < 12] == []
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_has_a_comment(name):
+    found = keys(FILES[name])
+    assert [key for key, comment in found.items() if key != "pipeline" and len(comment) < 12] == []
 
 
 @pytest.mark.parametrize("key", MovdOptions.model_fields)
@@ -48,10 +53,28 @@ def test_the_file_loads_by_its_name_from_anywhere(tmp_path, monkeypatch):
     assert load_config("movd", ["prompt=a blue star"]).pipeline.options.texts == ("a blue star",)
 
 
+@pytest.mark.parametrize(("name", "budget"), [("phone.yaml", "3.3GiB"), ("laptop.yaml", "8GiB")])
+def test_the_full_size_configs_load_from_anywhere_and_name_the_folder_that_is_not_there(
+    name, budget, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(name)
+    assert config.budget == budget
+    with pytest.raises(ConfigError, match=r"t5\.path .*weights/t5-v1_1-xxl-\w+: does not exist"):
+        Weights(config.pipeline.options)
+    for part in ("t5", "dit", "vae"):  # folders in the working folder serve
+        Path("weights", Path(getattr(config.pipeline.options, part).path).name).mkdir(parents=True)
+    assert Path(load_config(name).pipeline.options.t5.path).parent == tmp_path / "weights"
+
+
+def test_the_phones_video_is_the_papers():
+    o = load_config("phone.yaml").pipeline.options
+    assert (o.frames, o.size, o.steps, o.guidance) == (68, (256, 256), 30, 7.0)
+
+
 @pytest.mark.skipif(not (ROOT / "movd" / "assets" / "tiny" / "dit").is_dir(), reason="no embedded weights")
 def test_its_arena_is_smaller_than_its_weights():
     from blockstream.budget import parse_nbytes
-    from movd.weights import Weights
 
     config = load_config("movd.yaml")
     weights = Weights(config.pipeline.options)
