@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,7 @@ def difference(got: Tensor, want: Tensor, before: Tensor | None) -> float:
     """Return the largest difference, in units of the largest change from `before`, or of the largest value.
 
     A block adds little to what goes through it: compared with the whole, nothing of what it does would show.
+    Infinite for other shapes, and where anything is no number.
     """
     if got.shape != want.shape:
         return float("inf")
@@ -342,4 +344,6 @@ def difference(got: Tensor, want: Tensor, before: Tensor | None) -> float:
     if before is not None and before.shape == want.shape:
         unit = max(float((want - before).abs().max()), LEAST_CHANGE * largest)
     apart = float((got - want).abs().max())
+    if not isfinite(apart):
+        return float("inf")
     return apart / unit if unit else apart
