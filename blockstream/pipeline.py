@@ -130,6 +130,9 @@ class Run(Protocol):
     def token_merge(self, layer: AttentionLayer) -> Merge | None:
         """Return the merge a plugin has for a layer."""
 
+    def merges_at(self, layers: Sequence[AttentionLayer], steps: int) -> Sequence[Mapping[str, Merge]]:
+        """Return which layers will merge at each of a sampling's steps, by name: what a plan starts from."""
+
     def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
         """Return the kernel a plugin has for a layer."""
 

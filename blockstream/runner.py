@@ -65,7 +65,17 @@ class RunInProgress:
     def token_merge(self, layer: AttentionLayer) -> Merge | None:
         """Return the merge a plugin has for a layer."""
         found: Merge | None = self.hook.token_merge(layer=layer)
-        return None if found is None else self.merges.watch(found)
+        return None if found is None else self.merges.watch(layer, found)
+
+    def merges_at(self, layers: Sequence[AttentionLayer], steps: int) -> list[dict[str, Merge]]:
+        """Return which layers will merge at each of a sampling's steps, by name: what a plan starts from."""
+        merges: dict[str, Merge | None] = {x.name: self.hook.token_merge(layer=x) for x in layers}
+        with new_run() as context:
+            context.steps = steps
+            found = []
+            for context.step in range(steps):
+                found.append({name: m for name, m in merges.items() if m is not None and m.active()})
+        return found
 
     def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
         """Return the kernel a plugin has for a layer."""
@@ -164,7 +174,7 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins, folder: OutputFolder) -
         "stages": stage_accounts(summary["stages"], first),
         "sampler": sampler_account(this.config.sampler.written(), this.ledger.notes),
         "attention": attention_account(
-            [a.written() for a in this.config.attention], this.merges.layers, this.ledger
+            [a.written() for a in this.config.attention], len(this.merges.layers), this.ledger
         ),
         "disk": disk_account(summary["stages"]),
         "output": dict(output),
@@ -206,7 +216,7 @@ def _telling_how_to_go_on(folder: OutputFolder) -> Iterator[None]:
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """Return the config with its numerics written out: compute threads and int8's products are part of them."""
+    """Return the config with its numerics written out: compute threads and products of int8."""
     from .nn.int8 import resolve
 
     threads = cpu_count().threads if config.threads == "auto" else config.threads

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,11 @@ from blockstream.system.machine import versions
 from movd.captions import official_prompt
 from movd.networks import Network, Networks, OwnNetworks
 from movd.options import MovdOptions
+from movd.pace import pace
 from movd.reference import digest, read_reference
 from movd.rflow import OpenSoraFlow
 from movd.state import IMAGE, VIDEO, Progress, Step
+from movd.stdit3 import STDiT3
 from movd.t5 import embed
 from movd.texts import TextCache, TextFolder, Texts
 from movd.video import to_frames, write_image, write_video
@@ -99,7 +101,13 @@ class MovdPipeline:
         return networks
 
     def _stage(
-        self, session: Session, name: str, network: Network, passes: int | Passes, example_inputs: Any
+        self,
+        session: Session,
+        name: str,
+        network: Network,
+        passes: int | Passes,
+        example_inputs: Any,
+        pace: Sequence[float] = (),
     ) -> Any:
         """Add a stage; return its module, ready to be called."""
         return session.stage(
@@ -110,6 +118,7 @@ class MovdPipeline:
             dtype=network.dtype,
             example_inputs=example_inputs,
             around=network.around,
+            pace=pace,
         )
 
     def _declare_text(self, session: Session, run: Run) -> None:
@@ -136,7 +145,19 @@ class MovdPipeline:
         left = [most if step is None else max(0, most - step.index) for step in saved]
         passes = AtMost(max(1, sum(left)))
         example = self._denoiser_inputs()
-        self.dit = self._stage(session, "dit", self.networks.denoiser(run), passes, example)
+        network = self.networks.denoiser(run)
+        self.dit = self._stage(
+            session, "dit", network, passes, example, self._pace(network, run, example, saved)
+        )
+
+    def _pace(
+        self, network: Network, run: Run, example: Mapping[str, Any], saved: Sequence[Step | None]
+    ) -> tuple[float, ...]:
+        """Return how long each pass takes beside one without merging, all prompts one after another."""
+        if not run.config.attention or not isinstance(network.module, STDiT3):
+            return ()
+        steps = pace(network.module, example, run, self.options.steps)
+        return tuple(p for step in saved for p in steps[0 if step is None else step.index :])
 
     def _denoiser_inputs(self) -> dict[str, Any]:
         """Return inputs of the shapes a step has, with guidance, for a text of full length."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from blockstream.blame import blaming
 from blockstream.errors import PluginError
 from blockstream.ledger import Ledger, Note
-from blockstream.pipeline import Flow, Merge, Sampler
+from blockstream.pipeline import AttentionLayer, Flow, Merge, Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,11 +108,12 @@ class WatchedMerge:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._now: bool | None = None
-        self.layers = 0
+        #: The names of the layers that have a merge.
+        self.layers: set[str] = set()
 
-    def watch(self, merge: Merge) -> Merge:
-        """Return the merge, its answers noted when they change."""
-        self.layers += 1
+    def watch(self, layer: AttentionLayer, merge: Merge) -> Merge:
+        """Return the merge of a layer, its answers noted when they change."""
+        self.layers.add(layer.name)
 
         def active() -> bool:
             on = merge.active()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ def default_costs(stage: StreamedStage) -> Stage:
         segments.append(
             Segment(part.name, layout.nbytes, load_s, execute_s, layout.read_nbytes, part.resident)
         )
-    made = Stage(stage.name, tuple(segments), stage.full_order, stage.passes)
+    made = Stage(stage.name, tuple(segments), stage.full_order, stage.passes, stage.pace)
     return _with_outside(made, known.execute_s.get(OUTSIDE, 0.0))
 
 
@@ -60,7 +60,7 @@ def measured_costs(stage: Stage, index: int, ledger: Ledger) -> Stage:
     Segments not seen yet take the speed of those that were. Time outside the segments goes to what is
     resident, else to all; what is resident is held through a pass, one span for its visits.
     """
-    seen = Seen.of(ledger.spans, index)
+    seen = Seen.of(ledger.spans, index, stage.pace)
     sized = {s.name: s for s in stage.segments}
     read = sum(sized[n].streamed_nbytes * len(x) for n, x in seen.loads.items() if n in sized)
     spent = sum(map(sum, seen.loads.values()))
@@ -96,14 +96,17 @@ def _with_outside(stage: Stage, seconds: float) -> Stage:
 
 @dataclass
 class Seen:
-    """The seconds a ledger has of one stage, by segment; `outside_s` a pass, between its visits."""
+    """The seconds a ledger has of one stage, by segment; `outside_s` a pass, between its visits.
+
+    Executions are those of an ordinary pass: what a pass of another pace took is divided by it.
+    """
 
     loads: dict[str, list[float]]
     executes: dict[str, list[float]]
     outside_s: float
 
     @classmethod
-    def of(cls, spans: Iterable[Span], index: int) -> Seen:
+    def of(cls, spans: Iterable[Span], index: int, pace: Sequence[float] = ()) -> Seen:
         """Read a stage's spans: its load, execute and stall spans carry their visit."""
         loads: dict[str, list[float]] = defaultdict(list)
         executes: dict[str, list[float]] = defaultdict(list)
@@ -115,8 +118,9 @@ class Seen:
                 loads[span.label].append(span.seconds)
                 continue
             if span.kind == "execute":
-                executes[span.label].append(span.seconds)
-                last = max(last, span.visit.pass_index)
+                n = span.visit.pass_index
+                executes[span.label].append(span.seconds / (pace[n] if n < len(pace) else 1.0))
+                last = max(last, n)
             busy += span.seconds
             begin, end = min(begin, span.start_s), max(end, span.end_s)
         outside = max(0.0, end - begin - busy) / (last + 1) if last >= 0 else 0.0

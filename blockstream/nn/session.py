@@ -120,12 +120,14 @@ class Session:
         dtype: Any = None,
         example_inputs: Any = None,
         around: StoreAround | None = None,
+        pace: Sequence[float] = (),
     ) -> nn.Module:
         """Add a stage and return its module, ready to be called.
 
         `model`: a module built under `empty()`, a factory, or (class, config). `passes`: how many forwards,
         an int, `AtMost(n)`, or None when unknown. `example_inputs` let the first pass's order be known before
-        it runs. `around(files)` makes the stage's own store. Raises EngineError once a stage has begun.
+        it runs. `around(files)` makes the stage's own store. `pace`: how long each pass takes beside an
+        ordinary one, where that is known. Raises EngineError once a stage has begun.
         """
         if self._closed or self._engine is not None:
             when = "is closed" if self._closed else "has begun"
@@ -137,7 +139,9 @@ class Session:
             raise ModelError(f"{type(module).__name__} is already being streamed; a module is one stage")
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
         prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
-        self._stages.append(StreamedStage(self, prepared, parse_passes(passes), example_inputs, around))
+        self._stages.append(
+            StreamedStage(self, prepared, parse_passes(passes), example_inputs, around, tuple(pace))
+        )
         _of_module[module] = weakref.ref(self)
         return module
 

@@ -43,11 +43,14 @@ class StreamedStage:
         passes: Passes,
         example_inputs: Any,
         around: StoreAround | None = None,
+        pace: tuple[float, ...] = (),
     ) -> None:
         self.session = session
         self.prepared = prepared
         self.name = prepared.name
         self.passes = passes
+        #: How long each pass takes beside an ordinary one.
+        self.pace = pace
         #: What makes its own store of that of the files; None: the files alone.
         self.around = around
         #: The order passes are planned in (indices of parts), and whether it is a guess until one ran.
@@ -147,7 +150,7 @@ class StreamedStage:
 
     def remember(self, index: int) -> None:
         """Keep what was measured of stage number `index` for the plans of later runs."""
-        seen = Seen.of(self.session.ledger.spans, index)
+        seen = Seen.of(self.session.ledger.spans, index, self.pace)
         remember(self.prepared, self.example_inputs, self.session.variant, seen)
 
     def is_known(self) -> bool:

@@ -10,7 +10,7 @@ from blockstream.accounting.sampling import WatchedMerge, WatchedSampler, cosine
 from blockstream.errors import PluginError
 from blockstream.ledger import Ledger, Note
 from blockstream.nn.euler import sample as euler
-from blockstream.pipeline import Merge
+from blockstream.pipeline import AttentionLayer, Merge
 from tests.plugins.flows import Formula, bending, straight, turning
 
 Z = torch.linspace(-1, 1, 24).reshape(1, 2, 3, 2, 2)
@@ -77,11 +77,12 @@ def test_merging_is_noted_when_it_begins_and_ends():
     ledger, step = Ledger(), {"now": 0}
     watch = WatchedMerge(ledger)
     merge = Merge(lambda x: x, lambda x: x, torch.zeros(1), active=lambda: step["now"] < 2)
-    layers = [watch.watch(merge) for _ in range(3)]
+    names = ("a", "b", "c")
+    layers = [watch.watch(AttentionLayer(n, "temporal", T=4, S=3, C=8, heads=2), merge) for n in names]
     for step["now"] in range(4):
         assert [layer.active() for layer in layers] == [step["now"] < 2] * 3
     assert [n.value for n in ledger.notes] == [True, False]
-    assert watch.layers == 3
+    assert watch.layers == set(names)
 
 
 def test_notes_of_other_kinds_are_passed_over():

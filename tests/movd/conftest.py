@@ -13,7 +13,7 @@ def _models(tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def runs_undrawn():
     """Runs neither measure the disk nor draw their pictures, which takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,8 @@ from PIL import Image
 
 from blockstream import runner
 from blockstream.errors import ConfigError
+from blockstream.ledger import Ledger
+from blockstream.plugins import activate
 from blockstream.segments import AtMost, Exactly
 from movd.captions import official_prompt
 from tests.movd.interrupted import Passes
@@ -182,6 +184,21 @@ def test_stages_are_declared_with_the_passes_they_make(config, tmp_path, monkeyp
     assert declared == {"t5": 2, "dit": AtMost(2 * 2), "vae": Exactly(2 * 3)}
     assert {s["name"]: s["passes"] for s in report["stages"]} == {"t5": 2, "dit": 4, "vae": 6}
     assert [said["passes"] for said in report["output"]["sampler"]] == [2, 2]
+
+
+def test_steps_that_merge_are_predicted_to_take_less(config, tmp_path):
+    def planned(**more):
+        own = config(prompts=["a", "b"], frames=51, steps=4, **more)
+        run = runner.RunInProgress(own, runner.NOWHERE, Ledger(), activate(own))
+        with runner.open_session(run) as session:
+            own.pipeline.build().declare(session, run)
+            return session.draft().schedule.stages[session.names.index("dit")]
+
+    merging = planned(attention=[{"name": "tdtm", "merge_steps": "50%"}])
+    first, second, third, fourth = merging.pace[:4]
+    assert merging.pace == (first, second, third, fourth) * 2
+    assert 0.3 < first == second < third == fourth == 1
+    assert planned().pace == planned(attention=[{"name": "tdtm", "merge_steps": 0}]).pace == ()
 
 
 def test_a_failure_in_the_middle_of_a_video_leaves_no_half_of_it(config, tmp_path, monkeypatch):
