@@ -177,7 +177,8 @@ class _Reader:
         operands.update(
             {k: _plain(operator, k, x, where) for k, x in operands.items() if isinstance(x, Literal)}
         )
-        self.operations.append(Operation(results[0][0], operator, operands, results))
+        in_order = dict(sorted(operands.items()))  # a map of the protobuf has none
+        self.operations.append(Operation(results[0][0], operator, in_order, results))
 
     def _operand(self, binding: Any, where: str) -> Operand:
         if binding.WhichOneof("binding") == "value":
