@@ -11,7 +11,7 @@ from blockstream.errors import EngineError
 from blockstream.retention import NONE, PREFIX, SPREAD
 from blockstream.segments import AtMost, Unknown, Visit
 
-from ..support.fakes import Gates, engine_on, stage
+from ..support.fakes import UNIT, Gates, engine_on, stage
 from ..support.interleaving import WAIT, planned, run_pass
 
 # -- what loads when ---------------------------------------------------------------------------
@@ -38,6 +38,35 @@ def test_a_third_segment_waits_for_a_slot():
             assert engine._scheduler.next_load() is None, "both slots are in use"
         assert gates.started["s.2"].wait(WAIT)
         gates.finish("s.2")
+
+
+def test_loads_held_back_leave_room_except_for_what_compute_needs_next():
+    gates = Gates("s.0", "s.2", "s.3")
+    with engine_on(planned(units=4, policy=PREFIX), gates) as (engine, _):
+        assert gates.started["s.0"].wait(WAIT)
+        engine.hold_back(UNIT)
+        gates.finish("s.0")
+        with engine.visit("s", "s.0"), engine.visit("s", "s.1"):
+            assert gates.started["s.2"].wait(WAIT), "it is the next visit"
+            gates.finish("s.2")
+            with engine.visit("s", "s.2"):
+                assert gates.started["s.3"].wait(WAIT)
+                gates.finish("s.3")
+
+
+def test_loads_held_back_go_on_when_they_are_let():
+    gates = Gates("s.0", "s.2")
+    with engine_on(planned(units=4, policy=PREFIX), gates) as (engine, _):
+        assert gates.started["s.0"].wait(WAIT)
+        engine.hold_back(2 * UNIT)
+        gates.finish("s.0")
+        with engine.visit("s", "s.0"):
+            with engine._condition:
+                engine._condition.wait_for(lambda: len(engine._loader.handles) == 2, WAIT)
+                assert engine._scheduler.next_load() is None, "there is room, and the plan has it"
+            engine.hold_back(None)
+            assert gates.started["s.2"].wait(WAIT)
+            gates.finish("s.2")
 
 
 def test_with_one_visit_of_lookahead_a_load_begins_when_compute_does():

@@ -19,6 +19,7 @@ import blockstream
 from blockstream.budget import held
 from blockstream.checkpoint.synth import synthesise
 from blockstream.errors import BudgetError
+from blockstream.loads import State
 from blockstream.nn import planning
 from blockstream.system.limits import Headroom, HeadroomReader, Limit
 from blockstream.system.memory import trim_heap
@@ -147,6 +148,30 @@ def test_the_plan_is_completed_inside_the_first_pass(checkpoint, want):
         assert s.report()["budget"]["held"]
 
 
+def test_nothing_fills_the_arena_before_compute_has_shown_what_it_needs(checkpoint, want, compute):
+    s, module = opened(checkpoint, 12 * BLOCK, passes=3, policy="prefix")
+    in_use = []
+
+    def look(x):
+        """Wait until what may be loaded is, in the first two visits."""
+        engine, expected = s._engine, (5 * BLOCK, 7 * BLOCK, 0)[min(len(in_use), 2)]
+
+        def nbytes():
+            live = engine._scheduler.live
+            return 0 if State.LOADING in live.values() else sum(load.extent.nbytes for load in live)
+
+        with engine._condition:
+            assert engine._condition.wait_for(lambda: nbytes() >= expected, 20), nbytes()
+            in_use.append(nbytes())
+
+    compute(look)
+    with s:
+        s.start()
+        assert s.plan.arena_nbytes >= 7 * BLOCK
+        assert torch.equal(module(X), want(X))
+        assert in_use[0] < 6.5 * BLOCK, "half of the room beyond two slots, and the next visit"
+
+
 def test_what_compute_takes_is_not_given_to_weights(checkpoint, want, compute):
     s, module = opened(checkpoint, 12 * BLOCK, passes=4)
     compute(lambda x: torch.ones(50 * MIB // 4))
@@ -155,7 +180,7 @@ def test_what_compute_takes_is_not_given_to_weights(checkpoint, want, compute):
             assert torch.equal(module(X), want(X))
         report = s.report()["budget"]
         assert report["held"], report
-        assert report["by_cause"]["activations"] >= 50 * MIB
+        assert report["by_cause"]["activations"] >= 45 * MIB, "of 50, as far as samples see them"
         assert retained(s) < 7
 
 
@@ -252,6 +277,7 @@ def test_the_named_least_runs_and_one_percent_less_is_refused(checkpoint):
     program = """
 import sys, torch, blockstream
 from blockstream.errors import BudgetError
+from blockstream.loads import State
 from tests.nn.test_budget import Model, X
 
 for budget in sys.argv[2:]:
