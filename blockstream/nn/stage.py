@@ -177,7 +177,7 @@ class StreamedStage:
         parts = self.prepared.parts
         modules = dict(self.prepared.module.named_modules(remove_duplicate=False))
         layouts = self.prepared.layouts
-        self._kinds = [(type(modules.get(p.entry or "")), layouts[p.name].nbytes) for p in parts]
+        self._kinds = [(type(modules.get(p.entry or "")), layouts[p.name].bound_nbytes) for p in parts]
         self._part_at = {p.entry: i for i, p in enumerate(parts) if p.entry is not None}
         self.resident = [i for i, p in enumerate(parts) if p.resident]
         self.streamed = [i for i, p in enumerate(parts) if not p.resident]
