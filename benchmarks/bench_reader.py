@@ -1,24 +1,23 @@
 """Measure the reader beside the raw device, in one run, over request sizes and requests in flight.
 
-    python benchmarks/bench_reader.py FILE [--rounds 5] [--mib 1024]
+    python -m benchmarks.bench_reader FILE [--rounds 5] [--mib 1024]
 
 FILE is any large file on the disk in question; an old one tells more than one just written. Each round
 reads the same bytes every way in turn: raw is a bare loop of aligned preadv calls with O_DIRECT, one
-thread each; the reader is `blockstream.checkpoint.reader.Reader`. Every trial is shown as GB/s.
+thread each; the reader is `blockstream.checkpoint.reader.Reader`. Writes a dated result with every trial.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
-import sys
 import threading
 import time
 from itertools import count
 from pathlib import Path
+from statistics import median
 
+from benchmarks._results import summary, table, write
 from blockstream.arena import Arena
 from blockstream.checkpoint.reader import BLOCK, Reader, Wanted
 from blockstream.segments import Extent
@@ -68,31 +67,38 @@ def main() -> None:
     arena = Arena(nbytes)
     arena.populate(Extent(0, nbytes))  # warm-up: page faults are not the disk's
     room = arena.view(Extent(0, nbytes))
-    print(f"{' '.join(sys.argv)}\n{platform.platform()}, Python {platform.python_version()}")
-    print(f"{nbytes / 1e9:.2f} GB of {options.file}, {options.rounds} rounds, GB/s")
     ways = [(r, d) for r in REQUESTS for d in DEPTHS]
-    found: dict[tuple[str, int, int], list[float]] = {}
+    found: dict[tuple[int, int], tuple[list[float], list[float]]] = {way: ([], []) for way in ways}
     mode = ""
     for _ in range(options.rounds):
-        for request, depth in ways:
-            raw = nbytes / raw_s(options.file, room, request, depth) / 1e9
-            seconds, mode = reader_s(options.file, room, request, depth)
-            found.setdefault(("raw", request, depth), []).append(raw)
-            found.setdefault(("reader", request, depth), []).append(nbytes / seconds / 1e9)
-    for (who, request, depth), trials in sorted(found.items()):
-        shown = " ".join(f"{t:.2f}" for t in trials)
-        print(
-            f"{who:7} {request >> 20:3} MiB x {depth}: median {statistics.median(trials):.2f} "
-            f"({min(trials):.2f} to {max(trials):.2f}) | {shown}"
-        )
-    best = {
-        who: max(statistics.median(t) for (w, _, _), t in found.items() if w == who)
-        for who in ("raw", "reader")
-    }
-    print(
-        f"best raw {best['raw']:.2f}, best reader {best['reader']:.2f} GB/s "
-        f"({best['reader'] / best['raw']:.0%}), reads {mode}"
+        for way in ways:
+            raw, ours = found[way]
+            raw.append(nbytes / raw_s(options.file, room, *way) / 1e9)
+            seconds, mode = reader_s(options.file, room, *way)
+            ours.append(nbytes / seconds / 1e9)
+    best_raw, best_ours = (max(median(pair[i]) for pair in found.values()) for i in (0, 1))
+    rows = [
+        (f"{request >> 20} MiB x {depth}", shown(raw), shown(ours))
+        for (request, depth), (raw, ours) in found.items()
+    ]
+    page = (
+        f"{nbytes / 1e9:.2f} GB of one file, {options.rounds} rounds, reads {mode}; GB/s, median and range."
+        "\n\n" + table(("request x in flight", "raw device", "reader"), rows) + "\n\nBest of each: "
+        f"raw {best_raw:.2f}, reader {best_ours:.2f} GB/s, {best_ours / best_raw:.0%}."
     )
+    data = {
+        "nbytes": nbytes,
+        "mode": mode,
+        "gb_per_s": [
+            {"request_nbytes": r, "in_flight": d, "raw": summary(raw), "reader": summary(ours)}
+            for (r, d), (raw, ours) in found.items()
+        ],
+    }
+    write("reader", "python -m benchmarks.bench_reader FILE", "The reader beside the raw device", page, data)
+
+
+def shown(trials: list[float]) -> str:
+    return f"{median(trials):.2f} ({min(trials):.2f} to {max(trials):.2f})"
 
 
 if __name__ == "__main__":

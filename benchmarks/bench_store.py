@@ -1,24 +1,21 @@
 """Measure what one load of a segment costs in each form of a checkpoint, beside the raw device.
 
-    python benchmarks/bench_store.py DIR [--segments 4] [--mib 192] [--rounds 5] [--dtype bf16]
+    python -m benchmarks.bench_store DIR [--segments 4] [--mib 192] [--rounds 5] [--dtype bf16]
 
 DIR (new, on the disk in question, about four times the bytes) gets the same random blocks as
 safetensors, as a torch zip file and packed in both the original and another dtype. Each round loads
-every segment of each form in turn, after a raw direct read of as many bytes; every trial is shown.
+every segment of each form in turn, after a raw direct read of as many bytes. Writes a dated result.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import shutil
-import statistics
-import sys
 import time
 from pathlib import Path
 
-from bench_reader import raw_s
-
+from benchmarks._results import summary, table, write
+from benchmarks.bench_reader import raw_s, shown
 from blockstream.arena import Arena
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.layout import Request
@@ -79,8 +76,6 @@ def main() -> None:
             f"packed {options.dtype}": store(Checkpoint.open(folder / "small"), None),
             f"safetensors to {options.dtype}": store(plain, DTYPES[options.dtype]),
         }
-        print(f"{' '.join(sys.argv)}\n{platform.platform()}, Python {platform.python_version()}")
-        print(f"{options.segments} segments of {options.mib} MiB, {options.rounds} rounds")
         raw: list[float] = []
         speeds: dict[str, list[float]] = {name: [] for name in forms}
         for _ in range(options.rounds):
@@ -94,24 +89,32 @@ def main() -> None:
                     files.load("m", segment, Extent(0, layout.nbytes)).release()
                 seconds = time.perf_counter() - begin
                 speeds[name].append((files.totals.read_nbytes - before) / seconds / 1e9)
-        print(_line("raw direct", raw))
+        rows = [("raw device", shown(raw), *("",) * 4)]
         for name, files in forms.items():
             t = files.totals
-            print(
-                f"{_line(name, speeds[name])}\n    {files.reader.mode}; a load reads "
-                f"{t.read_nbytes / t.loads / 1e6:.1f} MB, binds {t.bound_nbytes / t.loads / 1e6:.1f}, "
-                f"moves {t.moved_nbytes / t.loads / 1e6:.1f} in {t.move_s / t.loads * 1e3:.1f} ms, "
-                f"converts {t.converted_nbytes / t.loads / 1e6:.1f} in {t.convert_s / t.loads * 1e3:.1f} ms"
+            rows.append(
+                (
+                    name,
+                    shown(speeds[name]),
+                    f"{t.read_nbytes / t.loads / 1e6:.1f}",
+                    f"{t.bound_nbytes / t.loads / 1e6:.1f}",
+                    f"{t.moved_nbytes / t.loads / 1e6:.1f} in {t.move_s / t.loads * 1e3:.1f} ms",
+                    f"{t.converted_nbytes / t.loads / 1e6:.1f} in {t.convert_s / t.loads * 1e3:.1f} ms",
+                )
             )
+        mode = files.reader.mode
+        for files in forms.values():
             files.close()
     finally:
         shutil.rmtree(folder)
-
-
-def _line(name: str, trials: list[float]) -> str:
-    shown = " ".join(f"{t:.2f}" for t in trials)
-    low, high = min(trials), max(trials)
-    return f"{name:24} median {statistics.median(trials):.2f} GB/s ({low:.2f} to {high:.2f}) | {shown}"
+    head = ("form", "GB/s read", "MB read a load", "bound", "moved", "converted")
+    page = (
+        f"{options.segments} segments of {options.mib} MiB, {options.rounds} rounds, reads {mode}; "
+        f"median and range.\n\n{table(head, rows)}"
+    )
+    data = {"gb_per_s": {"raw device": summary(raw), **{n: summary(x) for n, x in speeds.items()}}}
+    command = f"python -m benchmarks.bench_store DIR --segments {options.segments} --mib {options.mib}"
+    write("store", command, "One load of a segment, by form of checkpoint", page, data)
 
 
 if __name__ == "__main__":
