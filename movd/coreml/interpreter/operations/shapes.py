@@ -138,7 +138,7 @@ def gather(
     rows = torch.where(rows < 0, rows + x.shape[axis], rows)
     if batch_dims == 0:
         found = x.index_select(axis, rows.reshape(-1))
-        return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return found.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
     if batch_dims < 0 or batch_dims > axis:
         raise ModelError(f"gather with batch_dims {batch_dims} along axis {axis} is not evaluated")
     lead, inner = x.shape[:batch_dims], axis - batch_dims

@@ -106,6 +106,7 @@ CASES = [
     ("range_1d", {"end": np.float32(2.0), "start": np.float32(0.0), "step": np.float32(0.5)}),
     ("gather", {"x": X, "indices": ROWS, "axis": 1}),
     ("gather", {"x": X, "indices": np.array([[3, 0], [1, -1]], np.int32), "axis": 2, "batch_dims": 1}),
+    ("gather", {"x": X[0, 0, 0], "indices": np.int32(-2), "axis": 0}),
     ("gather_along_axis", {"x": X[0, 0], "indices": np.array([[1] * 6, [-1] * 6], np.int32), "axis": 0}),
     ("band_part", {"x": X, "lower": 1, "upper": 0}),
     ("band_part", {"x": X, "lower": -1, "upper": 2}),
