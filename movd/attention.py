@@ -22,6 +22,9 @@ Rope = tuple[Tensor, Tensor]
 #: On the CPU torch's fused attention takes some ten times a plain softmax(qk)v to differentiate in 16-bit
 #: floats when there are few keys, and is no faster forward; scores this narrow are also cheap to hold.
 FEW_KEYS = 32
+#: Tokens whose queries, keys and values a self-attention holds at a time, in whole sequences: those of all
+#: tokens would be most of what a block needs. Numerics, as `FEW_KEYS`.
+ATTENTION_TOKENS = 2048
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -140,14 +143,30 @@ class SelfAttention(Attention):
         """Return the attention of x [B, T, S, C]; cos, sin [T, D/2] turn queries and keys."""
         temporal = self.kind == "temporal"
         rows = x.transpose(1, 2) if temporal else x  # [B, S, T, C] or [B, T, S, C]
-        q, k, v = self.qkv(rows.flatten(0, 1)).chunk(3, dim=-1)
-        q, k = self.q_norm(self.heads_first(q)), self.k_norm(self.heads_first(k))
-        if cos is not None and sin is not None:
-            q, k = rotate(q, (cos, sin)), rotate(k, (cos, sin))
-        v = self.heads_first(v)
-        y = attention(q, k, v) if kernel is None or layer is None else kernel(q, k, v, layer)
-        y = self.proj(y.transpose(1, 2).flatten(2)).view(rows.shape)
+        sequences = rows.flatten(0, 1)
+        apply = attention if kernel is None or layer is None else lambda q, k, v: kernel(q, k, v, layer)
+        rope = None if cos is None or sin is None else (cos, sin)
+        # A kernel of a plugin is told of all sequences of its layer, and gets them.
+        at_once = max(1, ATTENTION_TOKENS // sequences.shape[1]) if kernel is None else len(sequences)
+        if len(sequences) <= at_once:
+            y = self._some(sequences, rope, apply)
+        else:
+            y = torch.empty_like(sequences)
+            for a in range(0, len(sequences), at_once):
+                y[a : a + at_once] = self._some(sequences[a : a + at_once], rope, apply)
+        y = y.view(rows.shape)
         return y.transpose(1, 2) if temporal else y
+
+    def _some(
+        self, x: Tensor, rope: Rope | None, apply: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Return the attention of some sequences [N, tokens, C]."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k = self.q_norm(self.heads_first(q)), self.k_norm(self.heads_first(k))
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        y = apply(q, k, self.heads_first(v))
+        return self.proj(y.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(Attention):

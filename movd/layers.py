@@ -30,6 +30,11 @@ class ScalarEmbedder(nn.Module):
         return self.mlp(sinusoid(t).to(self.mlp[0].weight.dtype))
 
 
+#: Tokens an MLP takes at a time, so that its hidden layer, four times as wide, is never held whole. Numerics:
+#: a product of fewer rows may round differently, and the shape alone decides.
+MLP_TOKENS = 2048
+
+
 class Mlp(nn.Module):
     """fc1, GELU in its tanh form, fc2."""
 
@@ -40,6 +45,15 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., c_out] of x [..., c_in]."""
+        tokens = x.flatten(0, -2)
+        if len(tokens) <= MLP_TOKENS:
+            return self._some(x)
+        y = tokens.new_empty(len(tokens), self.fc2.out_features)
+        for a in range(0, len(tokens), MLP_TOKENS):
+            y[a : a + MLP_TOKENS] = self._some(tokens[a : a + MLP_TOKENS])
+        return y.view(*x.shape[:-1], -1)
+
+    def _some(self, x: Tensor) -> Tensor:
         return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
 
 

@@ -187,3 +187,20 @@ def test_the_released_config_is_accepted_whole():
 def test_a_config_of_something_else_is_refused_by_name(given, message):
     with pytest.raises(ConfigError, match=message):
         STDiT3Config(**given)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 7, 17])
+def test_a_few_tokens_at_a_time_give_what_all_at_once_do(tokens, monkeypatch):
+    model, inputs = tiny.stdit3(), tiny.dit_inputs()
+    want = model(**inputs)
+    monkeypatch.setattr("movd.layers.MLP_TOKENS", tokens)
+    monkeypatch.setattr("movd.attention.ATTENTION_TOKENS", tokens)
+    hidden, projected = [], []
+    for block in (*model.spatial_blocks, *model.temporal_blocks):
+        block.mlp.fc1.register_forward_hook(lambda m, args, y: hidden.append(y.shape[:-1].numel()))
+        block.attn.qkv.register_forward_hook(lambda m, args, y: projected.append(y.shape[:-1].numel()))
+    torch.testing.assert_close(model(**inputs), want, atol=1e-5, rtol=1e-5)
+    tokens_in_all = 4 * 2 * 3 * 6
+    assert (sum(hidden), sum(projected)) == (tokens_in_all, tokens_in_all)
+    assert max(hidden) <= tokens
+    assert max(projected) <= max(tokens, 6)  # whole sequences: of 6 places, of 3 frames
