@@ -243,6 +243,7 @@ class Last(nn.Module):
         u = modulated(x, t_emb)
         on = x_mask[:, :, None, None]
         u = self.layer.linear(on * u + (1 - on) * modulated(u, t0_emb))
-        size = self.size if z is None else z.shape[2:]
+        # Tensors, not numbers: a package cuts them out of the shape in one operation.
+        size = self.size if z is None else torch._shape_as_tensor(z)[2:].unbind()
         assert size is not None
         return self.unpatchify(u, size)

@@ -1,7 +1,7 @@
 """Compare an export with the torch modules it was made from: function by function, and chained.
 
-Every function is given what the torch modules computed up to it; besides, each stage runs through on the
-packages alone. Packages are evaluated by `movd.coreml.interpreter`, on macOS by Core ML as well.
+Every function is given what the torch modules computed up to it; besides, the stages run one after the
+other on the packages alone. Packages are evaluated by `movd.coreml.interpreter`, on macOS by Core ML as well.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Chained:
-    """One stage run on packages alone."""
+    """One stage run on packages alone, from the first stage on."""
 
     stage: str
     preset: str
@@ -126,7 +126,8 @@ class _Verification:
         self.chains: list[Chained] = []
         self.recipes = {recipe.name: recipe for stage in networks.stages for recipe in stage.segments}
         self.random = torch.Generator().manual_seed(0)
-        self._done = 0
+        self._done = self._stages = 0
+        self._chained = 0.0
 
     def run(self) -> None:
         (text,) = self._stage("t5", [self._text()])
@@ -227,12 +228,15 @@ class _Verification:
             self.on_segment(at, self._done, len(self.recipes))
             self._done += 1
             self._segment(self.made.segments[at], self.recipes[at], lanes)
+        self._chained = max(
+            self._chained, *(TOLERANCES[self.made.segments[at].precision] for at in stage.order)
+        )
+        self._stages += 1
         for lane in lanes:
-            tolerance = max(TOLERANCES[self.made.segments[at].precision] for at in stage.order)
+            # What a stage is off enters the next, which may be off by as much again.
+            tolerance = self._chained * self._stages
             error = difference(lane.packages[stage.output], lane.torch[stage.output], None)
-            self.chains.append(
-                Chained(name, lane.preset.name, lane.variant, error, tolerance * len(stage.order))
-            )
+            self.chains.append(Chained(name, lane.preset.name, lane.variant, error, tolerance))
         return lanes
 
     def _segment(self, segment: Segment, recipe: Recipe, lanes: list[Lane]) -> None:

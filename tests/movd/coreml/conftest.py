@@ -15,7 +15,14 @@ def _models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coreml-models")
     write_t5(folder / "t5", d_model=32, d_ff=48, d_kv=8, num_heads=4, feed_forward_proj="gated-gelu")
     write_dit(folder / "dit", depth=1, caption_channels=32, model_max_length=TOKENS)
-    write_vae(folder / "vae", temporal={"filters": 4, "num_res_blocks": 1, "num_groups": 2})
+    temporal = {
+        "filters": 4,
+        "num_res_blocks": 1,
+        "num_groups": 2,
+        "channel_multipliers": [1, 2, 2],
+        "temporal_downsample": [True, True],
+    }
+    write_vae(folder / "vae", temporal=temporal)
     return {part: {"path": str(folder / part)} for part in ("t5", "dit", "vae")}
 
 
