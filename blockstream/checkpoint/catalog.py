@@ -22,7 +22,8 @@ from .entries import FileStamp, TensorEntry, unreadable
 from .index import read_index, read_json
 from .safetensors_header import read_header
 
-Form = Literal["safetensors", "torch", "packed"]
+#: "raw": files of no such form, whose entries were given and not found by `open`.
+Form = Literal["safetensors", "torch", "packed", "raw"]
 
 #: A file of this name marks a folder whose weights were synthesised, and says from what.
 SYNTHETIC_NAME = "synthetic.json"

@@ -57,6 +57,7 @@ class Prepared:
         self.module = module
         #: What marks synthetic weights; None for real ones.
         self.synthetic = checkpoint.synthetic
+        self.form = checkpoint.form
         self.matched = match(module, checkpoint, packing=packing)
         self._modules = dict(module.named_modules())
         self._int8 = Int8Layers(module, self.matched.sources, checkpoint.root, int8 or resolve("auto"))

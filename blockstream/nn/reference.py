@@ -19,7 +19,7 @@ from blockstream.checkpoint import TensorEntry
 from blockstream.errors import ModelError
 
 from .partition import Place
-from .prepared import Prepared
+from .prepared import Prepared, read_entry
 from .torch_zip import read_state_dict
 
 ALIGN = 64
@@ -71,6 +71,8 @@ class Reference:
 
     def _stored(self, entry: TensorEntry) -> Tensor:
         """Return a tensor, or a part of one, as its file holds it: a map where the library maps."""
+        if self._prepared.form == "raw":  # there is no library that reads them
+            return read_entry(entry)
         path = entry.file.path
         if path not in self._by_path:
             entry.file.check()

@@ -7,7 +7,7 @@ which they are resident; of another, each visit is compared as it is made, in th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -177,6 +177,7 @@ class ResidentSession(Session):
         dtype: Any = None,
         example_inputs: Any = None,
         around: StoreAround | None = None,
+        pace: Sequence[float] = (),
     ) -> nn.Module:
         if around is not None:
             raise ModelError(f"stage {name!r} has a store of its own: its weights cannot be held resident")

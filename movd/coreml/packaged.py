@@ -164,7 +164,7 @@ def checkpoint_of(
     for name, (path, shape) in tables.items():
         stamp = _stamp(path, stamps)
         entries[name] = TensorEntry(name, "F32", tuple(shape), stamp, 0, stamp.nbytes)
-    return Checkpoint(root, "packed", entries)
+    return Checkpoint(root, "raw", entries)
 
 
 def _entries(path: str, segment: PackagedSegment, stamps: dict[Path, FileStamp]) -> Iterator[TensorEntry]:

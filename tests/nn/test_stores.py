@@ -101,3 +101,33 @@ def test_verification_does_not_hold_resident_what_another_store_loads(model):
     options = {"segments": {}, "streamed": frozenset(), "seen": lambda *args: None, "arena": None}
     with ResidentSession(**options) as session, pytest.raises(ModelError, match="store of its own"):
         session.stage("s", module, path, around=lambda files: files)
+
+
+def test_a_checkpoint_of_entries_alone_streams_and_is_held_resident(model, tmp_path):
+    """Files of no known form: what lies where is said by who made the entries."""
+    from blockstream.checkpoint import Checkpoint, FileStamp, TensorEntry
+    from blockstream.nn.prepared import Prepared
+    from blockstream.nn.reference import Reference
+
+    module, _ = model
+    path, entries = tmp_path / "weights.raw", {}
+    with path.open("wb") as stream:
+        for name, value in module.state_dict().items():
+            entries[name] = (stream.seek(-(-stream.tell() // 64) * 64), value)
+            stream.write(value.numpy().tobytes())
+    with path.open("rb") as stream:
+        stamp = FileStamp.take(stream, path, 0, 64)
+    checkpoint = Checkpoint(
+        tmp_path,
+        "raw",
+        {
+            name: TensorEntry(name, "F32", tuple(value.shape), stamp, offset, value.nbytes)
+            for name, (offset, value) in entries.items()
+        },
+    )
+    x, wanted = torch.ones(2, 64), module(torch.ones(2, 64))
+    with blockstream.open(arena="64KiB") as session:
+        assert torch.equal(session.stage("s", module, checkpoint)(x), wanted)
+    reference = Reference(Prepared("s", module, checkpoint, None))
+    assert all(torch.equal(reference.parameter(name), value) for name, (_, value) in entries.items())
+    reference.close()

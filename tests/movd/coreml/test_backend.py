@@ -10,6 +10,7 @@ from blockstream.budget import parse_nbytes
 from blockstream.choices import Chosen
 from blockstream.config import load_config, make_config
 from blockstream.errors import CheckpointError, ConfigError, SegmentLoadError
+from blockstream.verify import verify
 from movd import pipeline
 from movd.coreml import packaged
 from tests.movd.coreml.conftest import need_coremltools
@@ -260,3 +261,11 @@ def test_a_pipeline_refuses_a_backend_it_has_no_segments_for(coreml_config, tmp_
     monkeypatch.setattr(Chosen, "build", lambda self: object() if self.key == "backend" else build(self))
     with pytest.raises(ConfigError, match="backend 'coreml-interpreter' has no segments for pipeline movd"):
         runner.run(config, tmp_path / "out")
+
+
+def test_packages_streamed_are_bit_for_bit_packages_resident(exported_tiny):
+    config = tiny(backend=interpreter(exported_tiny), arena=ARENA, steps=2)
+    for by_segment in (False, True):
+        report = verify(config, by_segment=by_segment)
+        assert report["equal"]
+        assert {stage["how"] for stage in report["stages"]} == {"segments" if by_segment else "whole"}
