@@ -1,7 +1,7 @@
 """STDiT3 in segments: what comes before the blocks, a spatial and a temporal block at a time, the last layer.
 
-One signature serves text to video and known frames: modulation is per frame. The modules are movd's own;
-only what surrounds them is written for tracing: tables instead of angles, a bias instead of gathered text.
+One signature serves text to video and known frames: modulation is per frame. Positions are tables, and a bias
+hides padding, where movd's own modules compute angles and gather the text that is kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blockstream.errors import ConfigError
 from blockstream.pipeline import AttentionLayer, Merge
 from movd.attention import attention_hooks, attention_layers
+from movd.coreml.blocks import Block, mlp
 from movd.coreml.manifest import Preset, Variant
 from movd.coreml.manifest import Tensor as Described
 from movd.coreml.segments import HIDDEN, Function, Recipe, Sizes, StageRecipe, ranged, tensor
@@ -189,7 +190,7 @@ class First(nn.Module):
             m,
             t_emb,
             t0_emb,
-            self.y_embedder.y_proj(y),
+            mlp(self.y_embedder.y_proj, y),
             (1 - mask) * HIDDEN,
         )
 
@@ -204,7 +205,7 @@ class Pair(nn.Module):
         super().__init__()
         spatial, temporal = dit.spatial_blocks[index], dit.temporal_blocks[index]
         assert isinstance(spatial, STDiT3Block) and isinstance(temporal, STDiT3Block)
-        self.spatial, self.temporal = spatial, temporal
+        self.spatial, self.temporal = Block(spatial), Block(temporal)
         merge = temporal.attn.seam.merging()
         at = torch.arange(dit.grid(*preset.latent)[0]) if merge is None else merge.positions
         for name, table in zip(("cos", "sin"), dit.rope(at), strict=True):

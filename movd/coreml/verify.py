@@ -257,7 +257,7 @@ class _Verification:
             outputs = function.build().eval()(*given)
         wanted = outputs if isinstance(outputs, tuple) else (outputs,)
         watch = FiniteWatch()
-        with _Opened(self.made.package_of(program), program) as package:
+        with Opened(self.made.package_of(program), program) as package:
             got = package(lane.torch, watch)
             lane.packages |= package(lane.packages)
         compared = [
@@ -299,7 +299,7 @@ class _Verification:
         )
 
 
-class _Opened:
+class Opened:
     """One function of a package, its weights mapped."""
 
     def __init__(self, path: Path, program: Program) -> None:
@@ -323,7 +323,7 @@ class _Opened:
         (weights,) = self._weights.values()
         return weights(offset, nbytes)
 
-    def __enter__(self) -> _Opened:
+    def __enter__(self) -> Opened:
         return self
 
     def __exit__(self, *exc: object) -> None:
