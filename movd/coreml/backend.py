@@ -76,8 +76,8 @@ class PackagedNetworks:
 
         Raises ConfigError where the run's attention transforms are not those it was exported with.
         """
-        self._merges(run)
-        dit = PackagedDiT(self.export, self._preset, self._backend.predict, self._weights.dit_config)
+        merges, config = bool(self._merges(run)), self._weights.dit_config
+        dit = PackagedDiT(self.export, self._preset, self._backend.predict, config, merges)
         return Network(dit, dit.checkpoint(self.export), around=self._backend.around(dit))
 
     def decoder(self) -> Network:

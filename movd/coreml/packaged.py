@@ -17,8 +17,9 @@ from blockstream.checkpoint import Checkpoint, FileStamp, TensorEntry
 from blockstream.checkpoint.entries import unreadable
 from blockstream.errors import CheckpointError
 from movd.coreml.interpreter import Blob, Function, Package, evaluate, read_records
-from movd.coreml.interpreter.types import PACKED_BITS, TORCH
+from movd.coreml.interpreter.types import PACKED_BITS, TORCH, TensorType
 from movd.coreml.manifest import Export, Preset, Program, Segment, Stage, Variant
+from movd.coreml.manifest import Tensor as Described
 from movd.coreml.segments import TORCH_DTYPES
 
 #: Names of dtypes in packages and in checkpoints.
@@ -42,13 +43,20 @@ class PackagedSegment(nn.Module):
     """One segment for one preset: its functions, and their blobs as parameters without values.
 
     `forward` takes the values of the pass that the manifest names and returns those the segment gives.
+    Raises CheckpointError for packages that are not what the manifest says.
     """
 
-    def __init__(self, export: Export, segment: Segment, preset: Preset, predict: Predict) -> None:
+    def __init__(
+        self,
+        export: Export,
+        segment: Segment,
+        preset: Preset,
+        predict: Predict,
+        variants: Sequence[Variant] = ("plain",),
+    ) -> None:
         super().__init__()
         self.segment, self.predict = segment, predict
-        variants: tuple[Variant, ...] = ("plain", "merged", "rest")
-        self.programs = {v: segment.program(preset.name, v) for v in variants}
+        self.programs: dict[Variant, Program] = {v: segment.program(preset.name, v) for v in variants}
         self.packages = {p.package: Package.open(export.package_of(p)) for p in self.programs.values()}
         self.functions: dict[tuple[str, str], Function] = {}
         self._parameter: dict[tuple[str, int], str] = {}
@@ -61,6 +69,7 @@ class PackagedSegment(nn.Module):
             return
         package = self.packages[program.package]
         function = package.function(program.function)
+        _require_agreement(package, program, function)
         self.functions[program.package, program.function] = function
         number = list(self.packages).index(program.package)
         for blob in function.blobs:
@@ -102,12 +111,19 @@ def interpreted(
 class PackagedStage(nn.Module):
     """The segments of a stage, by their names without the network's, and one pass through them."""
 
-    def __init__(self, export: Export, stage: Stage, preset: Preset, predict: Predict) -> None:
+    def __init__(
+        self,
+        export: Export,
+        stage: Stage,
+        preset: Preset,
+        predict: Predict,
+        variants: Sequence[Variant] = ("plain",),
+    ) -> None:
         super().__init__()
         self.stage = stage
         self.paths = tuple(name.split(".", 1)[1] for name in stage.order)
         for path, name in zip(self.paths, stage.order, strict=True):
-            segment = PackagedSegment(export, export.segments[name], preset, predict)
+            segment = PackagedSegment(export, export.segments[name], preset, predict, variants)
             _place(self, path, segment)
 
     @cached_property
@@ -125,6 +141,26 @@ class PackagedStage(nn.Module):
             for name in [n for n in values if last.get(n, -1) <= i and n != self.stage.output]:
                 del values[name]
         return values[self.stage.output]
+
+
+def _require_agreement(package: Package, program: Program, function: Function) -> None:
+    """Raise CheckpointError where a function does not take and give what the manifest says."""
+    described = ((program.inputs, function.inputs), (program.outputs, function.outputs))
+    for tensors, types in described:
+        names = [t.name for t in tensors]
+        wrong = [t for t in tensors if t.name in types and not _agrees(t, types[t.name])]
+        if sorted(names) != sorted(types) or wrong:
+            says = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in wrong or tensors)
+            has = ", ".join(f"{name} {types[name]}" for name in ([t.name for t in wrong] or types))
+            raise CheckpointError(
+                f"{package.root}: function {program.function!r} has {has}, and the manifest says {says}; "
+                "they do not belong together: export again"
+            )
+
+
+def _agrees(described: Described, declared: TensorType) -> bool:
+    """Return whether a tensor's record fits its declared type; dimensions that are open fit any."""
+    return declared.fits(described.shape, TORCH_DTYPES[described.dtype])
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

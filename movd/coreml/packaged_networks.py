@@ -52,8 +52,11 @@ class PackagedDiT(PackagedStage):
     `merging` is asked in each pass whether tokens are merged in it.
     """
 
-    def __init__(self, export: Export, preset: Preset, predict: Predict, config: STDiT3Config) -> None:
-        super().__init__(export, export.stages["dit"], preset, predict)
+    def __init__(
+        self, export: Export, preset: Preset, predict: Predict, config: STDiT3Config, merges: bool
+    ) -> None:
+        variants: tuple[Variant, ...] = ("plain", "merged") if merges else ("plain",)
+        super().__init__(export, export.stages["dit"], preset, predict, variants)
         self.preset = preset
         self._frames = -(-preset.latent[0] // config.patch_size[0])
         self.merging: Callable[[], bool] = lambda: False
@@ -119,7 +122,8 @@ class PackagedVAE(nn.Module):
     def __init__(self, export: Export, preset: Preset, predict: Predict) -> None:
         super().__init__()
         self.preset = preset
-        self.temporal = PackagedStage(export, export.stages[TEMPORAL], preset, predict)
+        variants: tuple[Variant, ...] = ("plain", "rest") if len(set(preset.chunks)) > 1 else ("plain",)
+        self.temporal = PackagedStage(export, export.stages[TEMPORAL], preset, predict, variants)
         self.spatial = PackagedStage(export, export.stages[SPATIAL], preset, predict)
 
     def stream_order(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A run computed from exported packages: streamed by the engine, and the video that torch makes."""
 
+import json
 import shutil
 
 import numpy as np
@@ -236,6 +237,21 @@ def test_a_record_that_lies_is_named_before_anything_runs(coreml_config, copied,
         stream.seek(64 + 8)
         stream.write((1 << 40).to_bytes(8, "little"))
     with pytest.raises(CheckpointError, match=r"weight.bin: the record of .* and the program declares"):
+        runner.run(coreml_config(backend=on(copied)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["name", "shape"])
+def test_a_manifest_that_does_not_describe_its_packages_is_refused(coreml_config, copied, tmp_path, key):
+    path = copied / "manifest.json"
+    manifest = json.loads(path.read_text())
+    (last,) = (segment for segment in manifest["segments"] if segment["name"] == "dit.last")
+    for program in last["programs"]:
+        program["inputs"][0][key] = {"name": "u", "shape": [2, 5, 1, 33]}[key]
+    path.write_text(json.dumps(manifest))
+    said = (
+        r"dit.last.mlpackage: function '\S+' has x float32.*, and the manifest says .*do not belong together"
+    )
+    with pytest.raises(CheckpointError, match=said):
         runner.run(coreml_config(backend=on(copied)), tmp_path / "out")
 
 

@@ -13,10 +13,10 @@ from .table import Int, Text, operator
 @operator("constexpr_blockwise_shift_scale", moves=True)
 def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
     """Return scale (data - offset), one scale for a block of numbers along each axis (iOS 18)."""
-    wide = data.float()
+    wide = data.to(torch.float32, copy=True)
     if offset is not None:
-        wide = wide - _spread(offset.float(), data.shape)
-    return (wide * _spread(scale.float(), data.shape)).to(scale.dtype)
+        wide -= _spread(offset.float(), data.shape)
+    return wide.mul_(_spread(scale.float(), data.shape)).to(scale.dtype)
 
 
 @operator("constexpr_affine_dequantize", moves=True)
@@ -25,7 +25,7 @@ def affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scale: Tensor,
     shape = [1] * quantized_data.dim()
     shape[axis] = -1
     wide = quantized_data.float() - zero_point.float().reshape(shape if zero_point.dim() else [])
-    return (wide * scale.float().reshape(shape if scale.dim() else [])).to(scale.dtype)
+    return wide.mul_(scale.float().reshape(shape if scale.dim() else [])).to(scale.dtype)
 
 
 @operator("constexpr_cast", moves=True)
