@@ -193,11 +193,12 @@ def open_session(this: RunInProgress, kind: type[Session] | None = None, **optio
     config = this.config
     assert isinstance(config.threads, int)
     use_threads(config.threads)
+    chosen = [*config.attention, *([] if config.backend is None else [config.backend])]
     return (kind or Session)(
         config.budget,
         None if config.arena == "auto" else config.arena,
         config.policy.build(),
-        variant=", ".join(json.dumps(c.written(), sort_keys=True) for c in (*config.attention,)),
+        variant=", ".join(json.dumps(c.written(), sort_keys=True) for c in chosen),
         int8=config.int8,
         ledger=this.ledger,
         **options,

@@ -45,7 +45,7 @@ def test_a_package_is_evaluated_with_the_weights_of_its_file(tmp_path):
 
 def test_reading_a_package_imports_the_messages_alone():
     code = (
-        "import sys; from movd.coreml.interpreter import proto; proto.messages();"
+        "import sys; import movd.coreml.backend; from movd.coreml.interpreter import proto; proto.messages();"
         "assert 'coremltools' not in sys.modules;"
         "from movd.coreml.tools import coremltools;"
         "ours = proto.messages()[0].Model; theirs = coremltools().proto.Model_pb2.Model;"
