@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.int8 import SCALE
 from blockstream.nn.partition import Place
-from blockstream.nn.prepared import Prepared
+from blockstream.nn.prepared import Prepared, read_entry
 from blockstream.nn.reference import Reference, bound
 
 
@@ -18,7 +20,7 @@ class Bound:
     """A module without weights and the checkpoint that holds them. Close it: files stay mapped until then."""
 
     def __init__(self, name: str, module: Any, checkpoint: Checkpoint) -> None:
-        self.module = module
+        self.module, self._checkpoint = module, checkpoint
         self._prepared = Prepared(name, module, checkpoint, "F32")
         self._reference = Reference(self._prepared)
         self._reference.fill_buffers()
@@ -34,16 +36,20 @@ class Bound:
         params = {}
         for path, _ in self.module.named_parameters(remove_duplicate=False):
             if path.startswith(tuple(f"{m}." for m in modules)) or path in modules:
-                param = self._reference.parameter(path)
+                value = self.parameter(path)
                 if change is not None:
-                    param = nn.Parameter(change(path, param.data), requires_grad=False)
-                params[(_place(path),)] = param
+                    value = change(path, value)
+                params[(_place(path),)] = nn.Parameter(value, requires_grad=False)
         with bound(self.module, params):
             yield
 
     def parameter(self, path: str) -> Tensor:
-        """Return one parameter in float32."""
-        return self._reference.parameter(path).data
+        """Return one parameter in float32; what is packed as int8, times its scales."""
+        value = self._reference.parameter(path).data
+        if value.dtype != torch.int8:
+            return value
+        (entry,) = self._prepared.matched.sources[path].tensors
+        return value * read_entry(self._checkpoint[entry.name + SCALE])[:, None]
 
     def nbytes(self, modules: Sequence[str]) -> int:
         """Return the bytes of the weights under `modules` in float32."""

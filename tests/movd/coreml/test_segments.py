@@ -1,14 +1,20 @@
 """The segments, chained, are the networks: no package is made here."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
+from blockstream.cli.main import main
+from blockstream.config import make_config
 from blockstream.plugins import activate
 from movd.attention import attention_hooks
+from movd.coreml.int8 import dequantised, is_quantised
 from movd.coreml.networks import Networks, What, gather_frames
 from movd.coreml.segments_vae import _parts, temporal_units
+from movd.options import MovdOptions
 
 SIZES = ((17, 16, 16), (20, 24, 40))
 
@@ -136,6 +142,28 @@ def test_weights_of_other_segments_are_not_in_memory(networks):
         real = {name for name, p in dit.named_parameters() if not p.is_meta}
     assert real and all(name.startswith(("spatial_blocks.0.", "temporal_blocks.0.")) for name in real)
     assert all(p.is_meta for p in dit.parameters())
+
+
+def test_a_pack_in_int8_gives_the_weights_an_int8_package_holds(tmp_path):
+    source, packed = tmp_path / "t5", tmp_path / "packed"
+    shutil.copytree(MovdOptions(prompt="").t5.folder("t5"), source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["T5EncoderModel"]}))
+    assert main(["pack", str(source), str(packed), "--dtype", "int8"]) == 0
+    keys = {"pipeline": "movd", "prompt": "x"}
+    with (
+        Networks(make_config(keys), What()) as plain,
+        Networks(make_config({**keys, "t5": {"path": str(packed)}}), What()) as int8,
+    ):
+        t5, held = plain.network("t5"), int8.network("t5")
+        names = [name for name, _ in t5.module.named_parameters()]
+        rounded = [name for name in names if is_quantised(t5.module, name)]
+        assert len(rounded) == 2 * 7
+        for name in names:
+            weight = t5.parameter(name)
+            wanted = dequantised(weight) if name in rounded else weight
+            assert torch.equal(held.parameter(name), wanted), name
+            assert name not in rounded or torch.equal(dequantised(wanted), wanted), "rounding twice is once"
 
 
 def test_no_part_of_the_vae_exceeds_what_is_given_unless_one_layer_does(networks):
