@@ -1,0 +1,322 @@
+"""Run Open-Sora v1.2 at its full size, prompt to video, under a control group no larger than its budget.
+
+    python -m benchmarks.full_size                   # 26 GB of disk for a while, about half an hour
+    python -m benchmarks.full_size --weights DIR     # takes what is there, writes and keeps what is not
+    python -m benchmarks.full_size --small           # tried out with the embedded model, nothing is written
+
+Weights that are not there are synthesised (random numbers in the official layouts; the video is noise): T5 in
+int8, STDiT3 and the VAE in fp32. phone.yaml is planned as it stands and run with fewer steps: once in its own
+budget, once in the least that a plan names. The kernel kills what holds more than the limit. Then plans say
+how many frames fit at each resolution, and what bounds them. Writes results/DATE-full-size.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks._results import table, write
+from blockstream.budget import format_nbytes, parse_nbytes
+from blockstream.errors import BudgetError
+from blockstream.ledger import Ledger, read_records
+from tests.support.cgroup import limited
+
+#: Family, folder as phone.yaml names it, and the bytes that making it takes for a while.
+NETWORKS = {
+    "t5": ("t5-v1_1-xxl", "t5-v1_1-xxl-int8", 26 << 30),
+    "dit": ("stdit3-xl-2", "OpenSora-STDiT-v3", 5 << 30),
+    "vae": ("opensora-vae", "OpenSora-VAE-v1.2", 2 << 30),
+}
+#: The sizes asked for beside 256 x 256: heights and widths at 9:16.
+RESOLUTIONS = ("144p", "240p", "360p", "480p", "720p")
+#: What --small runs in place of phone.yaml.
+SMALL = ["prompts=[a red circle moving right]", "arena=6MiB"]
+MOST_FRAMES = 1020
+CLI = "import sys; from blockstream.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def command(*words: object) -> list[str]:
+    """Return a command line of blockstream's own."""
+    return [sys.executable, "-c", CLI, *map(str, words)]
+
+
+@contextmanager
+def weights(folder: Path | None) -> Iterator[Path]:
+    """Yield a folder with all three networks; what is written to a folder that nobody named is removed."""
+    made = folder is None
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="full-size-", dir="."))
+    try:
+        for part, (family, name, need) in NETWORKS.items():
+            if not (folder / name).exists():
+                free = shutil.disk_usage(folder).free
+                if free < need:
+                    sys.exit(
+                        f"{folder}: {format_nbytes(need)} are needed for {part}, {format_nbytes(free)} free"
+                    )
+                _make(family, folder / name)
+        yield folder.absolute()
+    finally:
+        if made:
+            shutil.rmtree(folder)
+
+
+def _make(family: str, folder: Path) -> None:
+    print(f"synthesising {folder.name} ...", flush=True)
+    if not folder.name.endswith("-int8"):
+        subprocess.run(command("synth", family, folder), check=True)
+        return
+    whole = folder.with_name(f"{folder.name}-source")
+    try:
+        subprocess.run(command("synth", family, whole), check=True)
+        subprocess.run(command("pack", whole, folder, "--dtype", "int8"), check=True)
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
+
+
+def sets(found: Path | None, **more: object) -> list[str]:
+    """Return the --set arguments of a run on these weights."""
+    paths = {} if found is None else {f"{part}.path": found / name for part, (_, name, _) in NETWORKS.items()}
+    given = [f"{key}={value}" for key, value in {**paths, "cache": "off", **more}.items()]
+    return [x for text in [*([] if found else SMALL), *given] for x in ("--set", text)]
+
+
+def planned(config: str, found: Path | None, **more: object) -> dict[str, Any]:
+    """Return `plan --json` of the config, or what refused it."""
+    line = command("plan", config, "--json", *sets(found, **more))
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return {"refused": done.stderr.strip().splitlines()[-1]}
+    return dict(json.loads(done.stdout))
+
+
+def run(config: str, found: Path | None, budget: int, **more: object) -> dict[str, Any]:
+    """Run the config in a group limited to its budget; return its report, and whether it was killed."""
+    with tempfile.TemporaryDirectory() as scratch, limited(memory_nbytes=budget) as group:
+        out = Path(scratch) / "out"
+        line = command("run", config, "--out", out, *sets(found, budget=budget, **more))
+        done = group.run(line, timeout=4 * 3600)
+        facts: dict[str, Any] = {
+            "budget_nbytes": budget,
+            "options": {k: str(v) for k, v in more.items()},
+            "exit": done.returncode,
+            "killed": done.returncode in (-9, 137),
+            "group_peak_nbytes": group.peak_nbytes,
+        }
+        if done.returncode != 0:
+            return {**facts, "error": done.stderr.strip()[-400:], **_left(out)}
+        report = json.loads((out / "report.json").read_text())
+        kept = ("budget", "stages", "wall_s", "output", "read", "unplanned", "disk")
+        facts |= {k: report[k] for k in kept}
+        facts["video_nbytes"] = [(out / f).stat().st_size for f in report["output"]["files"]]
+        facts["peaks"] = peaks(out / "ledger.jsonl")
+        return facts
+
+
+def _left(out: Path) -> dict[str, Any]:
+    """Return how far a run that failed came, by its ledger."""
+    ledger = out / "ledger.jsonl"
+    with suppress(ValueError, OSError):
+        return {"peaks": peaks(ledger)}
+    return {}
+
+
+def peaks(ledger: Path) -> list[dict[str, Any]]:
+    """Return the most that was held while each stage computed, and what of it were weights."""
+    records = read_records(ledger)
+    visits = [s for s in records.spans if s.thread == "compute" and s.visit is not None]
+    memory = [(n.at_s, *n.value) for n in records.notes if n.kind == "memory"]
+    found = []
+    for stage in sorted({s.visit.stage for s in visits if s.visit is not None}):
+        own = [s for s in visits if s.visit is not None and s.visit.stage == stage]
+        begin, end = min(s.start_s for s in own), max(s.end_s for s in own)
+        held = [(nbytes, arena) for at, nbytes, arena in memory if begin <= at <= end]
+        nbytes, arena = max(held, default=(0, 0))
+        most = max((s for s in own), key=lambda s: s.seconds)
+        found.append(
+            {
+                "stage": stage,
+                "peak_nbytes": nbytes,
+                "weights_nbytes": arena,
+                "beside_nbytes": max((a - b for a, b in held), default=0),
+                "longest": most.label,
+            }
+        )
+    return found
+
+
+def largest(found: Path, budget: int) -> list[dict[str, Any]]:
+    """Return, by size, the most frames (in steps of 17) whose plan fits, and the network that bounds them.
+
+    T5, which no size changes, is left out.
+    """
+    rows = []
+    for size in ("256x256", *RESOLUTIONS):
+        keys: dict[str, object] = {"height": 256, "width": 256}
+        if size != "256x256":
+            keys = {"height": "null", "width": "null", "resolution": size}
+        low, high, bound = 0, MOST_FRAMES // 17 + 1, ""
+        middle = 1
+        while low < middle < high:
+            why = refused(found, budget, {**keys, "frames": 17 * middle})
+            low, high, bound = (middle, high, bound) if why is None else (low, middle, why)
+            middle = (low + high) // 2
+        rows.append({"size": size, "frames": 17 * low, "bound": bound})
+        print(f"{size}: {17 * low} frames; {bound}", flush=True)
+    return rows
+
+
+def refused(found: Path, budget: int, more: Mapping[str, object]) -> str | None:
+    """Return what leaves no room for a video of some size, None where there is room."""
+    from blockstream import runner
+    from blockstream.config import load_config
+    from blockstream.plugins import activate
+
+    given = sets(found, budget=budget, **more)[1::2]
+    config = runner.pinned(load_config("phone.yaml", given))
+    this = runner.RunInProgress(config, runner.NOWHERE, Ledger(), activate(config))
+    with runner.open_session(this) as session:
+        pipeline = config.pipeline.build()
+        pipeline._declare_text = lambda session, run: None
+        pipeline.declare(session, this)
+        try:
+            session.draft()
+        except BudgetError as error:
+            most = max(session._stages, key=lambda s: s.activations_nbytes or 0)
+            least = str(error).rpartition("the least is ")[2]
+            needs = format_nbytes(most.activations_nbytes or 0)
+            return f"{needs} of activations in {most.name}; {least} in all"
+    return None
+
+
+def stage_rows(facts: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of a run's table."""
+    for stage, peak in zip(facts["stages"], facts["peaks"], strict=True):
+        speed = stage.get("read_bytes_per_s") or 0.0
+        yield (
+            stage["name"],
+            stage["passes"],
+            stage["b"],
+            stage["d"],
+            float(stage["wall_s"]),
+            float(stage["stall_s"]),
+            format_nbytes(stage["read_nbytes"]),
+            speed / 1e9,
+            format_nbytes(peak["peak_nbytes"]),
+            format_nbytes(peak["weights_nbytes"]),
+            format_nbytes(peak["beside_nbytes"]),
+        )
+
+
+HEAD = (
+    *("stage", "passes", "segments", "retained", "seconds", "stalled s", "read", "GB/s"),
+    *("peak held", "of it weights", "most beside weights"),
+)
+
+
+def described(facts: dict[str, Any]) -> str:
+    """Return one run for people."""
+    limit = format_nbytes(facts["budget_nbytes"])
+    how = ", ".join(f"{k} {v}" for k, v in facts["options"].items())
+    if facts["exit"] != 0:
+        verdict = "KILLED by the kernel" if facts["killed"] else f"FAILED: {facts['error']}"
+        return f"Budget and control group {limit}; {how}: {verdict}."
+    budget = facts["budget"]
+    causes = ", ".join(f"{format_nbytes(n)} {cause}" for cause, n in budget["by_cause"].items())
+    return "\n".join(
+        [
+            f"Budget and control group {limit}; {how}: not killed, budget "
+            f"{'held' if budget['held'] else 'BROKEN'}, peak {format_nbytes(budget['peak_nbytes'])} while "
+            f"{budget.get('peak_during') or 'between stages'} ({causes}). {facts['wall_s']:.0f} s; the group "
+            f"was charged {format_nbytes(facts['group_peak_nbytes'])} at most, page cache included. "
+            f"Video of {facts['video_nbytes'][0]} bytes; read {facts['read']}.",
+            "",
+            table(HEAD, stage_rows(facts)),
+        ]
+    )
+
+
+def page(found: dict[str, Any]) -> str:
+    """Return the result for people."""
+    plan = found["plan"]
+    if "refused" in plan:
+        return f"The plan was refused: {plan['refused']}"
+    causes = ", ".join(f"{format_nbytes(n)} {cause}" for cause, n in plan["by_cause"].items())
+    lines = [
+        "The weights are synthetic unless --weights had others; times and bytes are those of real ones.",
+        "",
+        f"phone.yaml in full (30 steps) is planned to take {plan['predicted_s'] / 60:.0f} minutes here, read "
+        f"{format_nbytes(plan['read_nbytes'])}, wait {plan['stall_s']:.1f} s for it, and hold "
+        f"{format_nbytes(plan['peak_nbytes'])} ({causes}). The least its segments work in is "
+        f"{format_nbytes(plan['curve'][0]['budget_nbytes'])}; cut finer, {found['least']}.",
+    ]
+    for facts in found["runs"]:
+        lines += ["", described(facts)]
+    if found["largest"]:
+        rows = [(r["size"], r["frames"] or "none", r["bound"]) for r in found["largest"]]
+        said = f"The most frames a plan accepts in {found['budget']}, in steps of 17 up to {MOST_FRAMES}"
+        lines += [
+            "",
+            f"{said}, and what bounds them:",
+            "",
+            table(("size", "frames", "17 more would need"), rows),
+        ]
+    return "\n".join(lines)
+
+
+def least_of(found: Path | None, config: str) -> int:
+    """Return the least budget that a refused plan of the config names, in bytes."""
+    said = planned(config, found, budget="400MiB").get("refused", "")
+    number = said.rpartition("the least is ")[2].removesuffix(" MiB")
+    return int(number) << 20 if number.isdigit() else 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, help="folder of the networks, filled if need be and kept")
+    parser.add_argument("--budget", default="3.3GiB")
+    parser.add_argument("--frames", type=int, default=68)
+    parser.add_argument("--size", default="256x256", metavar="HEIGHTxWIDTH")
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument(
+        "--least", metavar="SIZE", help="budget of the second run; the least planned otherwise"
+    )
+    parser.add_argument("--skip", nargs="*", default=[], choices=("run", "least", "largest"))
+    parser.add_argument("--small", action="store_true")
+    options = parser.parse_args(argv)
+    height, width = options.size.split("x")
+    more = {"frames": options.frames, "height": height, "width": width, "steps": options.steps}
+    budget = parse_nbytes(options.budget)
+    if options.small:
+        small = {"frames": 17, "steps": 2, "threads": 1}
+        least = least_of(None, "movd.yaml")
+        runs = [run("movd.yaml", None, n, **small) for n in (1 << 30, 200 << 20)]
+        plan = planned("movd.yaml", None, budget=1 << 30)
+        print(page({"plan": plan, "runs": runs, "least": format_nbytes(least), "largest": []}))
+        return
+    with weights(options.weights) as folder:
+        plan = planned("phone.yaml", folder, budget=budget)
+        least = parse_nbytes(options.least) if options.least else least_of(folder, "phone.yaml")
+        runs = []
+        for name, nbytes in (("run", budget), ("least", least)):
+            if name not in options.skip:
+                runs.append(run("phone.yaml", folder, nbytes, **more))
+                print(described(runs[-1]), flush=True)
+        fits = [] if "largest" in options.skip else largest(folder, budget)
+    said = {"least": format_nbytes(least), "budget": options.budget}
+    found = {"plan": plan, "runs": runs, **said, "largest": fits}
+    asked = f"--frames {options.frames} --size {options.size} --steps {options.steps}"
+    line = f"python -m benchmarks.full_size {asked}"
+    write("full-size", line, "Open-Sora v1.2 at full size under a control group", page(found), found)
+
+
+if __name__ == "__main__":
+    main()
