@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -49,6 +50,12 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "blockstream", "movd", "plugins")
     return (git("rev-parse", "--short=12", "HEAD") or "none") + ("+" if changed else "")
+
+
+def load() -> str:
+    """Return in a sentence how busy the machine was lately: what a timing is worth."""
+    lately = os.getloadavg()
+    return f"The machine's load was {lately[0]:.1f} in the last minute, {lately[2]:.1f} in the last fifteen."
 
 
 def summary(trials: Sequence[float]) -> dict[str, Any]:

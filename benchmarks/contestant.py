@@ -41,18 +41,31 @@ def blockstream(folder: Path, options: argparse.Namespace, facts: dict[str, Any]
 
     small = _is_small(folder)
     with b.open(options.budget, options.arena, options.policy) as s:
-        module = s.stage("t5", lambda: t5_xxl.build(small), folder, passes=options.passes)
+        ids = t5_xxl.tokens(options.tokens)
+        module = s.stage(
+            "t5", lambda: t5_xxl.build(small), folder, passes=options.passes, example_inputs=(ids,)
+        )
+        predicted = s.draft().predicted.wall_s
+        s.start()
         yield lambda ids: module(ids).last_hidden_state
         report = s.report()
         loads: dict[int, int] = defaultdict(int)
         for span in s.ledger.spans:
             if span.kind == "load" and span.visit is not None:
                 loads[span.visit.pass_index] += span.nbytes
+        s.remember()
         planned = s.plan.stages[0]
+        plans = [
+            (n.at_s, n.value["arena_nbytes"], n.value["stages"][0])
+            for n in s.ledger.notes
+            if n.kind == "plan"
+        ]
         facts.update(
             read_nbytes=[loads[p] for p in range(options.passes)],
             budget=report["budget"],
             stage=report["stages"][0],
+            plans=[[at, arena, p["policy"], p["slots"], p["retained"]] for at, arena, p in plans],
+            predicted_s=predicted,
             policy=planned.policy,
             slots=planned.slots,
             retained=len(planned.retained),

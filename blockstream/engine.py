@@ -171,6 +171,11 @@ class Engine:
             self._scheduler.most_nbytes = nbytes
             self._condition.notify_all()
 
+    @property
+    def most_nbytes(self) -> int | None:
+        """Return what `hold_back` was last called with."""
+        return self._scheduler.most_nbytes
+
     def can_adopt(self, plan: Plan) -> bool:
         """Return whether a plan leaves what is in use where it is."""
         with self._condition:

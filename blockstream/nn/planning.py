@@ -23,8 +23,9 @@ from blockstream.ledger import Ledger
 from blockstream.plan import Observed, Plan, least_arena, make_plan, remaining
 from blockstream.report.plans import plan_record
 from blockstream.retention import RetentionPolicy
-from blockstream.segments import Schedule
+from blockstream.segments import Extent, Schedule
 from blockstream.system.floor import RUNTIME_MODULES, runtime_floor
+from blockstream.system.limits import cpu_count
 
 from .activations import activation_nbytes
 from .costs import default_costs, measured_costs
@@ -115,6 +116,14 @@ class Planning:
         least = least_arena(Schedule(engine.plan.schedule.stages[index : index + 1]), self._slots)
         unknown = not stage.completed and stage.activations_nbytes is None and self._limit != self._most
         engine.hold_back(least + max(0, self._limit - least) // 2 if unknown else None)
+
+    def commit(self, engine: Engine, arena: Arena) -> None:
+        """Commit what the first stage is to use before it is read into: no page is waited for later."""
+        layout = engine.plan.stages[0].layout
+        used = [*layout.retained.values(), *(x for one in layout.streamed for x in one)]
+        begin = min((x.offset for x in used), default=0)
+        most = layout.end if engine.most_nbytes is None else begin + engine.most_nbytes
+        arena.commit(Extent(begin, max(0, min(layout.end, most) - begin)), cpu_count().threads)
 
     def after_visit(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
         """Account for a visit: shrink if memory has become short, complete the first plan if it may be."""

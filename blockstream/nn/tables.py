@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from blockstream.checkpoint.reader import BLOCK, ReadFile, pread
 from blockstream.errors import CheckpointError
 
 from .dtypes import to_torch
+
+#: Rows lie anywhere: each waits for the disk, behind the loader's large reads, so many wait at once.
+THREADS = 16
 
 
 class TableReader:
@@ -29,8 +34,9 @@ class TableReader:
         self._rows, self._width = entry.shape
         self._row_nbytes = entry.nbytes // max(self._rows, 1)
         self._file: ReadFile | None = ReadFile(entry.file.path, direct=True)
-        span = -(-self._row_nbytes // BLOCK) * BLOCK + BLOCK
-        self._scratch = mmap.mmap(-1, span, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._span = -(-self._row_nbytes // BLOCK) * BLOCK + BLOCK
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._scratch = mmap.mmap(-1, self._span * THREADS, flags=flags)
         #: Bytes that arrived from the file so far.
         self.read_nbytes = 0
 
@@ -43,8 +49,17 @@ class TableReader:
             )
         rows = torch.empty(len(wanted), self._width, dtype=self._file_dtype)
         raw = rows.reshape(-1).view(torch.uint8).numpy().data
-        for i, row in enumerate(wanted.tolist()):
-            self._read(row, raw[i * self._row_nbytes : (i + 1) * self._row_nbytes])
+        todo = [
+            (row, raw[i * self._row_nbytes : (i + 1) * self._row_nbytes])
+            for i, row in enumerate(wanted.tolist())
+        ]
+        threads = min(THREADS, len(todo))
+        if threads < 2:
+            self.read_nbytes += self._read_all(0, todo)
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="blockstream-gather") as pool:
+                done = [pool.submit(self._read_all, k, todo[k::threads]) for k in range(threads)]
+            self.read_nbytes += sum(d.result() for d in done)
         return rows.to(self._dtype).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
 
     def close(self) -> None:
@@ -53,14 +68,18 @@ class TableReader:
             os.close(self._file.descriptor)
             self._file = None
 
-    def _read(self, row: int, into: memoryview) -> None:
-        """Read one row: the blocks around it to the scratch page, then the row."""
+    def _read_all(self, thread: int, todo: Sequence[tuple[int, memoryview]]) -> int:
+        """Read rows, by way of a thread's own part of the scratch pages; return the bytes that arrived."""
+        scratch = memoryview(self._scratch)[thread * self._span : (thread + 1) * self._span]
+        return sum(self._read(row, into, scratch) for row, into in todo)
+
+    def _read(self, row: int, into: memoryview, view: memoryview) -> int:
+        """Read one row: the blocks around it to the scratch pages, then the row."""
         assert self._file is not None, "the table is closed"
         start = self.entry.offset + row * self._row_nbytes
         first = start // BLOCK * BLOCK
         need = start + self._row_nbytes - first
-        view = memoryview(self._scratch)
-        done = 0
+        done = arrived = 0
         while done < need:
             direct = self._file.mode == "direct"
             end = -(-need // BLOCK) * BLOCK if direct else need
@@ -80,9 +99,10 @@ class TableReader:
                     "the file was cut short: fetch it again"
                 )
             done += n
-            self.read_nbytes += n
+            arrived += n
             if done < need and done % BLOCK and direct:
                 self._file.fall_back()
         if self._file.mode == "buffered":
             self._file.drop_cached(first, need)
         into[:] = view[start - first : need]
+        return arrived
