@@ -18,6 +18,9 @@ from .curve import advice, budget_curve, enough, knee
 
 SCHEMA = 1
 
+#: A finer cut is worth a word when it needs this much less.
+FINER = 0.02
+
 
 def plan_account(
     made: Plan,
@@ -27,12 +30,14 @@ def plan_account(
     activations_beside: Callable[[int], int],
     budget_nbytes: int | None = None,
     arena_nbytes: int | None = None,
+    finest_arena_nbytes: int | None = None,
 ) -> dict[str, Any]:
     """Return what `plan --json` prints.
 
     `costs_from` says by stage where its costs come from, `runtime_nbytes` what the process holds before
     any weight, `activations_beside(arena)` the bytes kept free beside an arena. `budget_nbytes` and
-    `arena_nbytes` are the limits asked for, None where there is none. Asks the planner some 15 times.
+    `arena_nbytes` are the limits asked for, None where there is none, `finest_arena_nbytes` the least that
+    segments could be cut for. Asks the planner some 15 times.
     """
 
     def budget_of(arena: int) -> int:
@@ -40,6 +45,10 @@ def plan_account(
 
     points = budget_curve(made.schedule, policies, lookahead=made.lookahead, also=[made.arena_nbytes])
     bend, last = knee(points), enough(points)
+    said, own = advice(points, budget_of), points[0].arena_nbytes
+    finest = own if finest_arena_nbytes is None else min(own, finest_arena_nbytes)
+    if budget_of(finest) < (1 - FINER) * budget_of(own):
+        said.insert(1, f"{format_nbytes(budget_of(finest), up=True)} with segments cut finer")
     stages = [
         _stage_account(stage, planned, predicted, costs_from.get(stage.name, ""))
         for stage, planned, predicted in zip(
@@ -71,7 +80,8 @@ def plan_account(
         ],
         "knee_nbytes": None if bend is None else budget_of(bend.arena_nbytes),
         "enough_nbytes": budget_of(last.arena_nbytes),
-        "advice": advice(points, budget_of),
+        "least_nbytes": budget_of(finest),
+        "advice": said,
     }
 
 

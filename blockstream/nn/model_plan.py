@@ -28,6 +28,7 @@ from blockstream.system.memory import held
 
 from .architectures import find
 from .dtypes import to_torch
+from .least import finest_arena_nbytes
 from .options import parse_policies
 from .session import Session
 from .spec import tensor_spec
@@ -70,6 +71,7 @@ def plan_model(ref: str, sets: list[str]) -> dict[str, Any]:
             activations_beside=session.activations_beside,
             budget_nbytes=resolve_budget(options.budget).nbytes,
             arena_nbytes=arena,
+            finest_arena_nbytes=finest_arena_nbytes(session),
         )
 
 

@@ -154,8 +154,9 @@ class _Cut:
 
     def _finer(self, entry: str, limit: int) -> Iterator[str]:
         """Yield the largest modules of at most `limit` bytes inside one, leaves whatever their size."""
-        children = [(n, c) for n, c in self.modules[entry].named_children() if self.totals[f"{entry}.{n}"]]
-        if self.totals[entry] <= limit or not children:
+        module = self.modules[entry]
+        children = [(n, c) for n, c in module.named_children() if self.totals[f"{entry}.{n}"]]
+        if (self.totals[entry] <= limit and not _is_list(module)) or not children:
             yield entry
             return
         for name, _ in children:
@@ -227,7 +228,8 @@ class _Cut:
                 continue
             leaf = not any(True for c in child.children() if next(c.parameters(), None) is not None)
             whole = keys <= left
-            if whole and (leaf or nbytes <= limit or isinstance(child, nn.MultiheadAttention)):
+            small = nbytes <= limit and not _is_list(child)
+            if whole and (leaf or small or isinstance(child, nn.MultiheadAttention)):
                 yield at, nbytes
             elif not leaf:
                 yield from self._pieces(at, left, limit)
@@ -250,6 +252,11 @@ def _places(root: nn.Module) -> dict[int, tuple[Place, ...]]:
 
 def _param_ids(module: nn.Module) -> set[int]:
     return {id(p) for p in module.parameters()}
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Return whether a module has no forward of its own: what uses it calls its items."""
+    return isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def _is_item(child: nn.Module, hints: set[str]) -> bool:

@@ -27,7 +27,7 @@ from .conversions import Source
 from .dtypes import to_torch
 from .int8 import Int8Layers, Product, resolve
 from .names import match, require_parameters
-from .partition import Place, partition
+from .partition import Part, Place, partition
 from .tables import TableReader
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", *(name for name in ITEM_NBYTES if name.startswith("F8"))})
@@ -79,10 +79,7 @@ class Prepared:
         self._tables = cut.tables
         #: The order the module itself names, as paths; empty if it names none.
         self.declared = cut.order
-        self.layouts: dict[str, SegmentLayout] = {}
-        for part in self.parts:
-            requests = [self._requests[places[0].path] for places in part.params]
-            self.layouts[part.name] = lay_out(part.name, requests)
+        self.layouts: dict[str, SegmentLayout] = {part.name: self._lay_out(part) for part in self.parts}
         for places in self._tables:  # not read whole, but held to the same rules
             request = self._requests[places[0].path]
             lay_out(f"table.{request.param}", [request])
@@ -91,6 +88,14 @@ class Prepared:
                     f"table {request.param!r} is made of {len(request.tensors)} tensors and cannot be read "
                     "row by row; save it as one tensor"
                 )
+
+    def finest(self) -> list[tuple[int, bool]]:
+        """Return (bytes, whether it stays) of the segments of the finest cut, in registration order."""
+        cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=1)
+        return [(self._lay_out(part).nbytes, part.resident) for part in cut.parts]
+
+    def _lay_out(self, part: Part) -> SegmentLayout:
+        return lay_out(part.name, [self._requests[places[0].path] for places in part.params])
 
     @property
     def outside(self) -> list[str]:
