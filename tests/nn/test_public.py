@@ -38,5 +38,5 @@ def test_the_signatures_are_those_of_the_documentation():
     assert names(blockstream.from_pretrained) == ["folder", *options]
     assert names(blockstream.open) == ["budget", "arena", "policy"]
     assert names(blockstream.Session.stage)[1:] == [
-        "name", "model", "checkpoint", "passes", "dtype", "example_inputs",
+        "name", "model", "checkpoint", "passes", "dtype", "example_inputs", "around", "pace",
     ]  # fmt: skip
