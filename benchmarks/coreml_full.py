@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -175,6 +176,7 @@ def main():
         *("evaluate, s", "error", "tolerance"),
     )
     page = (
+        f"coremltools {metadata.version('coremltools')}. "
         f"Random weights, {SIZE[0]} frames of {SIZE[1]} x {SIZE[2]}, one thread, each in its own process. "
         "The peak is that of converting, coremltools and torch included. The error is that of the saved "
         "file, evaluated, against the torch module, in units of the change the segment makes; with int8 "

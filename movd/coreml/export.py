@@ -7,7 +7,6 @@ that was stopped, even killed, goes on where it was when the same is asked again
 from __future__ import annotations
 
 import ctypes
-import gc
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -339,6 +338,5 @@ def _short(value: Any) -> str:
 
 def _give_back() -> None:
     """Return freed memory to the system, so that one segment's does not add to the next one's."""
-    gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blockstream.config import RunConfig, load_config
 from movd.coreml.export import CONFIG_NAME
-from movd.coreml.int8 import dequantised, is_quantised
+from movd.coreml.int8 import dequantised, dequantised_half, is_quantised
 from movd.coreml.interpreter import FiniteWatch, MappedWeights, Package, evaluate
 from movd.coreml.manifest import Export, Preset, Program, Segment, Variant, open_export
 from movd.coreml.networks import Networks, What, gather_frames
@@ -64,7 +64,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Chained:
-    """One stage run on packages alone, from the first stage on."""
+    """One stage run on packages alone, from the first stage on; the error is the root of the mean square."""
 
     stage: str
     preset: str
@@ -235,7 +235,7 @@ class _Verification:
         for lane in lanes:
             # What a stage is off enters the next, which may be off by as much again.
             tolerance = self._chained * self._stages
-            error = difference(lane.packages[stage.output], lane.torch[stage.output], None)
+            error = mean_difference(lane.packages[stage.output], lane.torch[stage.output])
             self.chains.append(Chained(name, lane.preset.name, lane.variant, error, tolerance))
         return lanes
 
@@ -243,7 +243,9 @@ class _Verification:
         network = self.networks.network(recipe.network)
 
         def change(path: str, weight: Tensor) -> Tensor:
-            return dequantised(weight) if is_quantised(network.module, path) else weight
+            if not is_quantised(network.module, path):
+                return weight
+            return dequantised_half(weight) if segment.precision == "fp16" else dequantised(weight)
 
         with network.weights(recipe.modules, change if segment.int8 else None):
             for lane in lanes:
@@ -348,6 +350,16 @@ def difference(got: Tensor, want: Tensor, before: Tensor | None) -> float:
     if before is not None and before.shape == want.shape:
         unit = max(float((want - before).abs().max()), LEAST_CHANGE * largest)
     apart = float((got - want).abs().max())
+    if not isfinite(apart):
+        return float("inf")
+    return apart / unit if unit else apart
+
+
+def mean_difference(got: Tensor, want: Tensor) -> float:
+    """Return the root of the mean square of a difference, in units of that of what is wanted."""
+    if got.shape != want.shape:
+        return float("inf")
+    apart, unit = (float(x.double().square().mean().sqrt()) for x in (got - want, want))
     if not isfinite(apart):
         return float("inf")
     return apart / unit if unit else apart

@@ -12,10 +12,11 @@ from blockstream.errors import CheckpointError, ConfigError, ModelError
 from movd.coreml import export as module
 from movd.coreml.convert import Form, convert
 from movd.coreml.export import JOURNAL_NAME, Settings, export
-from movd.coreml.manifest import MANIFEST_NAME, describe_package, open_export
+from movd.coreml.int8 import dequantised, dequantised_half
+from movd.coreml.manifest import MANIFEST_NAME, Program, describe_package, open_export
 from movd.coreml.networks import Networks, What, parse_size
 from movd.coreml.segments import tensor
-from movd.coreml.verify import verify
+from movd.coreml.verify import Opened, verify
 from tests.movd.coreml.conftest import need_coremltools
 
 
@@ -66,6 +67,22 @@ def test_int8_packages_hold_our_own_dequantised_weights(exported):
     report = verify(exported.folder)
     assert worst(report, segment="t5.block.00") < 1e-5
     assert not any(s.int8 for s in exported.manifest.segments if s.stage != "t5")
+
+
+@pytest.mark.parametrize("target", ["iOS18", "iOS17"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_int8_weights_of_a_product_are_ours_bit_for_bit(tmp_path, target, precision):
+    """The identity goes through the product, so what comes out is the weight itself."""
+    need_coremltools()
+    layer = nn.Linear(24, 32, bias=False)
+    form, x = Form(target, precision, int8=True), tensor("x", (24, 24))
+    (shape,) = convert("s", layer, (x,), ("y",), form, tmp_path / "s.mlpackage")
+    y = tensor("y", shape)
+    with Opened(tmp_path / "s.mlpackage", Program(package="s", inputs=(x,), outputs=(y,))) as package:
+        held = package({"x": torch.eye(24)})["y"].T
+    with torch.no_grad():
+        ours = (dequantised_half if precision == "fp16" else dequantised)(layer.weight)
+    assert torch.equal(held, ours) and not torch.equal(held, layer.weight)
 
 
 def test_flexible_half_precision_packages_are_what_torch_computes_at_every_size(exported_flexible):
