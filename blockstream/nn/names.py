@@ -74,7 +74,8 @@ def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -
         if (scale := sources[name].tensors[0].name + SCALE) in scales:
             found[name + SCALE] = sources[name + SCALE] = Source((checkpoint[scale],))
     used = {t.name for s in found.values() for t in (s.made.inputs if s.made else s.tensors)}
-    unused = tuple(n for n in checkpoint.names if n not in used)
+    # In a pack the second name of a tied tensor stands for the entry of the first.
+    unused = tuple(n for n in checkpoint.names if n not in used and checkpoint[n].name not in used)
     _refuse_foreign(module, checkpoint, unused)
     return Matched(sources, unused, checkpoint.entries)
 

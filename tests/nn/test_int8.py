@@ -402,6 +402,11 @@ def test_weights_that_share_bytes_in_the_file_are_left_alone(tmp_path):
     torch.save(state, tmp_path / "pytorch_model.bin")
     dst = packed(make, tmp_path, tmp_path / "pack")
     assert [n for n, t in tensors_of(dst).items() if t.dtype == torch.int8] == ["blocks.2.weight"]
+    x = torch.randn(2, 64)
+    with torch.no_grad(), blockstream.stream(make, dst, arena="1MiB") as m:
+        y = m(x)
+    module.load_state_dict(state)
+    assert 0 < apart(y, module(x).detach().double()) < 0.03
 
 
 def test_linear_layers_that_share_a_weight_share_its_scales(tmp_path):

@@ -1,0 +1,73 @@
+"""A T5 packed as int8 in a whole run: streamed as resident, near the original, refused without its scales."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from blockstream import runner
+from blockstream.cli.main import main
+from blockstream.errors import CheckpointError
+from blockstream.verify import verify
+from movd.weights import Weights
+
+
+@pytest.fixture
+def packed(models, tmp_path):
+    """The keys of a config whose T5 is a pack in int8."""
+    source, folder = Path(models["t5"]["path"]), tmp_path / "t5-int8"
+    named = {**json.loads((source / "config.json").read_text()), "architectures": ["T5EncoderModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(named))
+    model = ["--model", str(tmp_path / "config.json")]
+    assert main(["pack", str(source), str(folder), "--dtype", "int8", *model]) == 0
+    return {"t5": {"path": str(folder)}}
+
+
+def test_a_run_with_int8_streams_as_it_runs_in_memory(config, packed):
+    for by_segment in (False, True):
+        report = verify(config(**packed), by_segment=by_segment)
+        assert report["difference"] is None
+        assert [s["name"] for s in report["stages"]] == ["t5", "dit", "vae"]
+
+
+@pytest.mark.parametrize("product", ["bf16", "fp32"])
+def test_its_latents_are_near_those_of_the_original(config, packed, product, tmp_path):
+    runner.run(config(), tmp_path / "a")
+    runner.run(config(**packed, int8=product), tmp_path / "b")
+    assert f"int8: {product}\n" in (tmp_path / "b" / "config.yaml").read_text()
+    a, b = (load_file(tmp_path / x / "latents.safetensors") for x in "ab")
+    (key,) = a
+    apart = float((a[key] - b[key]).norm() / a[key].norm())
+    assert 0 < apart < 0.05
+
+
+def test_embeddings_of_another_product_are_not_taken_from_the_cache(config, packed, tmp_path):
+    runner.run(config(**packed, int8="fp32"), tmp_path / "a")
+    again = runner.run(config(**packed, int8="fp32"), tmp_path / "b")
+    other = runner.run(config(**packed, int8="bf16"), tmp_path / "c")
+    assert [s["name"] for s in again["stages"]] == ["dit", "vae"]
+    assert [s["name"] for s in other["stages"]] == ["t5", "dit", "vae"]
+
+
+def test_the_pack_of_another_model_is_refused_by_its_keys(config, packed, models):
+    folder = packed["t5"]["path"]
+    with pytest.raises(Exception, match=r"dit\.path .*t5-int8"):
+        Weights(config(dit={"path": folder}).pipeline.options).denoiser()
+
+
+def test_a_pack_that_lacks_scales_is_refused(config, packed, tmp_path):
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "edited"
+    folder.mkdir()
+    tensors = {}
+    for path in sorted((tmp_path / "t5-int8").glob("*.safetensors")):
+        tensors |= load_file(path)
+    name = next(n for n in tensors if n.endswith("_scale"))
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    for small in ("config.json", "spiece.model"):
+        (folder / small).write_bytes((tmp_path / "t5-int8" / small).read_bytes())
+    with pytest.raises(CheckpointError, match=f"is int8 and has no '{name}'"):
+        runner.run(config(t5={"path": str(folder)}), tmp_path / "out")
