@@ -1,6 +1,6 @@
 """Run one way to compute with more weights than memory, and print what it took as a line of JSON.
 
-    python -m benchmarks.contestant WAY FOLDER [--passes 4] [--tokens 128] [--budget 3.3GiB] [--arena ...]
+    python -m benchmarks.contestant WAY FOLDER [--passes 4 | --seconds 30] [--tokens 128] [--budget 3.3GiB]
 
 Ways: `blockstream`; `accelerate` (as many blocks in memory as --budget has room for, the rest offloaded to
 disk), `accelerate-disk` (all blocks offloaded), `mmap` (safetensors mapped, the page cache decides);
@@ -39,15 +39,20 @@ def blockstream(folder: Path, options: argparse.Namespace, facts: dict[str, Any]
     """Stream the encoder under the budget."""
     import blockstream as b
 
-    small = _is_small(folder)
+    passes = None if options.seconds else options.passes
     with b.open(options.budget, options.arena, options.policy) as s:
         ids = t5_xxl.tokens(options.tokens)
-        module = s.stage(
-            "t5", lambda: t5_xxl.build(small), folder, passes=options.passes, example_inputs=(ids,)
-        )
+        module = s.stage("t5", lambda: t5_xxl.build(folder), folder, passes=passes, example_inputs=(ids,))
+        beside: list[int] = []
         predicted = s.draft().predicted.wall_s
         s.start()
-        yield lambda ids: module(ids).last_hidden_state
+
+        def forward(ids: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = module(ids).last_hidden_state
+            beside.append(held().nbytes - s.touched_nbytes())
+            return output
+
+        yield forward
         report = s.report()
         loads: dict[int, int] = defaultdict(int)
         for span in s.ledger.spans:
@@ -61,7 +66,8 @@ def blockstream(folder: Path, options: argparse.Namespace, facts: dict[str, Any]
             if n.kind == "plan"
         ]
         facts.update(
-            read_nbytes=[loads[p] for p in range(options.passes)],
+            read_nbytes=[loads[p] for p in range(report["stages"][0]["passes"])],
+            beside_nbytes=beside,
             budget=report["budget"],
             stage=report["stages"][0],
             plans=[[at, arena, p["policy"], p["slots"], p["retained"]] for at, arena, p in plans],
@@ -92,7 +98,7 @@ def accelerate_disk(folder: Path, options: argparse.Namespace, facts: dict[str, 
 def _offloaded(folder: Path, room: int) -> Iterator[Forward]:
     from transformers import T5EncoderModel
 
-    blocks = t5_xxl.config(_is_small(folder)).num_layers
+    blocks = json.loads((folder / "config.json").read_text())["num_layers"]
     fitting = room // t5_xxl.block_nbytes(folder)
     where: dict[str, str] = {
         "shared": "cpu",
@@ -125,17 +131,13 @@ def _loaded(folder: Path, copy: bool) -> Forward:
     from blockstream.nn.empty import empty
 
     with empty():
-        module = t5_xxl.build(_is_small(folder))
+        module = t5_xxl.build(folder)
     weights = {k: v for path in t5_xxl.files(folder) for k, v in load_file(path).items()}
     if copy:
         weights = {k: v.clone() for k, v in weights.items()}
     weights["encoder.embed_tokens.weight"] = weights["shared.weight"]
     module.load_state_dict(weights, assign=True)
     return lambda ids: module(ids).last_hidden_state
-
-
-def _is_small(folder: Path) -> bool:
-    return bool(json.loads((folder / "config.json").read_text())["d_model"] < 4096)
 
 
 WAYS = {
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--passes", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=0, help="go on for so long, however many passes")
     parser.add_argument("--tokens", type=int, default=t5_xxl.TOKENS)
     parser.add_argument("--budget", default=None)
     parser.add_argument("--arena", default=None)
@@ -167,7 +170,7 @@ def main() -> None:
     with torch.inference_mode(), watch, WAYS[options.way](options.folder, options, facts) as forward:
         load_s = time.perf_counter() - begin
         passes_s, digests = [], set()
-        for _ in range(options.passes):
+        while len(passes_s) < options.passes or sum(passes_s) < options.seconds:
             start = time.perf_counter()
             output = forward(ids)
             passes_s.append(time.perf_counter() - start)

@@ -38,7 +38,7 @@ TOKENS = 32
 def plain(folder: Path) -> nn.Module:
     """Return the encoder as one would have it without blockstream, weights in memory of its own."""
     with empty():
-        module = t5_xxl.build(small=True)
+        module = t5_xxl.build(folder)
     weights = {k: v.clone() for path in t5_xxl.files(folder) for k, v in load_file(path).items()}
     weights["encoder.embed_tokens.weight"] = weights["shared.weight"]
     module.load_state_dict(weights, assign=True)
@@ -87,7 +87,7 @@ def measure(folder: Path, arena: int, count: int, forwards: int) -> dict[str, An
     ids = t5_xxl.tokens(TOKENS)
     other = plain(folder)
     with torch.inference_mode(), blockstream.open(arena=arena) as s:
-        one = s.stage("t5", lambda: t5_xxl.build(small=True), folder, passes=None)
+        one = s.stage("t5", lambda: t5_xxl.build(folder), folder, passes=None)
         for _ in range(3):
             same = torch.equal(one(ids).last_hidden_state, other(ids).last_hidden_state)
             assert same, "streamed and plain give the same bits"
@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(cpu_count().threads)
     with tempfile.TemporaryDirectory() as made:
-        folder = t5_xxl.checkpoint(Path(made) / "t5", small=True)
+        folder = t5_xxl.checkpoint(Path(made) / "t5", "small")
         block = t5_xxl.block_nbytes(folder)
         cases: dict[str, Callable[[], int]] = {
             "all in memory": lambda: 20 * block,

@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[w for w in WAYS if w != "resident"])
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    folder = t5_xxl.checkpoint(options.weights, options.small)
+    folder = t5_xxl.checkpoint(options.weights, "small" if options.small else "full")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["BLOCKSTREAM_CACHE"] = cache
         found = race(folder, options.rounds, options.passes, options.budget, options.ways)

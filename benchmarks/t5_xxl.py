@@ -1,7 +1,8 @@
-"""The encoder that the full-size benchmarks run: as wide as T5 v1.1 XXL, 12 blocks, bf16, random weights.
+"""The encoders that the benchmarks run: the layout of a T5 v1.1 encoder, bf16, random weights.
 
-A block is 386 MB, all twelve 4.63 GB; the embedding of 263 MB is read by row. `small` is a network of
-the same shape of some 10 MB, for trying a script out.
+"full" is as wide as XXL with 12 blocks of 386 MB, 4.63 GB, and an embedding of 263 MB that is read by row;
+"deep" has 28 blocks of 96 MB, "medium" 12 of them, "narrow" 24 blocks of 26 MB; "small", 12 blocks of some
+6 MB, is for trying a script out.
 """
 
 from __future__ import annotations
@@ -16,41 +17,52 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.synth import synthesise
 from blockstream.nn.empty import empty
 
-#: The shape of google/t5-v1_1-xxl's encoder, half as deep.
-FULL = {"d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 12, "vocab_size": 32128}
-SMALL = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 1280, "num_layers": 12, "vocab_size": 32128}
+_XL = {"d_model": 2048, "d_kv": 64, "num_heads": 32, "d_ff": 5120}
+SIZES = {
+    #: The shape of google/t5-v1_1-xxl's encoder, half as deep.
+    "full": {"d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 12},
+    "deep": {**_XL, "num_layers": 28},
+    "medium": {**_XL, "num_layers": 12},
+    "narrow": {"d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2816, "num_layers": 24},
+    "small": {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 1280, "num_layers": 12},
+}
 TOKENS = 128
 SHARD_NBYTES = 2 << 30
 
 
-def config(small: bool = False) -> Any:
-    """Return the configuration of the encoder."""
+def config(size: str) -> Any:
+    """Return the configuration of an encoder."""
     from transformers import T5Config
 
     return T5Config(
-        **(SMALL if small else FULL),
+        **SIZES[size],
+        vocab_size=32128,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         use_cache=False,
     )
 
 
-def build(small: bool = False) -> nn.Module:
-    """Return the encoder, in evaluation mode."""
-    from transformers import T5EncoderModel
+def build(folder: Path) -> nn.Module:
+    """Return the encoder of a folder, in evaluation mode; the caller says where its weights come from."""
+    from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(config(small)).eval()
+    return T5EncoderModel(T5Config.from_pretrained(folder)).eval()
 
 
-def checkpoint(folder: Path, small: bool = False) -> Path:
+def checkpoint(folder: Path, size: str = "full") -> Path:
     """Return a folder as users have it (config.json, safetensors shards), written the first time."""
     if not (folder / "config.json").exists():
+        from transformers import T5EncoderModel
+
+        shape = config(size)
         with empty():
-            module = build(small)
+            module = T5EncoderModel(shape)
         shared = {"encoder.embed_tokens.weight"}
         spec = {n: ("BF16", tuple(t.shape)) for n, t in module.state_dict().items() if n not in shared}
-        synthesise(spec, folder, shard_nbytes=SHARD_NBYTES, note={"of": "a T5 v1.1 XXL encoder of 12 blocks"})
-        shape = config(small)
+        blocks = shape.num_layers
+        note = {"of": f"a T5 v1.1 encoder, {blocks} blocks {shape.d_model} wide"}
+        synthesise(spec, folder, shard_nbytes=SHARD_NBYTES, note=note)
         shape.architectures, shape.dtype = ["T5EncoderModel"], "bfloat16"
         shape.save_pretrained(folder)
     return folder
