@@ -23,7 +23,7 @@ from blockstream.nn.verifying import CheckedSession, ResidentSession
 from .conftest import least_of
 from .models import CASES, Case, _aligned, aligned, assert_same, save
 
-ROUNDED = ("t5-encoder", "t5", "bart-generate-3", "llama", "llama-generate-1", "hunyuan-video")
+ROUNDED = ("t5-encoder", "llama-generate-1", "hunyuan-video")
 
 
 def packed(case_make, folder, dst, dtype="int8"):
@@ -174,7 +174,7 @@ def test_streamed_equals_resident(case, product, made):
     with torch.no_grad():
         want = case.run(resident(twin, dst, product))
         least = least_of(case.make, dst)
-        for arena, policy in ((least, "none"), (int(1.3 * least), "prefix"), (8 * least, "auto")):
+        for arena, policy in ((least, "none"), (int(1.5 * least), "auto")):
             with blockstream.Session(arena=arena, policy=policy, int8=product) as s:
                 m = s.stage("m", case.make, dst)
                 assert_same(case.run(m), want)
