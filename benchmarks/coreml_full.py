@@ -92,9 +92,9 @@ def measure(work, segment, form):
         package = Path(folder) / "x.mlpackage"
         before = peak()
         with network.weights(recipe.modules), function.during(function.example), torch.no_grad():
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             shapes = convert(name, function.build(), function.inputs, function.output_names(), form, package)
-            convert_s = time.perf_counter() - began
+            convert_s, convert_cpu_s = time.perf_counter() - began, time.process_time() - busy
         converting = peak()
         error, evaluate_s, nonfinite = compare(network, recipe, function, form, package, shapes)
         return {
@@ -102,6 +102,7 @@ def measure(work, segment, form):
             "parameters": network.nbytes(recipe.modules) // 4,
             "shape": list(function.inputs[0].shape),
             "convert_s": convert_s,
+            "convert_cpu_s": convert_cpu_s,
             "package_nbytes": describe_package(package.parent, package.name).nbytes,
             "before_nbytes": before,
             "peak_nbytes": converting,
@@ -163,6 +164,7 @@ def main():
             r["segment"],
             r["parameters"] / 1e6,
             r["convert_s"],
+            r["convert_cpu_s"],
             r["package_nbytes"] / 1e6,
             r["peak_nbytes"] / 2**30,
             r["evaluate_s"],
@@ -172,7 +174,7 @@ def main():
         for what, r in results.items()
     ]
     head = (
-        *("what", "segment", "parameters, M", "convert, s", "package, MB", "peak, GiB"),
+        *("what", "segment", "parameters, M", "convert, s", "of processor", "package, MB", "peak, GiB"),
         *("evaluate, s", "error", "tolerance"),
     )
     page = (

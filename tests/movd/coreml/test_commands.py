@@ -12,11 +12,14 @@ from blockstream.cli.main import main
 from blockstream.errors import ConfigError
 from movd.coreml import tools
 from movd.coreml import verify as verifying
+from movd.coreml.compare import difference
 from movd.coreml.int8 import dequantised
 from movd.coreml.networks import Networks, What
 from movd.coreml.segments import HIDDEN
-from movd.coreml.verify import difference
 from tests.movd.coreml.conftest import need_coremltools
+
+#: Exports take a while where other processes compute.
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_without_coremltools_the_command_says_how_to_install_it(monkeypatch, tmp_path, capsys):

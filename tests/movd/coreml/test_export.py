@@ -10,14 +10,18 @@ from torch import nn
 from blockstream.config import load_config
 from blockstream.errors import CheckpointError, ConfigError, ModelError
 from movd.coreml import export as module
+from movd.coreml.compare import Opened
 from movd.coreml.convert import Form, convert
 from movd.coreml.export import JOURNAL_NAME, Settings, export
 from movd.coreml.int8 import dequantised, dequantised_half
 from movd.coreml.manifest import MANIFEST_NAME, Program, describe_package, open_export
 from movd.coreml.networks import Networks, What, parse_size
 from movd.coreml.segments import tensor
-from movd.coreml.verify import Opened, verify
+from movd.coreml.verify import verify
 from tests.movd.coreml.conftest import need_coremltools
+
+#: Exports take a while where other processes compute.
+pytestmark = pytest.mark.timeout(900)
 
 
 def differing(report):
