@@ -23,7 +23,7 @@ SPARE_NBYTES = 192 << 20
 
 
 def taking(nbytes: int, *, take_s: float = 6, hold_s: float = 4, pause_s: float = 4) -> Sequence[str]:
-    """Return the command of a process that takes `nbytes` in `take_s` seconds and returns them, over and over."""
+    """Return the command of a process that takes `nbytes` in `take_s` seconds, returns them, and again."""
     options = ("--take-s", str(take_s), "--hold-s", str(hold_s), "--pause-s", str(pause_s))
     return [sys.executable, "-m", "benchmarks._beside", str(nbytes), *options]
 

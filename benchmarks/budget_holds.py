@@ -6,9 +6,9 @@
 Under each limit the encoder runs twice in a control group without swap: by itself, budget and limit the
 same; and with `budget: auto` in a group of 1 GiB more, while a second process in the same group takes 1 GiB
 and returns it, again and again, and the limit falls by as much and rises, never below what is used. Shown
-are the passes, the peak (anonymous, shared and swapped memory of the process, sampled every 10 ms) against the
-budget, what the kernel counted for the group, and whether all outputs are those of the resident module, bit
-for bit.
+are the passes, the peak (anonymous, shared and swapped memory of the process, sampled every 10 ms) against
+the budget, what the kernel counted for the group, and whether all outputs are those of the resident module,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def row(name: str, facts: dict[str, Any], digest: str) -> list[str]:
     ]
 
 
+KEPT = "Never killed, always held, every pass bit for bit that of the resident module."
 HEAD = ("", "passes", "peak", "budget at the end", "held", "group's peak", "weights held", "same bits")
 
 
@@ -105,7 +106,7 @@ def main() -> None:
             "",
             table(HEAD, [row(name, facts, digest) for name, facts in found.items()]),
             "",
-            f"{'Never killed, always held, every pass bit for bit that of the resident module.' if kept else 'NOT ALL HELD.'} "
+            f"{KEPT if kept else 'NOT ALL HELD.'} "
             f"The group's peak counts page cache and the second process too. {load()}",
         ]
     )

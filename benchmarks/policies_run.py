@@ -94,15 +94,16 @@ def page(found: dict[str, list[dict[str, Any]]], tokens: int, passes: int) -> st
     }
     return "\n".join(
         [
-            f"28 blocks of 96 MB, {tokens} tokens, {passes} passes, the memory of {RETAINED} blocks and {SLOTS} "
-            f"slots. Loads took {1e3 * l_s:.1f} ms and blocks {1e3 * e_s:.1f} ms: l = {l_s / e_s:.2f} e, set by "
-            "the number of tokens.",
+            f"28 blocks of 96 MB, {tokens} tokens, {passes} passes, the memory of {RETAINED} blocks and "
+            f"{SLOTS} slots. Loads took {1e3 * l_s:.1f} ms and blocks {1e3 * e_s:.1f} ms: l = "
+            f"{l_s / e_s:.2f} e, set by the number of tokens.",
             "",
             table(head, rows),
             "",
             f"spread is {gain:.2f} times faster than prefix (the goal is {GOALS['spread over prefix']}"
-            f"{'' if ok['spread over prefix'] else ', MISSED'}); auto is {behind:.1%} behind the best (the goal is "
-            f"{GOALS['auto behind the best']:.0%} at most{'' if ok['auto behind the best'] else ', MISSED'}).",
+            f"{'' if ok['spread over prefix'] else ', MISSED'}); auto is {behind:.1%} behind the best (the "
+            f"goal is {GOALS['auto behind the best']:.0%} at most"
+            f"{'' if ok['auto behind the best'] else ', MISSED'}).",
             "",
             load(),
         ]

@@ -4,8 +4,8 @@
 
 Each model runs once before, uncounted: what it measures is kept and planned with, as between the runs of any
 model on a machine. Then, in each round, every policy at every share of the weights: the prediction is that of
-the plan made before the run (what `blockstream plan` prints), the wall time that of all forwards. The error is
-|predicted - measured| / measured, the median of a point's rounds; the goal is for the median of all points.
+the plan made before the run (what `blockstream plan` prints), the wall time that of all forwards. The error
+is |predicted - measured| / measured, the median of a point's rounds; the goal is for the median of them all.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ def page(points: list[dict[str, Any]], rounds: int, passes: int) -> str:
     )
     return "\n".join(
         [
-            f"The median error over {len(points)} points is {error:.1%}, the largest {worst:.1%}; the goal is a "
-            f"median of {GOAL:.0%} or less{'.' if error <= GOAL else ': MISSED.'}",
+            f"The median error over {len(points)} points is {error:.1%}, the largest {worst:.1%}; the goal "
+            f"is a median of {GOAL:.0%} or less{'.' if error <= GOAL else ': MISSED.'}",
             "",
-            f"{passes} passes a run, medians of {rounds} rounds; medium is {MODELS['medium']} tokens through 12 "
-            f"blocks of 96 MB, narrow {MODELS['narrow']} through 24 of 26 MB.",
+            f"{passes} passes a run, medians of {rounds} rounds; medium is {MODELS['medium']} tokens through "
+            f"12 blocks of 96 MB, narrow {MODELS['narrow']} through 24 of 26 MB.",
             "",
             table(head, rows),
             "",

@@ -109,11 +109,12 @@ def page(found: dict[str, Any], passes: int, count: int) -> str:
     return "\n".join(
         [
             f"{passes} passes in {sum(run['passes_s']):.0f} s, the limit moved {run['moves']} times between "
-            f"{format_nbytes(run['limits'][0])} and {format_nbytes(run['limits'][1])}, {format_nbytes(TAKEN_NBYTES)} "
+            f"{format_nbytes(run['limits'][0])} and {format_nbytes(run['limits'][1])}, "
+            f"{format_nbytes(TAKEN_NBYTES)} "
             f"taken and returned by a second process: {len(plans)} plans of {format_nbytes(min(plans))} to "
             f"{format_nbytes(max(plans))} of weights. Not killed, no pass waited for ever (the longest took "
-            f"{max(run['passes_s']):.2f} s, the median {statistics.median(run['passes_s']):.2f} s), all outputs "
-            f"equal. The budget was {'held' if run['budget']['held'] else 'NOT HELD'}.",
+            f"{max(run['passes_s']):.2f} s, the median {statistics.median(run['passes_s']):.2f} s), all "
+            f"outputs equal. The budget was {'held' if run['budget']['held'] else 'NOT HELD'}.",
             "",
             f"What was held besides weights, medians of the first and last quarter of the passes: "
             f"{run['grown_nbytes'] / MIB:+.1f} MiB, {'flat' if flat else 'NOT FLAT'}.",

@@ -14,6 +14,7 @@ between the runs of any model on a machine.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -66,15 +67,21 @@ def run(way: str, folder: Path, *, limit: int | None, arguments: Sequence[str] =
 
 
 def raw_speed(folder: Path, room: memoryview) -> tuple[float, str]:
-    """Return the disk's best speed, cold, over request sizes and depths, and which it was."""
-    path = max(t5_xxl.files(folder), key=lambda p: p.stat().st_size)
-    view = room[: min(len(room), path.stat().st_size // 4096 * 4096)]
+    """Return the disk's best speed, cold, over request sizes and depths, and which it was.
+
+    They read different parts of the files in turn: what was read just before may be at hand below us.
+    """
+    windows = itertools.cycle(
+        (path, begin)
+        for path in t5_xxl.files(folder)
+        for begin in range(0, path.stat().st_size - len(room) + 1, len(room))
+    )
     found = []
-    for request in REQUESTS:
-        for depth in DEPTHS:
-            drop_cached(folder)
-            seconds = raw_s(path, view, request, depth)
-            found.append((len(view) / seconds, f"{depth} x {request >> 20} MiB"))
+    for request, depth in itertools.product(REQUESTS, DEPTHS):
+        drop_cached(folder)
+        path, begin = next(windows)
+        seconds = raw_s(path, room, request, depth, begin)
+        found.append((len(room) / seconds, f"{depth} x {request >> 20} MiB"))
     return max(found)
 
 
@@ -189,8 +196,8 @@ def page(verdict: dict[str, Any], found: dict[str, Any], budget: str, folder: Pa
         "",
         f"All ways gave {'the same bits' if verdict['same_bits'] else 'DIFFERENT BITS'}. The weights are "
         "synthetic: random numbers in the layout of a checkpoint. Loading is what comes before the first "
-        "forward, imports apart: blockstream plans and commits its memory and reads no weight, the others map "
-        "or read what they keep.",
+        "forward, imports apart: blockstream plans and commits its memory and reads no weight, the others "
+        "map or read what they keep.",
         "",
         load(),
         *(["", "Failed:", *failed] if failed else []),
