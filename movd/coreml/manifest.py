@@ -329,8 +329,8 @@ def _check_names(path: Path, manifest: Manifest) -> None:
         safe_name(package.path, path)
         for file in package.files:
             safe_name(file.path, path)
-    for item in (*manifest.tables, *manifest.files):
-        safe_name(item.path, path)
+    for name in (*(table.path for table in manifest.tables), *(file.path for file in manifest.files)):
+        safe_name(name, path)
     used = {p.package for segment in manifest.segments for p in segment.programs}
     finished = path.name == MANIFEST_NAME
     visited = {name for stage in manifest.stages for name in stage.order} if finished else set()
