@@ -239,6 +239,14 @@ MODELS = {
 }
 
 
+def nbytes(name: str) -> int:
+    """Return the bytes of a network's weights."""
+    model = MODELS[name]
+    with empty():
+        module = model.module(model.config(False))
+    return sum(t.numel() for t in module.state_dict().values()) * model.torch_dtype.itemsize
+
+
 def checkpoint(name: str, folder: Path, small: bool = False) -> Path:
     """Return a model's folder (config.json, safetensors shards, a tokenizer), written the first time."""
     model = MODELS[name]
