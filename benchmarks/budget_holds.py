@@ -4,9 +4,9 @@
     python -m benchmarks.budget_holds --weights DIR --small    # tried out in a minute, nothing is written
 
 Under each limit the encoder runs twice in a control group without swap: by itself, budget and limit the
-same; and with `budget: auto` in a group of 1 GiB more, while a second process in the same group takes 1 GiB
-and returns it, again and again, and the limit falls by as much and rises, never below what is used. Shown
-are the passes, the peak (anonymous, shared and swapped memory of the process, sampled every 10 ms) against
+same; and with `budget: auto` while a second process in the same group takes 1 GiB and returns it, again and
+again, and the group's limit falls from 2 GiB to 1 GiB above the one named and rises, never below what is
+used: at the tightest the limit named is left to the encoder. Shown are the passes, the peak (anonymous, shared and swapped memory of the process, sampled every 10 ms) against
 the budget, what the kernel counted for the group, and whether all outputs are those of the resident module,
 bit for bit.
 """
@@ -42,7 +42,7 @@ def alone(folder: Path, limit: str) -> dict[str, Any]:
 
 def disturbed(folder: Path, limit: str, taken: int, seconds: float) -> dict[str, Any]:
     """Run for some time while memory is taken and returned and the limit moves."""
-    low, high = parse_nbytes(limit), parse_nbytes(limit) + taken
+    low, high = parse_nbytes(limit) + taken, parse_nbytes(limit) + 2 * taken
     with limited(memory_nbytes=high) as group:
         group.popen(taking(taken))
         with moving_limit(group, low, high, every_s=0.5) as limits:
@@ -101,8 +101,9 @@ def main() -> None:
     text = "\n".join(
         [
             f"{format_nbytes(sum(p.stat().st_size for p in t5_xxl.files(folder)))} of weights, "
-            f"{t5_xxl.TOKENS} tokens. Disturbed: the group has {format_nbytes(taken)} more, which a second "
-            f"process takes and returns while the limit moves, for {options.seconds:.0f} s.",
+            f"{t5_xxl.TOKENS} tokens. Disturbed: the group has {format_nbytes(taken)} to twice as much "
+            f"more, as its limit moves, and a second process takes and returns {format_nbytes(taken)}, for "
+            f"{options.seconds:.0f} s.",
             "",
             table(HEAD, [row(name, facts, digest) for name, facts in found.items()]),
             "",

@@ -24,8 +24,8 @@ MARGIN_NBYTES = 16 << 20
 MARGIN_PART = 0.01
 #: Left to the kernel (page tables, buffers) under a limit that it enforces.
 GUARD_NBYTES = 16 << 20
-#: The headroom is read at most this often.
-LOOK_S = 0.25
+#: The headroom is read at most this often, but for one look before more is taken.
+LOOK_S = 0.1
 #: Limits on address space and data count what is mapped, touched or not.
 _COUNT_MAPPED = ("RLIMIT_AS", "RLIMIT_DATA")
 
@@ -156,6 +156,10 @@ class Governor:
         if self.watch is None:
             return max(0, self._held_nbytes() - self._touched())
         return max(self._expected, self.watch.outside_nbytes)
+
+    def look_again(self) -> None:
+        """Have the next figure come from a new look: what was free a moment ago may be gone."""
+        self._looked_s = float("-inf")
 
     def is_due(self) -> bool:
         """Return whether the headroom may be looked at again."""

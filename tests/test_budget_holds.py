@@ -82,11 +82,12 @@ def test_a_limit_that_is_the_budget_kills_nothing_and_every_pass_gives_the_same_
 
 
 def test_memory_that_another_process_takes_and_a_limit_that_moves_change_no_bit(checkpoint, found):
-    low = found["least"] + 40 * MIB
-    high = low + 8 * BLOCK + 64 * MIB
+    taken = 64 * MIB
+    low = found["least"] + taken + 64 * MIB
+    high = low + 128 * MIB
     with limited(memory_nbytes=high) as group:
-        group.popen(taking(64 * MIB, take_s=0.5, hold_s=0.5, pause_s=0.5))
-        with moving_limit(group, low, high, every_s=0.1, spare_nbytes=32 * MIB) as limits:
+        group.popen(taking(taken, take_s=0.5, hold_s=0.5, pause_s=0.5))
+        with moving_limit(group, low, high, every_s=0.2, spare_nbytes=64 * MIB) as limits:
             got = run(group, checkpoint, "auto", 300)
     assert len(got["outputs"]) == 1 and got["outputs"] == found["outputs"]
     assert min(limits) < high

@@ -196,12 +196,12 @@ class Planning:
         if here is None or here.stage != index:
             return
         first, stage.measured = not stage.measured, True
-        room = self._room(engine)
-        grown = room > engine.plan.arena_nbytes + _smallest_left(engine.plan, index)
+        grown = self._has_grown(engine, index)
         # Costs change with the inputs: they are looked at again after 1, 2, 4, 8, ... passes.
         due = first or here.pass_index & (here.pass_index - 1) == 0
         if not (reordered or due or self._resized or grown):
             return
+        room = self._room(engine)
         stage.completed = True
         engine.hold_back(None)
         self._ledger.compute.mark("outside")
@@ -227,6 +227,14 @@ class Planning:
     def _is_short(self, engine: Engine) -> bool:
         return engine.plan.arena_nbytes > self.governor.weights_nbytes(slack=True)
 
+    def _has_grown(self, engine: Engine, index: int) -> bool:
+        """Return whether there is room for a segment more of a stage, and still is at a second look."""
+        more = engine.plan.arena_nbytes + _smallest_left(engine.plan, index)
+        if self._room(engine) <= more:
+            return False
+        self.governor.look_again()
+        return self._room(engine) > more
+
     def _room(self, engine: Engine) -> int:
         room = self.governor.weights_nbytes()
         return room if self._most is None else min(room, self._most)
@@ -239,11 +247,10 @@ class Planning:
         if here is None or here.stage != index:
             return
         self.governor.relieve()
-        room = self._room(engine)
-        if room <= engine.plan.arena_nbytes + _smallest_left(engine.plan, index):
+        if not self._has_grown(engine, index):
             return
         schedule = self._measured(stage, engine, reordered=False)
-        self._limit = room
+        self._limit = self._room(engine)
         observed = self._observe(engine, arena, index)
         plan = self._make(schedule, observed)
         if _pays(plan, replace(engine.plan, schedule=schedule), observed):
