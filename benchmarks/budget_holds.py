@@ -6,9 +6,9 @@
 Under each limit the encoder runs twice in a control group without swap: by itself, budget and limit the
 same; and with `budget: auto` while a second process in the same group takes 1 GiB and returns it, again and
 again, and the group's limit falls from 2 GiB to 1 GiB above the one named and rises, never below what is
-used: at the tightest the limit named is left to the encoder. Shown are the passes, the peak (anonymous, shared and swapped memory of the process, sampled every 10 ms) against
-the budget, what the kernel counted for the group, and whether all outputs are those of the resident module,
-bit for bit.
+used: at the tightest the limit named is left to the encoder. Shown are the passes, the peak (anonymous,
+shared and swapped memory of the process, sampled every 10 ms) against the budget, what the kernel counted for
+the group, and whether all outputs are those of the resident module, bit for bit.
 """
 
 from __future__ import annotations
