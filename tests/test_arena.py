@@ -69,6 +69,17 @@ def test_pages_are_private_anonymous_and_go_back_when_discarded():
 
 
 @linux
+def test_several_threads_commit_an_extent_piece_by_piece(monkeypatch):
+    monkeypatch.setattr("blockstream.arena.COMMIT_NBYTES", 5 << 20)
+    arena = Arena(64 << 20)
+    before = rss_anon()
+    arena.commit(Extent(4096, 32 << 20), threads=3)
+    assert arena.touched_nbytes == 32 << 20
+    assert 30 << 20 < rss_anon() - before < 38 << 20
+    arena.commit(Extent(0, 0))
+
+
+@linux
 def test_nothing_is_committed_before_it_is_touched():
     before = rss_anon()
     arena = Arena(256 << 20)

@@ -139,9 +139,11 @@ def test_a_large_table_is_gathered_by_row_and_its_tied_head_loaded(dtype, twins,
     if dtype:
         resident.to(torch.bfloat16)
     ids = torch.tensor([[3, 1, 4], [1, 5, 49], [0, 0, 3]])
+    every = torch.arange(50)[None]  # more rows than threads
     with torch.no_grad():
-        want = resident(ids)
+        want, want_every = resident(ids), resident(every)
     with streamed(toys.Tied, folder, arena="1MiB", dtype=dtype) as m:
+        assert_same(m(every), want_every)
         for _ in range(2):
             assert_same(m(ids), want)
         report = blockstream.session(m).report()
