@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -109,7 +110,7 @@ def interpreted(
 
 
 class PackagedStage(nn.Module):
-    """The segments of a stage, by their names without the network's, and one pass through them."""
+    """The segments of a stage, by their names without what all have in common, and one pass through them."""
 
     def __init__(
         self,
@@ -121,7 +122,10 @@ class PackagedStage(nn.Module):
     ) -> None:
         super().__init__()
         self.stage = stage
-        self.paths = tuple(name.split(".", 1)[1] for name in stage.order)
+        names = [name.split(".") for name in stage.order]
+        folders = zip(*(parts[:-1] for parts in names), strict=False)
+        common = len(list(takewhile(lambda level: len(set(level)) == 1, folders)))
+        self.paths = tuple(".".join(parts[common:]) for parts in names)
         for path, name in zip(self.paths, stage.order, strict=True):
             segment = PackagedSegment(export, export.segments[name], preset, predict, variants)
             _place(self, path, segment)

@@ -72,53 +72,46 @@ def _config(coreml_config, exported):
     return make
 
 
-def test_a_run_compiles_each_package_once_and_loads_and_releases_by_visit(
-    config, runtime, exported, tmp_path
+def test_packages_are_compiled_and_compared_once_and_loaded_and_released_by_visit(
+    config, runtime, exported, own_cache, monkeypatch, tmp_path
 ):
     report = runner.run(config(), tmp_path / "first")
-    packages = {p.package.split("/")[-1] for s in exported.manifest.segments for p in s.programs}
-    assert sorted(runtime.compiled) == sorted(packages)
+    assert {stage["name"] for stage in report["stages"]} == {"t5", "dit", "vae"}
+    packages = sorted({p.package.split("/")[-1] for s in exported.manifest.segments for p in s.programs})
+    assert sorted(runtime.compiled) == packages
     assert runtime.live == 0, "nothing stays loaded after a run"
     assert len(runtime.loaded) >= len(packages)
+    merged = [name for _, name in runtime.loaded if name and name.endswith("_merged")]
+    assert merged, "the step that merges loads the merged function"
+    notes = list((own_cache / "movd" / "coreml").glob("*.checked.json"))
+    assert len(notes) == len(packages)
+    assert all(error == 0 for path in notes for error in json.loads(path.read_text()).values())
+    compared = []
+    monkeypatch.setattr(macos, "evaluate", lambda *args: compared.append(args))
     runner.run(config(), tmp_path / "second")
-    assert sorted(runtime.compiled) == sorted(packages), "a second run compiles nothing"
-    assert {stage["name"] for stage in report["stages"]} == {"t5", "dit", "vae"}
+    assert sorted(runtime.compiled) == packages, "a second run compiles nothing"
+    assert not compared, "and compares nothing"
 
 
 def test_segments_come_and_go_where_the_arena_holds_two(config, runtime, tmp_path):
-    runner.run(config(arena="320KiB"), tmp_path / "out")
+    runner.run(config(arena="320KiB", options={"check": False}), tmp_path / "out")
     assert len(runtime.loaded) > len(runtime.compiled), "what is not retained is loaded for each visit"
     assert 2 <= runtime.most < len(runtime.compiled)
     assert runtime.live == 0
 
 
 def test_a_run_on_core_ml_gives_what_the_interpreter_gives(config, runtime, tmp_path):
-    runner.run(config(), tmp_path / "coreml")
+    runner.run(config(options={"check": False}), tmp_path / "coreml")
     runner.run(config("coreml-interpreter"), tmp_path / "interpreter")
     videos = [(tmp_path / name / "video.mp4").read_bytes() for name in ("coreml", "interpreter")]
     assert videos[0] == videos[1]
 
 
-def test_functions_of_a_package_are_loaded_as_they_are_needed(config, runtime, tmp_path):
-    runner.run(config(), tmp_path / "out")
-    pairs = [name for _, name in runtime.loaded if name and name.endswith("_merged")]
-    assert pairs, "the step that merges loads the merged function"
-
-
-def test_the_first_prediction_of_each_function_is_compared_and_noted(config, runtime, own_cache, tmp_path):
-    runner.run(config(), tmp_path / "out")
-    notes = list((own_cache / "movd" / "coreml").glob("*.checked.json"))
-    assert len(notes) == len(runtime.compiled)
-    assert all(error == 0 for path in notes for error in json.loads(path.read_text()).values())
-    runtime.off = 1.0
-    runner.run(config(), tmp_path / "again")  # compared once a machine
-
-
 def test_a_prediction_that_is_another_result_ends_the_run(config, runtime, tmp_path):
     runtime.off = 1.0
     with pytest.raises(ModelError, match=r"t5.*Core ML's first prediction differs from the interpreter's by"):
-        runner.run(config(), tmp_path / "out")
-    runner.run(config(options={"check": False}), tmp_path / "unchecked")
+        runner.run(config(steps=1), tmp_path / "out")
+    runner.run(config(options={"check": False}, steps=1), tmp_path / "unchecked")
 
 
 def test_what_core_ml_raises_names_the_segment(config, runtime, tmp_path, monkeypatch):
