@@ -8,7 +8,7 @@
 A cell is MODEL/BUDGET/WAY/TRIAL; its facts are written to DIR when it is done. Each runs in a process of
 its own, in a control group limited to the budget, with nothing of the weights in the page cache. Peers are
 installed from the package index, one environment at a time (where torch would come with CUDA, set
-PIP_EXTRA_INDEX_URL to PyTorch's index for processors). Disk is checked before each is made and before each run.
+PIP_EXTRA_INDEX_URL to PyTorch's index for processors). Disk is checked before anything large is written.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def _random(*shape: int) -> torch.Tensor:
 
 
 def _t5_config(small: bool) -> dict[str, Any]:
-    shape = t5_xxl.config(small)
+    shape = t5_xxl.config("small" if small else "full")
     shape.num_layers = 6 if small else 24
     shape.architectures, shape.dtype = ["T5EncoderModel"], "bfloat16"
     return dict(shape.to_diff_dict()) | {"model_type": "t5"}

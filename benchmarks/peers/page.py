@@ -66,7 +66,7 @@ def line(facts: dict[str, Any]) -> str:
 
 
 def overlap(facts: dict[str, Any], compute_s: float | None) -> float | None:
-    """Return the part of a steady pass's reading, at the disk's speed of that minute, hidden behind compute."""
+    """Return the part of a steady pass's reading that compute hid, at the speed the disk had just before."""
     read_s = statistics.median(facts["read_nbytes"][1:]) / facts["raw_bytes_per_s"]
     if compute_s is None or read_s < 0.05 * compute_s:
         return None
@@ -78,9 +78,10 @@ def markdown(found: Found) -> str:
     rows = by_row(found)
     parts = [
         "Every run is a process of its own in a control group of that size, cold. A pass is the median of a "
-        "run's passes after the first, over the trials; overlap is the part of its reading, at the speed a bare "
-        "direct read had just before, that compute hides. Set-up is what comes before the first pass, a peer's "
-        "own copy of the weights (extra disk) included in the trial that made it. Weights are synthetic.",
+        "run's passes after the first, over the trials; overlap is the part of its reading, at the speed "
+        "that a bare direct read had just before, that compute hides. Set-up is what comes before the first "
+        "pass; a peer's own copy of the weights (extra disk) is part of it in the trial that made the copy. "
+        "Weights are synthetic.",
         versions(found),
     ]
     for model in MODELS:
