@@ -117,8 +117,10 @@ class Planning:
         unknown = not stage.completed and stage.activations_nbytes is None and self._limit != self._most
         engine.hold_back(least + max(0, self._limit - least) // 2 if unknown else None)
 
-    def commit(self, engine: Engine, arena: Arena) -> None:
+    def commit(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
         """Commit what the first stage is to use before it is read into: no page is waited for later."""
+        if stage.around is not None:
+            return  # its own store may hold its segments elsewhere
         layout = engine.plan.stages[0].layout
         used = [*layout.retained.values(), *(x for one in layout.streamed for x in one)]
         begin = min((x.offset for x in used), default=0)
