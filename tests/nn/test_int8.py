@@ -15,7 +15,7 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.pack import pack
 from blockstream.errors import CheckpointError, ConfigError, ModelError
 from blockstream.nn import int8
-from blockstream.nn.activations import _Alive
+from blockstream.nn.activations import Alive
 from blockstream.nn.int8 import BLOCK_ROWS, FEW_ROWS, Int8Linear, chunk_rows, int8_linear, way_of
 from blockstream.nn.spec import packing
 from blockstream.nn.verifying import CheckedSession, ResidentSession
@@ -153,7 +153,7 @@ def test_what_a_layer_needs_beside_its_output_is_bounded_whatever_the_rows(produ
     assert (chunk % 64, chunk * columns * item) == (0, int8.CHUNK_NBYTES)
     most = BLOCK_ROWS * columns * item + chunk * columns * item + 2 * BLOCK_ROWS * chunk * 4
     for rows in (100, BLOCK_ROWS, 5 * BLOCK_ROWS + 1):
-        with FakeTensorMode(), _Alive() as alive:
+        with FakeTensorMode(), Alive() as alive:
             x = torch.empty(rows, columns)
             weight, scale = torch.empty(out, columns, dtype=torch.int8), torch.empty(out)
             before = alive.nbytes
