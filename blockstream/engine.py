@@ -205,9 +205,10 @@ class Engine:
             return list(there.values()) if complete else None
 
     def trim(self, keep: Callable[[Iterable[Extent]], object], wait: bool = False) -> None:
-        """Call `keep` with the extents in use, while no load can begin, and whenever a dropped read ends.
+        """Call `keep` with the extents of the stage that runs and those in use, while no load can begin.
 
-        Such a read still writes to where it was to go; with `wait` its end is waited for.
+        It is called again whenever a dropped read ends, which writes on to where it was to go; with `wait`
+        that is waited for.
         """
         with self._condition:
             self._keep = keep
@@ -223,9 +224,11 @@ class Engine:
     # -- inside ------------------------------------------------------------------------------
 
     def _trim(self) -> None:
-        """Say what is in use to whom `trim` named last. The condition is held."""
+        """Say what is used to whom `trim` named last. The condition is held."""
+        here = self._scheduler.cursor
         if self._keep is not None:
-            self._keep([load.extent for load in self._scheduler.live])
+            planned = () if here is None else self.plan.stages[here.stage].layout.extents
+            self._keep([*planned, *(load.extent for load in self._scheduler.live)])
 
     def _is_dropping(self) -> bool:
         return State.DROPPED in self._scheduler.live.values()

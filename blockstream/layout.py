@@ -42,8 +42,12 @@ class StageLayout:
     end: int = field(init=False)
 
     def __post_init__(self) -> None:
-        used = (*self.retained.values(), *(x for one in self.streamed for x in one), *self.unplanned)
-        object.__setattr__(self, "end", max((x.end for x in used), default=0))
+        object.__setattr__(self, "end", max((x.end for x in self.extents), default=0))
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Return every extent that is ever used; those of the slots overlap."""
+        return (*self.retained.values(), *(x for one in self.streamed for x in one), *self.unplanned)
 
     @property
     def base(self) -> int:

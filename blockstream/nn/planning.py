@@ -122,8 +122,7 @@ class Planning:
         if stage.around is not None:
             return  # its own store may hold its segments elsewhere
         layout = engine.plan.stages[0].layout
-        used = [*layout.retained.values(), *(x for one in layout.streamed for x in one)]
-        begin = min((x.offset for x in used), default=0)
+        begin = min((x.offset for x in layout.extents), default=0)
         most = layout.end if engine.most_nbytes is None else begin + engine.most_nbytes
         arena.commit(Extent(begin, max(0, min(layout.end, most) - begin)), cpu_count().threads)
 
