@@ -23,7 +23,7 @@ from movd.coreml.compiled import CompiledPackages, CoreML, Loaded, Runtime
 from movd.coreml.interpreter import evaluate
 from movd.coreml.manifest import Program
 from movd.coreml.options import CoreMLOptions
-from movd.coreml.packaged import PackagedSegment, Predict
+from movd.coreml.packaged import PackagedSegment, Predict, interpreted
 
 #: How far a first prediction may be from the interpreter's, relative to the largest number. Devices round in
 #: other places: this finds wrong results, not rounding.
@@ -121,6 +121,10 @@ class CoreMLBackend(PackagesBackend):
         self.compiled = CompiledPackages(self.export, runtime, options.compute_units, folder)
         self._stores: dict[PackagedSegment, CoreMLStore] = {}
 
+    def __deepcopy__(self, memo: object) -> CoreMLBackend:
+        """Stay the same: networks are copied to be run without data, what computes them is not."""
+        return self
+
     def around(self, network: nn.Module) -> StoreAround:
         """Return what makes the store of a network."""
 
@@ -139,6 +143,8 @@ class CoreMLBackend(PackagesBackend):
     def _predict(
         self, segment: PackagedSegment, program: Program, inputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
+        if segment not in self._stores:  # a copy without data, run to count operations
+            return interpreted(segment, program, inputs)
         model = self._stores[segment].handle(segment, program).model(program)
         made = model.predict({name: value.numpy() for name, value in inputs.items()})
         outputs = {t.name: _tensor(segment, made, t.name) for t in program.outputs}

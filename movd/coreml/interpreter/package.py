@@ -62,6 +62,10 @@ class Package:
             )
         return cls(root, path)
 
+    def __deepcopy__(self, memo: object) -> Package:
+        """Stay the same, as nothing of it changes."""
+        return self
+
     @property
     def name(self) -> str:
         """Return the package's name without its suffix."""

@@ -84,6 +84,10 @@ class Function:
     operations: tuple[Operation, ...]
     constants: Mapping[str, Operand]
 
+    def __deepcopy__(self, memo: object) -> Function:
+        """Stay the same, as nothing of it changes."""
+        return self
+
     @cached_property
     def blobs(self) -> tuple[Blob, ...]:
         """Return the blobs that are used, each once, in the order they lie."""

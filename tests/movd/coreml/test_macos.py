@@ -114,6 +114,23 @@ def test_a_prediction_that_is_another_result_ends_the_run(config, runtime, tmp_p
     runner.run(config(options={"check": False}, steps=1), tmp_path / "unchecked")
 
 
+def test_operations_are_counted_without_core_ml(config, runtime, exported):
+    from blockstream.nn.flops import count_flops
+    from movd.networks import Network
+    from movd.weights import Weights
+
+    made = config(attention=[])
+    options = made.pipeline.options
+    networks = made.backend.build().networks(options, Weights(options))
+    network: Network = networks.text_encoder()
+    tokens = torch.ones(1, exported.manifest.text_tokens, dtype=torch.long)
+    dtypes = {path: param.dtype for path, param in network.module.named_parameters()}
+    inputs = {"input_ids": tokens, "attention_mask": tokens}
+    flops = count_flops(network.module, inputs, dtypes.__getitem__)
+    assert flops["block.00"] > 0
+    assert not runtime.loaded
+
+
 def test_what_core_ml_raises_names_the_segment(config, runtime, tmp_path, monkeypatch):
     def load(compiled, units, function):
         raise RuntimeError("E5RT encountered an STL exception")
