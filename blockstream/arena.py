@@ -15,7 +15,7 @@ import ctypes
 import mmap
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from .errors import BudgetError
@@ -27,7 +27,7 @@ HUGE_PAGE = 2 << 20
 #: Address space beyond what is ever touched costs nothing, and is not to be counted as promised.
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (0x4000 if sys.platform == "linux" else 0)  # MAP_NORESERVE
 #: A thread commits so much at a time.
-COMMIT_NBYTES = 64 << 20
+COMMIT_NBYTES = 32 << 20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it
 
 
@@ -105,15 +105,26 @@ class Arena:
                 view[i] = view[i]
             view[-1] = view[-1]
 
-    def commit(self, extent: Extent, threads: int = 1) -> None:
-        """Commit the pages of an extent now, by several threads: a system may take a second a GB."""
-        pieces = range(extent.offset, extent.end, COMMIT_NBYTES)
+    def commit(
+        self, extents: Iterable[Extent], threads: int = 1, may: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Commit what of some extents is not, by several threads: a system may take a second a GB.
+
+        `may` is asked before each step of a piece a thread; once it says no, nothing more is committed
+        and False returned.
+        """
+        pieces = [
+            Extent(at, min(COMMIT_NBYTES, x.end - at))
+            for x in sorted(extents)
+            for at in range(x.offset, x.end, COMMIT_NBYTES)
+        ]
+        left = [x for x in pieces if self._touched.find(0, x.offset // PAGE, -(-x.end // PAGE)) >= 0]
         with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="blockstream-commit") as pool:
-            done = [
-                pool.submit(self.populate, Extent(at, min(COMMIT_NBYTES, extent.end - at))) for at in pieces
-            ]
-        for piece in done:
-            piece.result()
+            for at in range(0, len(left), max(threads, 1)):
+                if not may():
+                    return False
+                list(pool.map(self.populate, left[at : at + max(threads, 1)]))
+        return True
 
     def discard(self, extent: Extent) -> int:
         """Give the whole pages inside an extent back to the system; return their bytes.

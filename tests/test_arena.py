@@ -73,10 +73,18 @@ def test_several_threads_commit_an_extent_piece_by_piece(monkeypatch):
     monkeypatch.setattr("blockstream.arena.COMMIT_NBYTES", 5 << 20)
     arena = Arena(64 << 20)
     before = rss_anon()
-    arena.commit(Extent(4096, 32 << 20), threads=3)
+    assert arena.commit([Extent(4096, 16 << 20), Extent(20 << 20, 16 << 20)], threads=3)
     assert arena.touched_nbytes == 32 << 20
     assert 30 << 20 < rss_anon() - before < 38 << 20
-    arena.commit(Extent(0, 0))
+    assert arena.commit([Extent(0, 0)])
+
+
+def test_committing_stops_when_no_more_may_be_taken(monkeypatch):
+    monkeypatch.setattr("blockstream.arena.COMMIT_NBYTES", 1 << 20)
+    arena = Arena(16 << 20)
+    arena.view(Extent(0, 4 << 20))
+    assert not arena.commit([Extent(0, 16 << 20)], threads=2, may=lambda: arena.touched_nbytes < 8 << 20)
+    assert arena.touched_nbytes == 8 << 20, "what was there is not committed again"
 
 
 @linux

@@ -23,7 +23,7 @@ from blockstream.ledger import Ledger
 from blockstream.plan import Observed, Plan, least_arena, make_plan, remaining
 from blockstream.report.plans import plan_record
 from blockstream.retention import RetentionPolicy
-from blockstream.segments import Extent, Schedule
+from blockstream.segments import Schedule
 from blockstream.system.floor import RUNTIME_MODULES, runtime_floor
 from blockstream.system.limits import cpu_count
 
@@ -117,14 +117,25 @@ class Planning:
         unknown = not stage.completed and stage.activations_nbytes is None and self._limit != self._most
         engine.hold_back(least + max(0, self._limit - least) // 2 if unknown else None)
 
-    def commit(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
-        """Commit what the first stage is to use before it is read into: no page is waited for later."""
+    def commit(self, stage: StreamedStage, engine: Engine, arena: Arena, most: int | None = None) -> None:
+        """Commit what a stage is to use, up to `most` bytes, before it is read into.
+
+        In pieces, each after a look at what there is: what is free when a plan is made may be gone before
+        it is taken. When it is, the plan shrinks.
+        """
         if stage.around is not None:
             return  # its own store may hold its segments elsewhere
-        layout = engine.plan.stages[0].layout
-        begin = min((x.offset for x in layout.extents), default=0)
-        most = layout.end if engine.most_nbytes is None else begin + engine.most_nbytes
-        arena.commit(Extent(begin, max(0, min(layout.end, most) - begin)), cpu_count().threads)
+        before = -1
+        while before != (before := engine.plan.arena_nbytes):
+            layout = engine.plan.stages[engine.plan.schedule.index(stage.name)].layout
+
+            def may() -> bool:
+                self.governor.look_again()
+                return not self._is_short(engine) and (most is None or arena.touched_nbytes < most)
+
+            if arena.commit(layout.extents, cpu_count().threads, may) or not self._is_short(engine):
+                return
+            self._shrink(stage, engine, arena)
 
     def after_visit(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
         """Account for a visit: shrink if memory has become short, complete the first plan if it may be."""
@@ -143,7 +154,7 @@ class Planning:
             stage.completed = True
             if self._most is None or self._limit < self._most:
                 self._complete(stage, engine, arena)
-            engine.hold_back(None)
+            self._let_go(stage, engine, arena)
 
     def before_pass(
         self, stage: StreamedStage, engine: Engine, arena: Arena, first: bool, inputs_nbytes: int
@@ -204,7 +215,8 @@ class Planning:
             return
         room = self._room(engine)
         stage.completed = True
-        engine.hold_back(None)
+        if engine.most_nbytes is not None:
+            self._let_go(stage, engine, arena)
         self._ledger.compute.mark("outside")
         schedule = self._measured(stage, engine, reordered)
         least = least_arena(Schedule(schedule.stages[index:]), self._slots)
@@ -223,7 +235,7 @@ class Planning:
         if not must and not _pays(plan, replace(engine.plan, schedule=schedule), observed):
             return
         self._resized = False
-        self._adopt(plan, engine, arena)
+        self._adopt(plan, stage, engine, arena)
 
     def _is_short(self, engine: Engine) -> bool:
         return engine.plan.arena_nbytes > self.governor.weights_nbytes(slack=True)
@@ -255,7 +267,7 @@ class Planning:
         observed = self._observe(engine, arena, index)
         plan = self._make(schedule, observed)
         if _pays(plan, replace(engine.plan, schedule=schedule), observed):
-            self._adopt(plan, engine, arena)
+            self._adopt(plan, stage, engine, arena)
 
     def _shrink(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
         """Retain less, between two visits."""
@@ -277,7 +289,7 @@ class Planning:
                 max(0, room) >> 20,
             )
         if engine.plan.arena_nbytes > self._limit:
-            self._adopt(self._make(schedule, self._observe(engine, arena, index)), engine, arena)
+            self._adopt(self._make(schedule, self._observe(engine, arena, index)), stage, engine, arena)
         self.governor.follow()
 
     def _measured(self, stage: StreamedStage, engine: Engine, reordered: bool) -> Schedule:
@@ -316,14 +328,24 @@ class Planning:
             return plan
         return make(thrifty=True)
 
-    def _adopt(self, plan: Plan, engine: Engine, arena: Arena) -> None:
+    def _adopt(self, plan: Plan, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
         if not engine.can_adopt(plan):
             return  # what is in use would have to move; the pass boundary plans again
         less = plan.arena_nbytes < engine.plan.arena_nbytes
+        more = plan.arena_nbytes > engine.plan.arena_nbytes
+        if more:
+            engine.hold_back(0)
         engine.adopt(plan)
         engine.trim(arena.keep, wait=less)
+        if more:
+            self._let_go(stage, engine, arena)
         self._ledger.note("plan", plan_record(plan))
         self.governor.follow()
+
+    def _let_go(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
+        """Load whatever the plan has room for, once that is committed."""
+        self.commit(stage, engine, arena)
+        engine.hold_back(None)
 
 
 def _cut_to_fit(stage: StreamedStage, room: int, slots: int | None) -> None:

@@ -170,7 +170,7 @@ class Session:
             on_executed=None if watch is None else lambda span: watch.segment_executed(span=span),
         )
         self._planning.hold_back(self._stages[0], self._engine)
-        self._planning.commit(self._stages[0], self._engine, self._arena)
+        self._planning.commit(self._stages[0], self._engine, self._arena, self._engine.most_nbytes)
         self._engine.start()
 
     def draft(self) -> Plan:
