@@ -25,6 +25,8 @@ LARGE_NBYTES = 8 << 20
 LARGE_FLOPS = 1e9
 #: The part of a large matrix product's speed that the rest of a network reaches.
 EFFICIENCY = 0.6
+#: The dtype that layers with int8 weights multiply in.
+_MULTIPLIED = {"bf16": "BF16", "fp32": "F32"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def known_costs(prepared: Prepared, example_inputs: Any, variant: str = "") -> K
     speed = calibration.read(facts.computing).get("flops_per_s") or 0.0
     source = "operations at the speed of earlier runs"
     if not speed:
-        speed = _matmul_speed(facts.dtype)
+        speed = _matmul_speed(_MULTIPLIED[prepared.int8] if facts.dtype == "I8" else facts.dtype)
         source = "operations at a share of a matrix product's speed"
     return Known(load_s, {}, flops, read_speed, speed, source)
 

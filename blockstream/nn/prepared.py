@@ -60,7 +60,9 @@ class Prepared:
         self.form = checkpoint.form
         self.matched = match(module, checkpoint, packing=packing)
         self._modules = dict(module.named_modules())
-        self._int8 = Int8Layers(module, self.matched.sources, checkpoint.root, int8 or resolve("auto"))
+        #: How layers with int8 weights multiply.
+        self.int8 = int8 or resolve("auto")
+        self._int8 = Int8Layers(module, self.matched.sources, checkpoint.root, self.int8)
         self._int8.apply()
         self._requests = {
             path: _request(path, param, self.matched.sources[path], self._dtype_for(path, dtype))
