@@ -194,3 +194,34 @@ def test_the_checkpoint_of_another_model_is_refused_and_nothing_written(command,
     code, _, err = command("pack", str(source), str(dst), "--model", str(other))
     assert (code, "is this the checkpoint of another model?" in err) == (1, True)
     assert not dst.exists()
+
+
+def test_int8_rounds_the_blocks_and_says_what_each_matrix_lost(command, source, tmp_path):
+    dst = tmp_path / "pack"
+    code, out, _ = command("pack", str(source), str(dst), "--dtype", "int8")
+    first, head, *rows = out.splitlines()
+    assert (code, first.startswith(f"{dst}: 4 segments, ")) == (0, True)
+    assert head.startswith("int8: 21 matrices; worst error in parts of the largest weight")
+    assert len(rows) == 13
+    losses = [float(row.split()[-1]) for row in rows[:-1]]
+    assert losses == sorted(losses, reverse=True)
+    assert all(0 < loss < 0.01 for loss in losses)
+    assert rows[-1].strip().startswith("9 more lost less, rms down to")
+    assert json.loads((dst / "config.json").read_text())["dtype"] == "float32"
+    manifest = json.loads((dst / MANIFEST_NAME).read_text())
+    assert sum(len(s["int8"]) for s in manifest["segments"]) == 21
+    (got, held), (want, _) = streamed(dst), streamed(source)
+    assert torch.int8 in set(held.values())
+    assert 0 < float((got - want).norm() / want.norm()) < 0.03
+    assert command("pack", str(source), str(dst), "--dtype", "int8")[:2] == (0, out)
+
+
+def test_blocks_in_int8_take_a_quarter_and_their_scales_little(command, tmp_path):
+    source, dst = t5_folder(tmp_path / "t5", d_model=256, d_ff=512), tmp_path / "pack"
+    assert command("pack", str(source), str(dst), "--dtype", "int8")[0] == 0
+    blocks = {n: e for n, e in Checkpoint.open(dst).entries.items() if n.startswith("encoder.block")}
+    linear = [e for n, e in blocks.items() if e.dtype == "I8"]
+    rest = sum(e.nbytes for e in blocks.values()) - sum(e.nbytes for e in linear)
+    original = Checkpoint.open(source)
+    assert sum(e.nbytes for e in linear) * 4 == sum(original[e.name].nbytes for e in linear)
+    assert rest < 0.05 * sum(e.nbytes for e in linear)
