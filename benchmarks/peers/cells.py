@@ -87,7 +87,7 @@ def by_row(found: Found) -> dict[Cell, list[dict[str, Any]]]:
 
 def steady_s(facts: dict[str, Any]) -> float:
     """Return a run's time per pass: the median of the passes after the first, which fills what is kept."""
-    return statistics.median(facts["passes_s"][1:] or facts["passes_s"])
+    return float(statistics.median(facts["passes_s"][1:] or facts["passes_s"]))
 
 
 def pass_s(trials: Iterable[dict[str, Any]]) -> float | None:
@@ -131,7 +131,8 @@ class Results:
         A failure is a result: its cell is run again only with `retry`. Trials after one that failed are
         not run at all, for they would fail as it did.
         """
-        patterns, left = list(only), []
+        patterns = list(only)
+        left: list[Cell] = []
         for cell in cells:
             done = self.read()
             if not any(fnmatch(cell.id, p) for p in patterns):

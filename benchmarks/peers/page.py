@@ -70,7 +70,7 @@ def overlap(facts: dict[str, Any], compute_s: float | None) -> float | None:
     read_s = statistics.median(facts["read_nbytes"][1:]) / facts["raw_bytes_per_s"]
     if compute_s is None or read_s < 0.05 * compute_s:
         return None
-    return min(1.0, max(0.0, 1 - (steady_s(facts) - compute_s) / read_s))
+    return min(1.0, max(0.0, 1 - (steady_s(facts) - compute_s) / float(read_s)))
 
 
 def markdown(found: Found) -> str:
