@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -86,8 +86,16 @@ def by_row(found: Found) -> dict[Cell, list[dict[str, Any]]]:
 
 
 def steady_s(facts: dict[str, Any]) -> float:
-    """Return a run's time per pass: the median of the passes after the first, which fills what is kept."""
-    return float(statistics.median(facts["passes_s"][1:] or facts["passes_s"]))
+    """Return a run's time per pass, the first and the last left out."""
+    return steady(facts["passes_s"])
+
+
+def steady(passes: Sequence[float]) -> float:
+    """Return the median without the first pass, which fills what is kept, and the last.
+
+    What prefetches for a next pass has less to read in the last one: it would flatter us.
+    """
+    return float(statistics.median(passes[1:-1] or passes))
 
 
 def pass_s(trials: Iterable[dict[str, Any]]) -> float | None:

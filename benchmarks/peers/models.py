@@ -140,7 +140,7 @@ def _llama_config(small: bool) -> dict[str, Any]:
         "model_type": "llama",
         **shape,
         "num_key_value_heads": shape["num_attention_heads"],
-        "num_hidden_layers": 6 if small else 16,
+        "num_hidden_layers": 6 if small else 12,
         "vocab_size": 32000,
         "tie_word_embeddings": False,
         "use_cache": False,
@@ -162,7 +162,7 @@ def _llama_inputs(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dit_config(small: bool) -> dict[str, Any]:
-    heads, layers = (4, 6) if small else (38, 12)
+    heads, layers = (4, 6) if small else (38, 10)
     return {
         "_class_name": "SD3Transformer2DModel",
         "num_layers": layers,
@@ -218,7 +218,7 @@ MODELS = {
         _stdit3_inputs,
     ),
     "llama": Model(
-        "Llama shape, 16 layers of 4096, bf16",
+        "Llama shape, 12 layers of 4096, bf16",
         "bf16",
         3,
         ("model.layers",),
@@ -228,7 +228,7 @@ MODELS = {
         "model",
     ),
     "dit": Model(
-        "diffusers SD3 transformer, 12 blocks of 2432, bf16",
+        "diffusers SD3 transformer, 10 blocks of 2432, bf16",
         "bf16",
         4,
         ("transformer_blocks",),

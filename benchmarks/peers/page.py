@@ -20,6 +20,7 @@ from benchmarks.peers.cells import (
     best_other,
     by_row,
     pass_s,
+    steady,
     steady_s,
 )
 from benchmarks.peers.models import MODELS as NETWORKS
@@ -67,10 +68,10 @@ def line(facts: dict[str, Any]) -> str:
 
 def overlap(facts: dict[str, Any], compute_s: float | None) -> float | None:
     """Return the part of a steady pass's reading that compute hid, at the speed the disk had just before."""
-    read_s = statistics.median(facts["read_nbytes"][1:]) / facts["raw_bytes_per_s"]
+    read_s = steady(facts["read_nbytes"]) / facts["raw_bytes_per_s"]
     if compute_s is None or read_s < 0.05 * compute_s:
         return None
-    return min(1.0, max(0.0, 1 - (steady_s(facts) - compute_s) / float(read_s)))
+    return min(1.0, max(0.0, 1 - (steady_s(facts) - compute_s) / read_s))
 
 
 def markdown(found: Found) -> str:
@@ -78,7 +79,7 @@ def markdown(found: Found) -> str:
     rows = by_row(found)
     parts = [
         "Every run is a process of its own in a control group of that size, cold. A pass is the median of a "
-        "run's passes after the first, over the trials; overlap is the part of its reading, at the speed "
+        "run's passes between its first and its last, over the trials; overlap is the part of its reading, at the speed "
         "that a bare direct read had just before, that compute hides. Set-up is what comes before the first "
         "pass; a peer's own copy of the weights (extra disk) is part of it in the trial that made the copy. "
         "Weights are synthetic.",
@@ -138,7 +139,7 @@ def _row(
         f"{seconds / mine:.2f}x" if mine and way not in OURS else "",
         f"{max(t['peak_nbytes'] for t in ran) / 2**30:.2f}",
         f"{middle([t['page_cache_nbytes'] or 0 for t in ran], 2**30):.2f}",
-        f"{middle([statistics.median(t['read_nbytes'][1:]) for t in ran], 1e9):.2f}",
+        f"{middle([steady(t['read_nbytes']) for t in ran], 1e9):.2f}",
         f"{statistics.median(hidden):.2f}" if hidden else "",
         f"{max(t['setup_s'] for t in ran):.1f}",
         f"{max(t['disk_nbytes'] for t in ran) / 1e9:.1f}",
