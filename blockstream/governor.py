@@ -165,10 +165,16 @@ class Governor:
         """Return whether the headroom may be looked at again."""
         return self._clock() - self._looked_s >= LOOK_S
 
-    def follow(self) -> None:
-        """Let the watch judge by the ceiling as it is now: call it when what is planned keeps to it."""
+    def follow(self, at_once: bool = False) -> None:
+        """Let the watch judge by the ceiling as it is now: call it when what is planned keeps to it.
+
+        A ceiling that falls below what is held counts once that has been given back, or `at_once` when
+        nothing more can be.
+        """
         if self.watch is not None:
-            self.watch.budget_nbytes = self._judged_by()
+            judged = self._judged_by()
+            if self.explicit or at_once or self._held_nbytes() <= judged:
+                self.watch.budget_nbytes = judged
 
     def refuse(self, least_nbytes: int, outside_nbytes: int, largest: tuple[str, int], slots: int) -> None:
         """Raise BudgetError, naming the least that would do, when weights of `least_nbytes` do not fit.

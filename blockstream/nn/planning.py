@@ -290,7 +290,7 @@ class Planning:
             )
         if engine.plan.arena_nbytes > self._limit:
             self._adopt(self._make(schedule, self._observe(engine, arena, index)), stage, engine, arena)
-        self.governor.follow()
+        self.governor.follow(at_once=room < least)
 
     def _measured(self, stage: StreamedStage, engine: Engine, reordered: bool) -> Schedule:
         index = engine.plan.schedule.index(stage.name)
