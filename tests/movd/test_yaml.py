@@ -110,7 +110,7 @@ def test_without_movd_the_engine_does_not_know_it_and_its_tests_pass():
     tests = [
         "tests/test_runner.py",
         "tests/test_resume.py",
-        "tests/test_config.py",
+        "tests/config",
         "tests/core/test_plan.py",
     ]
     done = run(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
