@@ -216,6 +216,20 @@ def test_auto_is_judged_by_what_is_left_once_it_was_followed(machine):
     governor.close()
 
 
+def test_a_ceiling_below_what_is_held_counts_once_that_has_been_given_back(machine):
+    governor = watched(machine, "auto")
+    first = governor.watch.budget_nbytes
+    machine.load(3000 * MIB)
+    machine.take(1000 * MIB)  # and nothing is left
+    governor.follow()
+    assert governor.watch.budget_nbytes == first, "it is being given back"
+    governor.follow(at_once=True)
+    assert governor.watch.budget_nbytes < machine.held, "nothing more can be given back"
+    governor.sample()
+    assert not governor.report()["held"]
+    governor.close()
+
+
 def test_another_budget_is_followed_from_then_on(machine):
     governor = watched(machine, "1000MiB")
     governor.set("600MiB")
