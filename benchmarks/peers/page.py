@@ -81,8 +81,8 @@ def markdown(found: Found) -> str:
         "Every run is a process of its own in a control group of that size, cold. A pass is the median of a "
         "run's passes between its first and its last, over the trials; overlap is the part of its reading "
         "that compute hides, at the speed that a bare direct read had just before. Set-up is what comes "
-        "before the first pass; a peer's own copy of the weights (extra disk) is part of it in the trial that "
-        "made the copy. Weights are synthetic.",
+        "before the first pass; a peer's own copy of the weights (extra disk) is part of it in the trial "
+        "that made it. Weights are synthetic.",
         versions(found),
     ]
     for model in MODELS:
