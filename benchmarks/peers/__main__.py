@@ -198,8 +198,9 @@ def main() -> None:
     if options.small or not found:
         print(page.markdown(found))
         return
-    text = f"{page.markdown(found)}\n\n{load()}" + (f"\n\n{left} cells have not been run." if left else "")
-    page.draw(found)
+    text = f"{page.draw(found)}\n\n{page.markdown(found)}\n\n{load()}"
+    if left:
+        text += f"\n\n{left} cells have not been run."
     title = f"Ours and its peers, at {MAIN} and other limits"
     write("peers", "python -m benchmarks.peers --work DIR", title, text, page.data(found))
 

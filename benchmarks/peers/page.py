@@ -188,8 +188,8 @@ def data(found: Found) -> dict[str, Any]:
     return {"best_other": best, "cells": [{"cell": vars(c), **found[c]} for c in found]}
 
 
-def draw(found: Found) -> None:
-    """Draw the full column, a panel a model, and time over budget for the leaders."""
+def draw(found: Found) -> str:
+    """Draw the full column, a panel a model, and time over budget for the leaders; return the link to it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,11 +205,14 @@ def draw(found: Found) -> None:
             if compute:
                 mark(compute, color="0.4", linestyle=":", linewidth=1, label="compute alone")
             axis.grid(alpha=0.3)
-        top.set_title(NETWORKS[model].title, fontsize=9)
+            axis.set_axisbelow(True)
+        top.set_title(NETWORKS[model].title, fontsize=8)
         if below.get_legend_handles_labels()[0]:
             below.legend(fontsize=7)
-    figure.savefig(path_of("peers", ".png"), dpi=110)
+    path = path_of("peers", ".png")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+    return f"![seconds a pass]({path.name})"
 
 
 def _bars(axis: Any, rows: dict[Cell, list[dict[str, Any]]], model: str) -> None:

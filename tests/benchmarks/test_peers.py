@@ -171,8 +171,9 @@ def test_cause_of_a_failure_is_the_last_error_raised_or_the_kill():
 def test_figure_and_data_are_made_from_cells_alone(found, tmp_path, monkeypatch):
     monkeypatch.setattr(_results, "FOLDER", tmp_path)
     found[Cell("dit", MAIN, "AirLLM")] = {"way": "AirLLM", "failed": "ValueError"}
-    page.draw(found)
+    link = page.draw(found)
     (picture,) = tmp_path.glob("*-peers.png")
+    assert picture.name in link
     assert picture.stat().st_size > 10_000
     kept = json.loads(json.dumps(page.data(found)))
     assert kept["best_other"]["t5"] == "safetensors mmap"
