@@ -31,7 +31,7 @@ from benchmarks import t5_xxl
 from benchmarks._results import load, write
 from benchmarks.bench_reader import raw_s
 from benchmarks.peers import page
-from benchmarks.peers.cells import MAIN, Cell, Results, main_column, other_columns
+from benchmarks.peers.cells import MAIN, Cell, Results, main_column, missing, other_columns
 from benchmarks.peers.environments import PROJECT, Environment, NoRoomError, check_disk, environment
 from benchmarks.peers.models import MODELS, checkpoint, nbytes
 from benchmarks.peers.ways import WAYS
@@ -129,15 +129,13 @@ def race(
     runner: Race,
     options: argparse.Namespace,
     may_begin: Callable[[], bool],
-) -> int:
-    """Run the cells, one environment after the other; return how many were left when time was over."""
-    left = 0
+) -> None:
+    """Run the cells, one environment after the other."""
     for packages, group in groupby(cells, key=lambda cell: WAYS[cell.way].packages):
         with ExitStack() as stack:
             execute = _installed(stack, packages, runner)
-            left += len(results.run(group, execute, options.cells, options.retry, may_begin))
+            results.run(group, execute, options.cells, options.retry, may_begin)
         shutil.rmtree(runner.work / "scratch", ignore_errors=True)
-    return left
 
 
 def _installed(stack: ExitStack, packages: tuple[str, ...], runner: Race) -> Callable[[Cell], dict[str, Any]]:
@@ -187,12 +185,12 @@ def main() -> None:
 
     cells = [c for c in main_column() if not (options.small and c.trial)]
     try:
-        left = race(cells, results, runner, options, may_begin)
-        if not left:
-            left = race(other_columns(results.read()), results, runner, options, may_begin)
+        race(cells, results, runner, options, may_begin)
+        race(other_columns(results.read()), results, runner, options, may_begin)
     except NoRoomError as error:
         raise SystemExit(f"stopped: {error}; the same command goes on") from error
     found = results.read()
+    left = len(missing(found, [*cells, *other_columns(found)]))
     if left:
         print(f"{left} cells are left; the same command goes on with them")
     if options.small or not found:

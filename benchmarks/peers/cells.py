@@ -56,14 +56,22 @@ def main_column() -> list[Cell]:
 
 
 def other_columns(found: Found) -> list[Cell]:
-    """Return the cells at the other budgets: ours, accelerate and the fastest other of the full column."""
-    cells = []
+    """Return the cells at the other budgets: ours, accelerate and the fastest other of the full column.
+
+    Which that is, is known when a model's full column is done.
+    """
+    cells, open_models = [], {cell.model for cell in missing(found, main_column())}
     for model in MODELS:
-        best = best_other(found, model)
+        best = None if model in open_models else best_other(found, model)
         ways = [AUTO, RIVAL, *([best] if best else [])]
         cells += [Cell(model, budget, way) for way in ways for budget in OTHERS]
     # One environment at a time: contestant by contestant, as in the full column.
     return sorted(cells, key=lambda cell: list(WAYS).index(cell.way))
+
+
+def missing(found: Found, cells: Iterable[Cell]) -> list[Cell]:
+    """Return the cells that are still to be run: after a failure the other trials are not."""
+    return [c for c in cells if c not in found and "failed" not in found.get(c.row, {})]
 
 
 def best_other(found: Found, model: str) -> str | None:
@@ -145,10 +153,8 @@ class Results:
             done = self.read()
             if not any(fnmatch(cell.id, p) for p in patterns):
                 continue
-            if cell in done and not (retry and "failed" in done[cell]):
-                continue
-            first = done.get(cell.row)
-            if cell.trial and first and "failed" in first:
+            again = retry and "failed" in done.get(cell, {})
+            if not again and not missing(done, [cell]):
                 continue
             if left or not may_begin():
                 left.append(cell)

@@ -78,10 +78,17 @@ def test_other_budgets_have_ours_accelerate_and_the_fastest_other(found):
         assert {(c.way, c.budget) for c in cells if c.model == model} == expected
 
 
+def test_the_fastest_other_is_not_chosen_before_a_models_full_column_is_done():
+    cells = {cell: facts(cell.way) for cell in main_column()}
+    del cells[Cell("llama", MAIN, "AirLLM", 2)]
+    ways = {(c.model, c.way) for c in other_columns(cells)}
+    assert ("t5", "safetensors mmap") in ways
+    assert ("llama", "safetensors mmap") not in ways
+
+
 def test_where_no_other_could_run_there_is_no_best_one():
-    cells = {
-        c: {"way": c.way, "failed": "TypeError: no"} for c in main_column() if c.way not in (AUTO, RIVAL)
-    }
+    cells = {c: {"way": c.way, "failed": "TypeError: no"} for c in main_column()}
+    cells |= {c: facts(c.way) for c in cells if c.way in (AUTO, RIVAL)}
     assert best_other(cells, "t5") is None
     assert {c.way for c in other_columns(cells)} == {AUTO, RIVAL}
 
