@@ -278,7 +278,7 @@ WAYS = {
     "safetensors mmap": Way(mmap, ("safetensors",)),
     "accelerate": Way(accelerate, ("accelerate",), fills=True),
     "transformers": Way(transformers, ("transformers", "accelerate"), fills=True),
-    "diffusers groups": Way(diffusers, ("diffusers",)),
+    "diffusers groups": Way(diffusers, ("diffusers", "accelerate")),
     "AirLLM": Way(airllm, ("airllm",)),
     "AirCanvas": Way(aircanvas, ("aircanvas",)),
     "AirCanvas ring": Way(aircanvas_ring, ("aircanvas",)),
