@@ -54,19 +54,19 @@ class OwnNetworks:
     def text_encoder(self) -> Network:
         """Return transformers' T5 encoder."""
         weights = self._weights
-        return Network(weights.text_encoder(), weights.t5.checkpoint, self._options.t5.dtype)
+        return Network(weights.text_encoder(), weights.t5.checkpoint, self._options.t5.converted)
 
     def denoiser(self, run: Run) -> Network:
         """Return STDiT3."""
         weights = self._weights
-        return Network(weights.denoiser(), weights.dit.checkpoint, self._options.dit.dtype)
+        return Network(weights.denoiser(), weights.dit.checkpoint, self._options.dit.converted)
 
     def decoder(self) -> Network:
         """Return the VAE's decoders, planned for the chunks of this run."""
         config, weights = self._weights.vae_config, self._weights
         vae = weights.decoder()
         vae.plan_decode(config.chunks(self._options.frames)[0], *weights.pixels(self._options))
-        return Network(vae, weights.vae.checkpoint, self._options.vae.dtype)
+        return Network(vae, weights.vae.checkpoint, self._options.vae.converted)
 
     def attention(self, denoiser: nn.Module, run: Run, text_tokens: int) -> AbstractContextManager[object]:
         """Resolve the transforms on the denoiser's layers."""

@@ -28,12 +28,19 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(description="a checkpoint's folder, or movd/tiny for the embedded one")
-    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="dtype of the weights")
+    dtype: Literal["fp32", "bf16", "fp16", "int8"] | None = Field(
+        None, description="dtype of the weights; int8 is for what `blockstream pack` made so"
+    )
 
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: str, info: ValidationInfo) -> str:
         return path if path == TINY else str(_found(path, info))
+
+    @property
+    def converted(self) -> str | None:
+        """Return the dtype that weights are brought to as they are read, None for that of the file."""
+        return None if self.dtype == "int8" else self.dtype
 
     def folder(self, part: str) -> Path:
         """Return the folder of this network; `part` is t5, dit or vae."""

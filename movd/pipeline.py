@@ -19,6 +19,7 @@ from torch import Tensor
 
 from blockstream.errors import ConfigError
 from blockstream.pipeline import Run
+from blockstream.runner import NOWHERE
 from blockstream.segments import AtMost, Exactly, Passes
 from blockstream.system.floor import cache_folder
 from blockstream.system.machine import versions
@@ -61,7 +62,7 @@ class MovdPipeline:
     def declare(self, session: Session, run: Run) -> None:
         """Add the stages that have work to do. Checkpoints are matched to modules, headers alone are read."""
         o = self.options
-        weights = self.weights = Weights(o)
+        weights = self.weights = Weights(o, planning=run.out == NOWHERE)
         self.progress = Progress(run.out, len(self.captions), run.resumed)
         self.to_decode = [n for n in self.indices if self.progress.result(n) is None]
         self.to_denoise = [n for n in self.to_decode if not self.progress.has_latents(n)]
@@ -77,7 +78,7 @@ class MovdPipeline:
                 weights.encoder(),
                 weights.vae.checkpoint,
                 passes=1,
-                dtype=o.vae.dtype,
+                dtype=o.vae.converted,
                 example_inputs=(self.first,),
             )
         self._declare_text(session, run)
@@ -190,7 +191,7 @@ class MovdPipeline:
         installed = versions()
         return {
             "weights": self.weights.t5.identity,
-            "tokenizer": self.weights.tokenizer.identity,
+            "tokenizer": None if self.weights.t5.is_imagined else self.weights.tokenizer.identity,
             "length": self.weights.dit_config.model_max_length,
             "dtype": self.options.t5.dtype,
             "threads": run.config.threads,
@@ -202,6 +203,8 @@ class MovdPipeline:
         }
 
     def _warn_of_cut_captions(self) -> None:
+        if self.weights.t5.is_imagined:
+            return
         length = self.weights.dit_config.model_max_length
         for n in self.to_denoise:
             _, mask = self.weights.tokenizer.encode([self.captions[n]])

@@ -7,28 +7,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.nn.empty import empty
+from blockstream.nn.model_plan import imagined_model, unstored
 from movd.official import check_keys
-from movd.options import MovdOptions
+from movd.options import TINY, ModelOptions, MovdOptions
+from movd.released import OPENSORA_VAE, STDIT3_XL_2
 from movd.stdit3 import STDiT3, STDiT3Config
 from movd.t5 import T5_V1_1_XXL, check_config, t5_encoder
 from movd.tokenizer import Tokenizer, load_tokenizer
 from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
 from movd.vae_halves import VAEDecoder, VAEEncoder
 
+log = logging.getLogger(__name__)
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
 #: Checkpoints up to this size are told apart by all their bytes, larger ones by headers, sizes and times.
 HASHED_NBYTES = 64 << 20
+
+#: The configurations of what stands in a plan for folders that are not there.
+RELEASED: dict[str, Mapping[str, Any]] = {"t5": T5_V1_1_XXL, "dit": STDIT3_XL_2, "vae": OPENSORA_VAE}
+_BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "t5": t5_encoder,
+    "dit": lambda config: STDiT3(STDiT3Config(**config)).eval(),
+    "vae": lambda config: OpenSoraVAE(OpenSoraVAEConfig(**config)).eval(),
+}
 
 #: What a full T5 holds beside its encoder; Open-Sora uses the encoder alone.
 _T5_UNUSED = ("decoder.", "lm_head.")
@@ -38,14 +53,13 @@ class Weights:
     """The checkpoints that the options name, opened when they are first asked for.
 
     Raises ConfigError for a folder or a configuration, CheckpointError for weights that are not what the
-    configuration says.
+    configuration says. For `planning` the released networks stand for folders that are not there.
     """
 
-    def __init__(self, options: MovdOptions) -> None:
-        folders = {part: getattr(options, part).folder(part) for part in ("t5", "dit", "vae")}
-        self.t5 = Part("t5", folders["t5"], _config("t5", folders["t5"], T5_V1_1_XXL))
-        self.dit = Part("dit", folders["dit"], _config("dit", folders["dit"]))
-        self.vae = Part("vae", folders["vae"], _config("vae", folders["vae"]))
+    def __init__(self, options: MovdOptions, planning: bool = False) -> None:
+        self.t5 = _part("t5", options.t5, planning, T5_V1_1_XXL)
+        self.dit = _part("dit", options.dit, planning)
+        self.vae = _part("vae", options.vae, planning)
         with self.dit.blamed():
             self.dit_config = STDiT3Config(**self.dit.config)
         with self.vae.blamed():
@@ -83,13 +97,15 @@ class Weights:
         """Return the VAE's decoders without their weights."""
         self._check_vae()
         with empty():
-            return VAEDecoder(self.vae_config).eval()
+            decoder = VAEDecoder(self.vae_config).eval()
+        return self.vae.ready(decoder)
 
     def encoder(self) -> VAEEncoder:
         """Return the VAE's encoders without their weights."""
         self._check_vae()
         with empty():
-            return VAEEncoder(self.vae_config).eval()
+            encoder = VAEEncoder(self.vae_config).eval()
+        return self.vae.ready(encoder)
 
     def latent(self, options: MovdOptions) -> tuple[int, int, int, int]:
         """Return the shape of a run's latents: channels, frames, height, width."""
@@ -121,12 +137,29 @@ class Part:
     name: str
     folder: Path
     config: dict[str, Any]
+    dtype: str | None = None
+    is_imagined: bool = False
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """Return the checkpoint: headers alone are read."""
+        """Return the checkpoint: headers alone are read. Raises CheckpointError where int8 is named."""
+        if self.is_imagined:
+            with empty():
+                module = _BUILDERS[self.name](self.config)
+            return imagined_model(module, self.dtype or "fp32", self.folder)
         with self.blamed():
-            return Checkpoint.open(self.folder)
+            opened = Checkpoint.open(self.folder)
+            if self.dtype == "int8" and not opened.scales:
+                raise CheckpointError(
+                    f"holds no weights in int8; `blockstream pack {self.folder} DST --dtype int8` writes them"
+                )
+            return opened
+
+    def ready(self, module: _Module) -> _Module:
+        """Return a module that is about to be a stage: of weights that are not there it keeps no buffers."""
+        if self.is_imagined:
+            unstored(module)
+        return module
 
     @cached_property
     def identity(self) -> str:
@@ -136,6 +169,8 @@ class Part:
         are, so that they need not be read.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        if self.is_imagined:
+            return "imagined"
         files = self.checkpoint.files
         small = sum(file.nbytes for file in files) <= HASHED_NBYTES
         for file in files:
@@ -148,6 +183,9 @@ class Part:
 
         The scales of matrices in int8 belong to them.
         """
+        if self.is_imagined:
+            unstored(module)
+            return
         scales = self.checkpoint.scales
         shapes = {
             name: entry.shape
@@ -164,6 +202,15 @@ class Part:
         except (ConfigError, CheckpointError) as error:
             said = str(error).removeprefix(str(self.folder)).lstrip(": ")
             raise type(error)(f"{self.name}.path {self.folder}: {said}") from error
+
+
+def _part(name: str, option: ModelOptions, planning: bool, fallback: Mapping[str, Any] | None = None) -> Part:
+    path = Path(option.path)
+    if planning and option.path != TINY and not path.exists():
+        log.warning("%s.path %s does not exist: planned with the released network", name, path)
+        return Part(name, path, dict(RELEASED[name]), option.dtype, is_imagined=True)
+    folder = option.folder(name)
+    return Part(name, folder, _config(name, folder, fallback), option.dtype)
 
 
 def _config(part: str, folder: Path, fallback: Mapping[str, Any] | None = None) -> dict[str, Any]:

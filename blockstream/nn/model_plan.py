@@ -20,6 +20,7 @@ from blockstream.accounting.forecast import plan_account
 from blockstream.budget import parse_nbytes, resolve_budget
 from blockstream.checkpoint import Checkpoint, TensorEntry
 from blockstream.checkpoint.entries import ITEM_NBYTES, FileStamp
+from blockstream.checkpoint.int8 import SCALE
 from blockstream.config import Amount
 from blockstream.config.validation import raise_problems, validate
 from blockstream.config.yamlfile import Document, with_set
@@ -31,10 +32,10 @@ from .dtypes import to_torch
 from .least import finest_arena_nbytes
 from .options import parse_policies
 from .session import Session
-from .spec import tensor_spec
+from .spec import packing, tensor_spec
 from .threads import use_threads
 
-_DTYPES = {None: None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+_DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
 class Options(BaseModel):
@@ -46,7 +47,7 @@ class Options(BaseModel):
     budget: Amount = Field("auto", description="limit on the memory of the process")
     arena: Amount = Field("auto", description="most bytes of weights held at once")
     policy: Literal["auto", "none", "prefix", "spread"] = Field("auto", description="what stays in memory")
-    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="dtype of the weights")
+    dtype: Literal["fp32", "bf16", "fp16", "int8"] | None = Field(None, description="dtype of the weights")
     threads: int | None = Field(None, ge=1, description="threads that compute")
 
 
@@ -61,8 +62,9 @@ def plan_model(ref: str, sets: list[str]) -> dict[str, Any]:
     arena = None if options.arena == "auto" else parse_nbytes(options.arena)
     path = Path(ref)
     with Session(options.budget, arena, options.policy) as session:
-        module, checkpoint = _model(ref, _DTYPES[options.dtype] or "F32")
-        session.stage(path.stem if path.exists() else ref, module, checkpoint, options.passes, options.dtype)
+        module, checkpoint = _model(ref, options.dtype or "fp32")
+        dtype = None if options.dtype == "int8" else options.dtype
+        session.stage(path.stem if path.exists() else ref, module, checkpoint, options.passes, dtype)
         return plan_account(
             session.draft(),
             parse_policies(options.policy),
@@ -86,7 +88,10 @@ def _options(ref: str, sets: list[str]) -> Options:
 
 
 def _model(ref: str, dtype: str) -> tuple[nn.Module, Checkpoint]:
-    """Return a model's module and its weights: found, or imagined in a dtype, or told from headers."""
+    """Return a model's module and its weights: found, or imagined in a dtype, or told from headers.
+
+    `dtype` is the one for what is imagined.
+    """
     path = Path(ref)
     if path.is_file() and path.suffix != ".json":
         checkpoint = Checkpoint.open(path)
@@ -102,9 +107,7 @@ def _model(ref: str, dtype: str) -> tuple[nn.Module, Checkpoint]:
         return skeleton(checkpoint), checkpoint
     if there:
         return module, Checkpoint.open(folder)
-    for part in module.modules():  # stored buffers are read at once, and there is nothing to read
-        part._non_persistent_buffers_set.update(part._buffers)
-    return module, imagined(tensor_spec(module, dtype), folder / "weights")
+    return module, imagined_model(module, dtype, folder / "weights")
 
 
 def imagined(spec: Mapping[str, tuple[str, tuple[int, ...]]], path: Path) -> Checkpoint:
@@ -118,6 +121,30 @@ def imagined(spec: Mapping[str, tuple[str, tuple[int, ...]]], path: Path) -> Che
         entries[name] = TensorEntry(name, dtype, tuple(shape), stamp, offset, nbytes)
         offset += nbytes
     return Checkpoint(path, "safetensors", entries)
+
+
+def imagined_model(module: nn.Module, dtype: str, path: Path) -> Checkpoint:
+    """Return the checkpoint a module would have in a dtype (fp32, bf16, fp16, int8), to plan with.
+
+    Its stored buffers, which would be read at once, count as none from here on.
+    """
+    unstored(module)
+    whole = imagined(tensor_spec(module, _DTYPES.get(dtype) or "F32"), path)
+    if dtype != "int8":
+        return whole
+    rounded = packing(module, whole, "int8").int8
+    spec: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, entry in whole.entries.items():
+        spec[name] = ("I8" if name in rounded else entry.dtype, entry.shape)
+        if name in rounded:
+            spec[name + SCALE] = ("F32", entry.shape[:1])
+    return imagined(spec, path)
+
+
+def unstored(module: nn.Module) -> None:
+    """Have nothing read for a module's stored buffers."""
+    for part in module.modules():
+        part._non_persistent_buffers_set.update(part._buffers)
 
 
 def skeleton(checkpoint: Checkpoint) -> nn.Module:

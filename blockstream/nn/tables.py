@@ -21,19 +21,19 @@ THREADS = 16
 
 
 class TableReader:
-    """The rows of one table on disk. Used by the compute thread; close it to close the file.
+    """The rows of one table on disk. Used by the compute thread; the first open the file, `close` closes it.
 
     The rows come out as `F.embedding` would give them, bit for bit, in `dtype`.
     """
 
     def __init__(self, entry: TensorEntry, dtype: str) -> None:
-        entry.file.check()
         self.entry = entry
         self._dtype = to_torch(dtype)
         self._file_dtype = to_torch(entry.dtype)
         self._rows, self._width = entry.shape
         self._row_nbytes = entry.nbytes // max(self._rows, 1)
-        self._file: ReadFile | None = ReadFile(entry.file.path, direct=True)
+        self._file: ReadFile | None = None
+        self._closed = False
         self._span = -(-self._row_nbytes // BLOCK) * BLOCK + BLOCK
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._scratch = mmap.mmap(-1, self._span * THREADS, flags=flags)
@@ -47,6 +47,7 @@ class TableReader:
             raise IndexError(
                 f"index out of range: ids {int(wanted[0])} to {int(wanted[-1])}, table of {self._rows} rows"
             )
+        self._open()
         rows = torch.empty(len(wanted), self._width, dtype=self._file_dtype)
         raw = rows.reshape(-1).view(torch.uint8).numpy().data
         todo = [
@@ -64,9 +65,17 @@ class TableReader:
 
     def close(self) -> None:
         """Close the file. Idempotent."""
+        self._closed = True
         if self._file is not None:
             os.close(self._file.descriptor)
             self._file = None
+
+    def _open(self) -> None:
+        """Open the file, which must still be the one whose header was read."""
+        assert not self._closed, "the table is closed"
+        if self._file is None:
+            self.entry.file.check()
+            self._file = ReadFile(self.entry.file.path, direct=True)
 
     def _read_all(self, thread: int, todo: Sequence[tuple[int, memoryview]]) -> int:
         """Read rows, by way of a thread's own part of the scratch pages; return the bytes that arrived."""
@@ -75,7 +84,7 @@ class TableReader:
 
     def _read(self, row: int, into: memoryview, view: memoryview) -> int:
         """Read one row: the blocks around it to the scratch pages, then the row."""
-        assert self._file is not None, "the table is closed"
+        assert self._file is not None
         start = self.entry.offset + row * self._row_nbytes
         first = start // BLOCK * BLOCK
         need = start + self._row_nbytes - first

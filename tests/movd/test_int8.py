@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from blockstream import runner
 from blockstream.cli.main import main
-from blockstream.errors import CheckpointError
+from blockstream.errors import CheckpointError, ConfigError
 from blockstream.verify import verify
 from movd.weights import Weights
+from tests.support.movd_models import DIT, T5, VAE
 
 
 @pytest.fixture
@@ -71,3 +72,38 @@ def test_a_pack_that_lacks_scales_is_refused(config, packed, tmp_path):
         (folder / small).write_bytes((tmp_path / "t5-int8" / small).read_bytes())
     with pytest.raises(CheckpointError, match=f"is int8 and has no '{name}'"):
         runner.run(config(t5={"path": str(folder)}), tmp_path / "out")
+
+
+def test_a_folder_that_is_named_int8_and_is_not_says_how_to_make_it(config, models):
+    options = config(t5={**models["t5"], "dtype": "int8"}).pipeline.options
+    with pytest.raises(
+        CheckpointError, match=r"holds no weights in int8; `blockstream pack .* --dtype int8`"
+    ):
+        Weights(options).text_encoder()
+
+
+def test_a_pack_that_is_named_int8_is_taken_as_it_is(config, packed, tmp_path):
+    named = {"t5": {**packed["t5"], "dtype": "int8"}}
+    a = runner.run(config(**packed, frames=1, cache="off"), tmp_path / "a")
+    b = runner.run(config(**named, frames=1, cache="off"), tmp_path / "b")
+    assert a["stages"][0]["read_nbytes"] == b["stages"][0]["read_nbytes"]
+    x, y = (load_file(tmp_path / n / "latents.safetensors") for n in "ab")
+    assert all((x[k] == y[k]).all() for k in x)
+
+
+def test_folders_that_are_not_there_are_planned_as_released(config, tmp_path, monkeypatch, caplog):
+    small = {"t5": {**T5, "architectures": ["T5EncoderModel"]}, "dit": DIT, "vae": VAE}
+    monkeypatch.setattr("movd.weights.RELEASED", small)
+    missing = {part: {"path": str(tmp_path / part), "dtype": "fp32"} for part in small}
+    missing["t5"]["dtype"] = "int8"
+    made = config(**missing, budget="4GiB")
+    plan = runner.plan(made)
+    assert [s["name"] for s in plan["stages"]] == ["t5", "dit", "vae"]
+    assert caplog.text.count("does not exist: planned with the released network") == 3
+    there = runner.plan(config(budget="4GiB"))
+    sizes = [[s["nbytes"] for s in p["stages"]] for p in (plan, there)]
+    assert sizes[0][0] < sizes[1][0]  # int8
+    assert sizes[0][1] == pytest.approx(sizes[1][1], rel=0.1)
+    assert not any((tmp_path / part).exists() for part in small)
+    with pytest.raises(ConfigError, match="does not exist; name the folder"):
+        runner.run(made, tmp_path / "out")
