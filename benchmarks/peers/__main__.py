@@ -14,6 +14,7 @@ PIP_EXTRA_INDEX_URL to PyTorch's index for processors). Disk is checked before a
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
@@ -184,6 +185,11 @@ def main() -> None:
         return time.monotonic() < end
 
     cells = [c for c in main_column() if not (options.small and c.trial)]
+    lock = (work / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SystemExit(f"another race is under way in {work}") from None
     try:
         race(cells, results, runner, options, may_begin)
         race(other_columns(results.read()), results, runner, options, may_begin)
