@@ -24,6 +24,8 @@ SIZES = {
     "deep": {**_XL, "num_layers": 28},
     "medium": {**_XL, "num_layers": 12},
     "narrow": {"d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2816, "num_layers": 24},
+    #: Its embedding is no table to read rows of.
+    "plain": {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 1280, "num_layers": 12, "vocab_size": 1024},
     "small": {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 1280, "num_layers": 12},
 }
 TOKENS = 128
@@ -35,8 +37,7 @@ def config(size: str) -> Any:
     from transformers import T5Config
 
     return T5Config(
-        **SIZES[size],
-        vocab_size=32128,
+        **{"vocab_size": 32128, **SIZES[size]},
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         use_cache=False,
