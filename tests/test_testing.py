@@ -63,6 +63,7 @@ def test_a_model_is_timed_cold_in_rounds_with_the_ledgers_figures(pytester):
             assert runs.median("read_nbytes") > 0
         """,
         "--benchmark-json=found.json",
+        "--benchmark-only",
     )
     done.assert_outcomes(passed=1)
     found = json.loads((pytester.path / "found.json").read_text())["benchmarks"][0]
