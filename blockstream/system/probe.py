@@ -31,6 +31,8 @@ from .mounts import FileSystem, file_system
 ALIGNMENT = 4096
 REQUESTS = (1 << 20, 4 << 20, 16 << 20)
 DEPTHS = (1, 2, 4)
+#: Within so many seconds a disk ends what was read ahead of a read that has ended.
+READAHEAD_S = 0.02
 
 _FIRST_BIT = bytes(state & 1 for state in range(256))
 _LEAST_NBYTES = 16 << 20
@@ -312,6 +314,8 @@ class _Reader:
     def drop(self) -> None:
         """Let the page cache forget the file; pages that a process maps stay."""
         if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            time.sleep(READAHEAD_S)  # pages that are still being read ahead are locked, and stay
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _set_direct(self, on: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -29,6 +30,7 @@ from .models import aligned
 MIB = 1 << 20
 BLOCK = 8 * MIB + 3 * 4096  # two matrices of 4 MiB, biases, padding
 BLOCKS = 10
+M_MMAP_THRESHOLD = -3  # of malloc.h: blocks from this size on are mapped
 
 
 class Block(nn.Module):
@@ -113,7 +115,12 @@ def compute(monkeypatch):
 
 
 def warm():
-    """Have the libraries allocate their workspaces before memory is judged."""
+    """Have the libraries allocate their workspaces before memory is judged, and large blocks from the system.
+
+    A heap that other tests have left holes in would otherwise take them without holding more.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)
     torch.relu(nn.Linear(512, 2048)(X))
     gc.collect()
     trim_heap()
@@ -174,13 +181,13 @@ def test_nothing_fills_the_arena_before_compute_has_shown_what_it_needs(checkpoi
 
 def test_what_compute_takes_is_not_given_to_weights(checkpoint, want, compute):
     s, module = opened(checkpoint, 12 * BLOCK, passes=4)
-    compute(lambda x: torch.ones(50 * MIB // 4))
+    compute(lambda x: (torch.ones(50 * MIB // 4), s.watch.sample()))
     with s:
         for _ in range(4):
             assert torch.equal(module(X), want(X))
         report = s.report()["budget"]
         assert report["held"], report
-        assert report["by_cause"]["activations"] >= 45 * MIB, "of 50, as far as samples see them"
+        assert report["by_cause"]["activations"] >= 45 * MIB, "of 50, beside what the heap had free"
         assert retained(s) < 7
 
 
@@ -191,7 +198,7 @@ def test_activations_that_grow_make_room_between_visits(checkpoint, want, comput
             module(X)
         before, kept = retained(s), set(s.plan.stages[0].retained)
         sizes = iter([1, 2, 12, 12, 40, 40, 40, 40, 40, 40])
-        compute(lambda x: torch.ones(next(sizes) * MIB // 4))
+        compute(lambda x: (torch.ones(next(sizes) * MIB // 4), s.watch.sample()))
         loads = len([x for x in s.ledger.spans if x.kind == "load"])
         assert torch.equal(module(X), want(X))
         assert retained(s) < before
@@ -219,14 +226,14 @@ def test_a_cache_that_grows_shrinks_what_is_retained_and_the_budget_holds(checkp
 
 def test_larger_inputs_make_room_before_they_are_computed(checkpoint, want, compute):
     s, module = opened(checkpoint, 7 * BLOCK, passes=None)
-    compute(lambda x: torch.ones(x.shape[0] * MIB // 4))
+    compute(lambda x: (torch.ones(x.shape[0] * MIB // 4), s.watch.sample()))
     with s:
         for _ in range(3):
             module(X)
         before = retained(s)
         many = torch.cat([X] * 10)
         at_first = []
-        compute(lambda x: (at_first.append(retained(s)), torch.ones(x.shape[0] * MIB // 4)))
+        compute(lambda x: (at_first.append(retained(s)), torch.ones(x.shape[0] * MIB // 4), s.watch.sample()))
         assert torch.equal(module(many), want(many))
         assert at_first[0] < before
         assert s.report()["budget"]["held"], s.report()["budget"]
