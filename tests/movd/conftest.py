@@ -4,6 +4,7 @@ import pytest
 
 from blockstream import runner
 from blockstream.config import make_config
+from blockstream.nn import known
 from tests.support.movd_models import write_models
 
 
@@ -15,8 +16,9 @@ def _models(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="package")
 def runs_undrawn():
-    """Runs neither measure the disk nor draw their pictures, which takes longer than they do."""
+    """Runs neither count operations, nor measure the disk, nor draw: that takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known, "_flops", lambda *arguments: None)
         patch.setattr(runner, "draw_finished", lambda folder: None)
         patch.setattr(runner, "disk_account", lambda stages: {})
         yield
