@@ -70,6 +70,10 @@ def made(tmp_path_factory):
 
 
 cases = pytest.mark.parametrize("case", [c for c in CASES if c.name in ROUNDED], ids=str)
+#: Tokens that are generated are alike or not; how near something is, only forwards can show.
+forwards = pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name in ROUNDED and "generate" not in c.name], ids=str
+)
 
 
 # -- one layer -----------------------------------------------------------------------------------
@@ -188,11 +192,9 @@ def test_streamed_equals_resident(case, product, made):
             assert_same(case.run(m), want)
 
 
-@cases
+@forwards
 def test_the_result_is_near_that_of_the_weights_it_was_packed_from(case, made):
     module, _, dst = made(case)
-    if "generate" in case.name:
-        pytest.skip("tokens are alike or not")
     with torch.no_grad():
         want = case.run(module)
         with blockstream.stream(case.make, dst, arena="1MiB") as m:
