@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +9,14 @@ from statistics import median
 from typing import Any
 
 from blockstream import latency
-from blockstream.errors import ConfigError
 from blockstream.ledger import Ledger, Note, Span
 from blockstream.plan import Plan
 from blockstream.segments import Exactly
 from blockstream.simulate import Prediction
 from blockstream.system.memory import MemoryWatch
-from blockstream.system.probe import disk
 
-from . import calibration
+from .disks import disk_speed
 from .sampling import samplings
-
-#: A disk is measured once, in about so many seconds, when a run wants its own speed compared.
-PROBE_S = 0.8
 
 
 def predicted_for(plan: Plan, passes: Mapping[str, int]) -> Prediction:
@@ -104,22 +98,6 @@ def disk_account(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "read_bytes_per_s": read / load_s if load_s > 0 else None,
         "disk_bytes_per_s": disk_speed(files) if read else None,
     }
-
-
-def disk_speed(files: Sequence[Path]) -> float | None:
-    """Return the bytes a second of the disk the largest of some files is on, None if unmeasured."""
-    sized = [(f.stat().st_size, f) for f in files if f.is_file()]
-    if not sized:
-        return None
-    about = calibration.disk_speed_of(max(sized)[1])
-    kept = calibration.read(about).get("bytes_per_s")
-    if kept:
-        return kept
-    with contextlib.suppress(ConfigError, OSError):  # too small a file, a system without preadv
-        measured = disk(max(sized)[1], limit_s=PROBE_S, rounds=2).bytes_per_s
-        calibration.write(about, {"bytes_per_s": measured})
-        return measured
-    return None
 
 
 def sampler_account(choice: Any, notes: Sequence[Note]) -> dict[str, Any]:

@@ -38,6 +38,10 @@ def session_report(session: Session) -> dict[str, Any]:
         "stages": stages,
         "unplanned": engine.unplanned,
         "read": session._files.reader.mode,
+        "requests": {
+            "threads": session._files.reader.threads,
+            "nbytes": session._files.reader.request_nbytes,
+        },
         "moved_nbytes": totals.moved_nbytes,
         "converted_nbytes": totals.converted_nbytes,
     }

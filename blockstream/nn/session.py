@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from blockstream.accounting.disks import requests
 from blockstream.arena import Arena
 from blockstream.budget import parse_nbytes
 from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.reader import Reader
 from blockstream.checkpoint.store import FileStore
 from blockstream.engine import Engine
 from blockstream.errors import BudgetError, ConfigError, EngineError, ModelError
@@ -158,7 +160,12 @@ class Session:
         self._arena = Arena.reserve(most, plan.arena_nbytes)  # address space for all a stage could retain
         for s in self._stages:
             self._bindings.update(s.prepared.bindings(self._arena))
-        self._files = FileStore(self._arena, {s.name: s.prepared.layouts for s in self._stages})
+        layouts = {s.name: s.prepared.layouts for s in self._stages}
+        threads, request_nbytes = requests(
+            f.path for x in layouts.values() for y in x.values() for f in y.files
+        )
+        reader = Reader(threads=threads, request_nbytes=request_nbytes)
+        self._files = FileStore(self._arena, layouts, reader=reader)
         self._store = BindingStore(StagesStore(self._files, self._stages), self._bindings)
         watch = self._observer
         self.ledger.note("plan", plan_record(plan))

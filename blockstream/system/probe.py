@@ -29,8 +29,8 @@ from blockstream.errors import ConfigError
 from .mounts import FileSystem, file_system
 
 ALIGNMENT = 4096
-REQUESTS = (1 << 20, 4 << 20, 16 << 20)
-DEPTHS = (1, 2, 4)
+#: (bytes a request, requests in flight) to try; the first is how the reader reads unless told otherwise.
+WAYS = ((16 << 20, 4), (16 << 20, 2), (16 << 20, 1), (4 << 20, 4), (4 << 20, 1), (1 << 20, 8), (1 << 20, 1))
 #: Within so many seconds a disk ends what was read ahead of a read that has ended.
 READAHEAD_S = 0.02
 
@@ -88,6 +88,15 @@ class DiskSpeed:
         """Return the fastest median of all."""
         return max(t.median for t in self.trials)
 
+    def better_than(self, request_nbytes: int, depth: int) -> Trials | None:
+        """Return the fastest direct way that beat this one in every round, None where none did."""
+        direct = [t for t in self.trials if t.mode == "direct"]
+        mine = next((t for t in direct if (t.request_nbytes, t.depth) == (request_nbytes, depth)), None)
+        if mine is None:
+            return None
+        better = [t for t in direct if min(t.bytes_per_s) > max(mine.bytes_per_s)]
+        return max(better, key=lambda t: t.median, default=None)
+
     def _fastest(self, mode: Mode) -> Trials | None:
         of_mode = [t for t in self.trials if t.mode == mode]
         return max(of_mode, key=lambda t: t.median, default=None)
@@ -108,15 +117,14 @@ def disk(
     path: Path | str,
     nbytes: int = 256 << 20,
     limit_s: float = 2.5,
-    requests: Sequence[int] = REQUESTS,
-    depths: Sequence[int] = DEPTHS,
+    ways: Sequence[tuple[int, int]] = WAYS,
     rounds: int = 3,
 ) -> DiskSpeed:
     """Measure how fast `path` reads with nothing cached, in about `limit_s` seconds.
 
     A file is read where it lies (pages of it that were cached are dropped); for a folder `nbytes`
-    are written to a file without a name, which the system removes whatever happens. Ways to read
-    (direct and buffered, request sizes, reader threads) take turns for `rounds` rounds, so that a
+    are written to a file without a name, which the system removes whatever happens. `ways` (bytes a
+    request, requests in flight), direct and buffered, take turns for `rounds` rounds, so that a
     busy moment hits all of them. Raises ConfigError when the path cannot be used, and OSError from
     a disk that fails.
     """
@@ -130,19 +138,14 @@ def disk(
         reader.drop()
         stays = cached_nbytes(fd) or 0
         modes: tuple[Mode, ...] = ("buffered",) if refused else ("direct", "buffered")
-        ways = [
-            (mode, request, depth)
-            for mode in modes
-            for request, depth in _ways(requests, depths)
-            if request * depth <= size
-        ]
-        slice_s = max(0.005, (limit_s - (time.monotonic() - began)) / (len(ways) * rounds))
-        speeds: dict[tuple[Mode, int, int], list[float]] = {way: [] for way in ways}
+        tried = [(mode, *way) for mode in modes for way in ways if way[0] * way[1] <= size]
+        slice_s = max(0.005, (limit_s - (time.monotonic() - began)) / (len(tried) * rounds))
+        speeds: dict[tuple[Mode, int, int], list[float]] = {way: [] for way in tried}
         for _ in range(rounds):
-            for way in ways:
+            for way in tried:
                 speeds[way].append(reader.measure(*way, slice_s))
     where = file_system(path)
-    trials = tuple(Trials(*way, tuple(speeds[way])) for way in ways)
+    trials = tuple(Trials(*way, tuple(speeds[way])) for way in tried)
     return DiskSpeed(
         path=str(path),
         file_system=where,
@@ -153,12 +156,6 @@ def disk(
         wall_s=time.monotonic() - began,
         notes=(*_place_notes(where, refused), *_cache_notes(trials, fresh, stays / size)),
     )
-
-
-def _ways(requests: Sequence[int], depths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (request, depth) to try: every size with one thread, every depth at a middle size."""
-    middle = sorted(requests)[len(requests) // 2]
-    return list(dict.fromkeys([*((r, 1) for r in requests), *((middle, d) for d in depths)]))
 
 
 def _place_notes(where: FileSystem, refused: str | None) -> Iterator[str]:
@@ -276,16 +273,16 @@ class _Reader:
         # At least one request a thread; at most the whole file, whose pages would be cached after.
         turns, most = count(), self._size // request
         with contextlib.ExitStack() as stack:
-            buffers = [stack.enter_context(mmap.mmap(-1, request)) for _ in range(depth)]
+            # One for all threads: nobody looks at what arrives, and no more memory is held.
+            buffer = stack.enter_context(mmap.mmap(-1, request))
             pool = stack.enter_context(ThreadPoolExecutor(depth))
-            for buffer in buffers:
-                buffer.write(bytes(request))  # its pages are there before the clock starts
+            buffer.write(bytes(request))  # its pages are there before the clock starts
             stack.callback(self.drop)
             self.drop()
             self._set_direct(mode == "direct")
             began = time.monotonic()
 
-            def work(buffer: mmap.mmap) -> int:
+            def work() -> int:
                 nbytes = 0
                 while (turn := next(turns)) < most:
                     nbytes += self._read(buffer, request, turn)
@@ -293,7 +290,7 @@ class _Reader:
                         break
                 return nbytes
 
-            total = sum(pool.map(work, buffers))
+            total = sum(f.result() for f in [pool.submit(work) for _ in range(depth)])
             took = time.monotonic() - began
         self._at = (self._at + total) % self._size
         return total / took

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 
 from blockstream import latency
-from blockstream.accounting import calibration
 from blockstream.accounting.outcome import (
     attention_account,
     budget_account,
-    disk_account,
-    disk_speed,
     doing,
     predicted_for,
     stage_accounts,
@@ -21,7 +18,6 @@ from blockstream.report.stages import stage_summaries
 from blockstream.retention import NONE, PREFIX
 from blockstream.segments import AtMost, Visit
 from blockstream.system.memory import Held, MemoryWatch
-from blockstream.system.probe import DiskSpeed
 from tests.report.runs import write_ledger
 from tests.support.fakes import UNIT, schedule, stage
 
@@ -108,33 +104,6 @@ def test_waiting_and_phases_are_said_in_words():
         Span("compute", "outside", 1, 2, "decode"),
     ]
     assert [doing(spans, t) for t in (0.5, 1.5, 5.0)] == ["waiting for b", "decode", ""]
-
-
-def test_a_disk_is_measured_once_and_kept(tmp_path, monkeypatch):
-    measured = []
-
-    def disk(path, **_):
-        measured.append(path)
-        return type("Speed", (DiskSpeed,), {"__init__": lambda self: None, "bytes_per_s": 1.5e9})()
-
-    monkeypatch.setenv("BLOCKSTREAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("blockstream.accounting.outcome.disk", disk)
-    small, large = tmp_path / "small", tmp_path / "large"
-    small.write_bytes(b"1")
-    large.write_bytes(b"12")
-    assert disk_speed([small, large]) == disk_speed([small, large]) == 1.5e9
-    assert measured == [large]
-    assert calibration.read(calibration.disk_speed_of(large)) == {"bytes_per_s": 1.5e9}
-
-
-def test_a_disk_that_cannot_be_measured_is_left_open(tmp_path, monkeypatch):
-    monkeypatch.setenv("BLOCKSTREAM_CACHE", str(tmp_path / "cache"))
-    tiny = tmp_path / "tiny"
-    tiny.write_bytes(b"1")
-    assert disk_speed([tiny]) is None
-    assert disk_speed([tmp_path / "gone"]) is None
-    stages = [{"load_s": 2.0, "read_nbytes": 10, "files": [str(tiny)]}, {"load_s": 0.0, "read_nbytes": 0}]
-    assert disk_account(stages) == {"read_nbytes": 10, "read_bytes_per_s": 5.0, "disk_bytes_per_s": None}
 
 
 def test_passes_that_merged_are_told_from_those_that_did_not():

@@ -20,7 +20,7 @@ from blockstream.system.probe import cached_nbytes, disk
 from tests.support.machine import Machine
 
 MIB = 1 << 20
-SMALL = {"nbytes": 16 * MIB, "limit_s": 0.05, "rounds": 2, "requests": (1 * MIB, 4 * MIB), "depths": (1, 2)}
+SMALL = {"nbytes": 16 * MIB, "limit_s": 0.05, "rounds": 2, "ways": ((4 * MIB, 2), (4 * MIB, 1), (MIB, 1))}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for direct reads")
 
 
@@ -51,9 +51,9 @@ def test_a_folder_is_measured_both_ways_and_left_as_it_was(tmp_path):
     speed = disk(tmp_path, **SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]
     assert (speed.fresh, speed.file_nbytes) == (True, 16 * MIB)
-    ways = {(t.mode, t.request_nbytes // MIB, t.depth) for t in speed.trials}
+    ways = {(t.mode, t.request_nbytes, t.depth) for t in speed.trials}
     modes = {"buffered"} if speed.direct_refused else {"direct", "buffered"}
-    assert ways == {(mode, *way) for mode in modes for way in [(1, 1), (4, 1), (4, 2)]}
+    assert ways == {(mode, *way) for mode in modes for way in SMALL["ways"]}
     assert all(len(t.bytes_per_s) == 2 and min(t.bytes_per_s) > 0 for t in speed.trials)
     assert speed.bytes_per_s == max(t.median for t in speed.trials)
 
@@ -81,7 +81,7 @@ def test_every_timed_read_starts_with_nothing_cached(weights, monkeypatch):
 
     weights.read_bytes()
     monkeypatch.setattr(probe._Reader, "_read", spy)
-    disk(weights, **{**SMALL, "depths": (1,)})
+    disk(weights, **{**SMALL, "ways": ((4 * MIB, 1), (MIB, 1))})
     if file_system(weights).kind != "local":
         pytest.skip("the cache of this file system cannot be dropped")
     assert cached == [0] * len(cached) != []
