@@ -1,6 +1,7 @@
 """Judge LPL and TDTM on the embedded model: seeded prompts, each way beside the same seed without it.
 
     python -m benchmarks.methods                 # 200 prompts; run it again to go on where it was stopped
+    python -m benchmarks.methods --jobs 2        # two prompts at a time
     python -m benchmarks.methods --page          # only write the page and pictures again
 
 Each prompt is sampled from its seed by every way, decoded and judged frame by frame by `checker`; PSNR, SSIM,
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -207,6 +209,21 @@ def judge(tiny: Tiny, name: str, scene: Scene, seed: int, ways: list[str]) -> di
     return {"prompt": scene.caption(), "set": name, "seed": seed, "ways": found}
 
 
+class Judge:
+    """Judges prompts in a process of its own."""
+
+    tiny: Tiny
+
+    @classmethod
+    def begin(cls, models: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        cls.tiny = load(models)
+
+    @classmethod
+    def row(cls, wanted: tuple[str, Scene, int, list[str]]) -> dict[str, Any]:
+        return judge(cls.tiny, *wanted)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -216,6 +233,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="default: all")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/DATE-methods.json")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="prompts at a time, each in a process")
     parser.add_argument("--page", action="store_true", help="write the page and pictures of a result again")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -238,14 +256,16 @@ def main() -> None:
         if not args.page and any(before[key] != result[key] for key in ("settings", "weights")):
             parser.error(f"{out} holds a result of other settings or weights; remove it or name another")
         result = before
-    tiny = load(args.models)
     wanted = prompts(result["settings"]["prompts"], SEED)
-    while len(result["rows"]) < len(wanted) and not args.page:
-        n = len(result["rows"])
-        result["rows"].append(judge(tiny, *wanted[n], SEED * 1000 + n, ways))
-        write(out, result)
-        print(n + 1, methods_page.progress(result["rows"]), flush=True)
+    todo = [(*wanted[n], SEED * 1000 + n, ways) for n in range(len(result["rows"]), len(wanted))]
+    spawned = multiprocessing.get_context("spawn")
+    with spawned.Pool(args.jobs, Judge.begin, (args.models, args.threads)) as pool:
+        for row in pool.imap(Judge.row, [] if args.page else todo):
+            result["rows"].append(row)
+            write(out, result)
+            print(len(result["rows"]), methods_page.progress(result["rows"]), flush=True)
     methods_page.write(out, result)
+    tiny = load(args.models)
     clips = {w: [clip_of(tiny, wanted[n][1], SEED * 1000 + n, w, result) for n in SHOWN] for w in SHEET}
     methods_page.draw(out, result, clips, [wanted[n][1].caption() for n in SHOWN])
 
