@@ -2,10 +2,11 @@
 
     python -m benchmarks.contestant WAY FOLDER [--passes 4 | --seconds 30] [--tokens 128] [--budget 3.3GiB]
 
-Ways: `blockstream`; `accelerate` (as many blocks in memory as --budget has room for, the rest offloaded to
-disk), `accelerate-disk` (all blocks offloaded), `mmap` (safetensors mapped, the page cache decides);
-`resident` (all weights in memory, which needs that much). Started by benchmarks.streaming, each in a process
-and control group of its own with nothing of FOLDER in the page cache. Forwards are timed, loading apart.
+Ways: `blockstream`, `blockstream-packed` (from the pack of FOLDER in FOLDER/packed); `accelerate` (as many
+blocks in memory as --budget has room for, the rest offloaded to disk), `accelerate-disk` (all blocks
+offloaded), `mmap` (safetensors mapped, the page cache decides); `resident` (all weights in memory, which
+needs that much). Started by benchmarks.streaming, each in a process and control group of its own with nothing
+of FOLDER in the page cache. Forwards are timed, loading apart.
 """
 
 from __future__ import annotations
@@ -36,13 +37,28 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 @contextmanager
 def blockstream(folder: Path, options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Forward]:
-    """Stream the encoder under the budget."""
+    """Stream the encoder under the budget, from the files users have."""
+    with _streamed(folder, folder, options, facts) as forward:
+        yield forward
+
+
+@contextmanager
+def blockstream_packed(folder: Path, options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Forward]:
+    """Stream the encoder under the budget, from a pack of those files."""
+    with _streamed(folder, t5_xxl.packed(folder), options, facts) as forward:
+        yield forward
+
+
+@contextmanager
+def _streamed(
+    folder: Path, weights: Path, options: argparse.Namespace, facts: dict[str, Any]
+) -> Iterator[Forward]:
     import blockstream as b
 
     passes = None if options.seconds else options.passes
     with b.open(options.budget, options.arena, options.policy) as s:
         ids = t5_xxl.tokens(options.tokens)
-        module = s.stage("t5", lambda: t5_xxl.build(folder), folder, passes=passes, example_inputs=(ids,))
+        module = s.stage("t5", lambda: t5_xxl.build(folder), weights, passes=passes, example_inputs=(ids,))
         beside: list[int] = []
         predicted = s.draft().predicted.wall_s
         s.start()
@@ -142,6 +158,7 @@ def _loaded(folder: Path, copy: bool) -> Forward:
 
 WAYS = {
     "blockstream": blockstream,
+    "blockstream-packed": blockstream_packed,
     "accelerate": accelerate,
     "accelerate-disk": accelerate_disk,
     "mmap": mmap,

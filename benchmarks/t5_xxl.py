@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.catalog import MANIFEST_NAME
 from blockstream.checkpoint.synth import synthesise
 from blockstream.nn.empty import empty
 
@@ -79,6 +80,16 @@ def tokens(count: int = TOKENS, seed: int = 0) -> torch.Tensor:
     """Return ids of shape [1, count]."""
     made = torch.Generator().manual_seed(seed)
     return torch.randint(3, 32000, (1, count), generator=made)
+
+
+def packed(folder: Path) -> Path:
+    """Return the folder that `blockstream pack` makes of an encoder's, written the first time."""
+    from blockstream.cli.main import main
+
+    into = folder / "packed"
+    if not (into / MANIFEST_NAME).exists() and main(["pack", str(folder), str(into)]):
+        raise OSError(f"{into} could not be packed")
+    return into
 
 
 def files(folder: Path) -> list[Path]:
