@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -17,7 +18,9 @@ from blockstream.errors import CheckpointError
 from .dtypes import to_torch
 
 #: Rows lie anywhere: each waits for the disk, behind the loader's large reads, so many wait at once.
-THREADS = 16
+THREADS = 64
+#: Rows used last are kept, up to so many bytes a table: passes ask for the same ones again.
+KEEP_NBYTES = 4 << 20
 
 
 class TableReader:
@@ -37,6 +40,8 @@ class TableReader:
         self._span = -(-self._row_nbytes // BLOCK) * BLOCK + BLOCK
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._scratch = mmap.mmap(-1, self._span * THREADS, flags=flags)
+        #: Rows by number, those used last at the end.
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
         #: Bytes that arrived from the file so far.
         self.read_nbytes = 0
 
@@ -47,13 +52,23 @@ class TableReader:
             raise IndexError(
                 f"index out of range: ids {int(wanted[0])} to {int(wanted[-1])}, table of {self._rows} rows"
             )
-        self._open()
         rows = torch.empty(len(wanted), self._width, dtype=self._file_dtype)
+        new = {}
+        for i, row in enumerate(wanted.tolist()):
+            if row in self._kept:
+                rows[i] = self._kept[row]
+                self._kept.move_to_end(row)
+            else:
+                new[row] = i
+        if new:
+            self._read_new(new, rows)
+        return rows.to(self._dtype).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
+
+    def _read_new(self, new: Mapping[int, int], rows: Tensor) -> None:
+        """Read rows of the file, each to its place in `rows`, and keep them."""
+        self._open()
         raw = rows.reshape(-1).view(torch.uint8).numpy().data
-        todo = [
-            (row, raw[i * self._row_nbytes : (i + 1) * self._row_nbytes])
-            for i, row in enumerate(wanted.tolist())
-        ]
+        todo = [(row, raw[i * self._row_nbytes : (i + 1) * self._row_nbytes]) for row, i in new.items()]
         threads = min(THREADS, len(todo))
         if threads < 2:
             self.read_nbytes += self._read_all(0, todo)
@@ -61,11 +76,16 @@ class TableReader:
             with ThreadPoolExecutor(threads, thread_name_prefix="blockstream-gather") as pool:
                 done = [pool.submit(self._read_all, k, todo[k::threads]) for k in range(threads)]
             self.read_nbytes += sum(d.result() for d in done)
-        return rows.to(self._dtype).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
+        most = KEEP_NBYTES // max(self._row_nbytes, 1)
+        for row, i in list(new.items())[:most]:
+            self._kept[row] = rows[i].clone()
+        while len(self._kept) > most:
+            self._kept.popitem(last=False)
 
     def close(self) -> None:
-        """Close the file. Idempotent."""
+        """Close the file and forget the rows. Idempotent."""
         self._closed = True
+        self._kept.clear()
         if self._file is not None:
             os.close(self._file.descriptor)
             self._file = None

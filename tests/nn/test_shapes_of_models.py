@@ -6,10 +6,13 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import blockstream
+from blockstream.checkpoint.synth import synthesise
 from blockstream.errors import ModelError
+from blockstream.nn.tables import TableReader
 from blockstream.segments import Unknown
 
 from . import toys
@@ -154,6 +157,28 @@ def test_a_large_table_is_gathered_by_row_and_its_tied_head_loaded(dtype, twins,
         with pytest.raises(ModelError, match=r"table 'embed.weight'"):
             m.embed.weight.sum()
         assert_same(m(ids), want)
+
+
+def test_rows_used_last_are_kept_and_not_read_again(tmp_path, monkeypatch):
+    made = synthesise({"t": ("F32", (40, 8))}, tmp_path / "c")
+    table = load_file(made.root / "model.safetensors")["t"]
+    reader = TableReader(made.entries["t"], "F32")
+    monkeypatch.setattr("blockstream.nn.tables.KEEP_NBYTES", 4 * 8 * 4)
+
+    def read(*ids):
+        before = reader.read_nbytes
+        assert torch.equal(reader.gather(torch.tensor(ids)), table[list(ids)])
+        return reader.read_nbytes > before
+
+    try:
+        assert read(3, 1, 4, 1)
+        assert not read(4, 3)
+        assert read(1, 7, 9), "1 is at hand, the others are read"
+        assert not read(1, 9, 7, 4)
+        assert read(3), "it made room"
+        assert read(*range(40))
+    finally:
+        reader.close()
 
 
 def test_what_lies_outside_the_blocks_is_streamed_when_large(twins, monkeypatch):
