@@ -1,8 +1,8 @@
 """The encoders that the benchmarks run: the layout of a T5 v1.1 encoder, bf16, random weights.
 
 "full" is as wide as XXL with 12 blocks of 386 MB, 4.63 GB, and an embedding of 263 MB that is read by row;
-"deep" has 28 blocks of 96 MB, "medium" 12 of them, "narrow" 24 blocks of 26 MB; "small", 12 blocks of some
-6 MB, is for trying a script out.
+"deep" has 28 blocks of 96 MB, "long" 52 and "medium" 12 of them, "narrow" 24 blocks of 26 MB; "small", 12
+blocks of some 6 MB, is for trying a script out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SIZES = {
     #: The shape of google/t5-v1_1-xxl's encoder, half as deep.
     "full": {"d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 12},
     "deep": {**_XL, "num_layers": 28},
+    "long": {**_XL, "num_layers": 52},
     "medium": {**_XL, "num_layers": 12},
     "narrow": {"d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2816, "num_layers": 24},
     #: Its embedding is no table to read rows of.

@@ -14,7 +14,7 @@ from typing import Any
 
 from .budget import format_nbytes, headroom_part, resolve_budget
 from .errors import BudgetError
-from .system.limits import Headroom, HeadroomReader
+from .system.limits import AVAILABLE, Headroom, HeadroomReader
 from .system.memory import Held, MemoryWatch, held, trim_heap
 
 log = logging.getLogger(__name__)
@@ -187,14 +187,18 @@ class Governor:
         if least_nbytes <= self.weights_nbytes(outside_nbytes) + min(MARGIN_NBYTES // 4, ceiling // 250):
             return
         least = _with_margin(least_nbytes + beside)
-        limit = f"budget {_told_from(self._amount, least)}"
+        limit, raised = f"budget {_told_from(self._amount, least)}", ""
         if ceiling < self._amount:
             source = self._headroom.source if self._headroom is not None else "the system"
             limit = f"{limit}, of which {format_nbytes(max(0, ceiling))} are to be had under {source},"
+            if self._headroom is not None and source != AVAILABLE:
+                # What others hold under the limit, and what is left to the kernel, comes on top.
+                beyond = self._headroom.limits[0].limit_nbytes - ceiling
+                raised = f"that limit has to be {-(-(least + beyond) // 2**20)} MiB, "
         raise BudgetError(
             f"{limit} cannot hold {slots} slots of the largest segment ({largest[0]}, "
-            f"{format_nbytes(largest[1])}) beside {format_nbytes(beside)} of runtime and activations; the "
-            f"least is {-(-least // 2**20)} MiB"
+            f"{format_nbytes(largest[1])}) beside {format_nbytes(beside)} of runtime and activations; "
+            f"{raised}the least is {-(-least // 2**20)} MiB"
         )
 
     # -- report ------------------------------------------------------------------------------

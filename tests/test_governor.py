@@ -142,6 +142,23 @@ def test_a_refusal_for_want_of_memory_says_who_limits_it(machine):
         machine.governor("2GiB").refuse(800 * MIB, 350 * MIB, ("b", 400 * MIB), 2)
 
 
+def test_a_refusal_under_a_limit_names_the_limit_that_would_do(machine):
+    """A budget equal to its control group's limit: the kernel's share and the others' come on top."""
+    least, outside, largest = 800 * MIB, 350 * MIB, ("b", 400 * MIB)
+    machine.source, limit = "cgroup v2 memory.max of /job", 1000 * MIB
+
+    def governor(limit):
+        machine.look = lambda: Headroom((Limit(machine.source, limit, machine.held + 30 * MIB),))
+        return machine.governor(limit)
+
+    with pytest.raises(BudgetError) as refused:
+        governor(limit).refuse(least, outside, largest, 2)
+    named = int(str(refused.value).split("that limit has to be ")[1].split(" MiB")[0]) * MIB
+    governor(named).refuse(least, outside, largest, 2)
+    with pytest.raises(BudgetError):
+        governor(int(named * 0.99)).refuse(least, outside, largest, 2)
+
+
 def watched(machine, budget, **more):
     governor = machine.governor(budget)
     governor.begin(every_s=60, read=lambda: Held(machine.held, machine.held), **more)

@@ -17,6 +17,9 @@ import psutil
 from .cgroups import UNLIMITED, Group, groups
 from .mounts import ROOT, read_text
 
+#: The source of the machine's own limit.
+AVAILABLE = "available memory"
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -96,7 +99,7 @@ class HeadroomReader:
     def read(self, system: SystemMemory | None = None) -> Headroom:
         """Return what this process may still take now."""
         system = system or SystemMemory.now()
-        machine = Limit("available memory", system.total, system.total - system.available)
+        machine = Limit(AVAILABLE, system.total, system.total - system.available)
         limits = [machine, *_process_limits(self._root)]
         for group in self._groups:
             limits += _version_2(group) if group.version == 2 else _version_1(group)

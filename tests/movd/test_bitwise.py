@@ -18,6 +18,7 @@ from movd.t5 import embed, t5_encoder
 from movd.tokenizer import load_tokenizer
 from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
 from movd.video import to_frames
+from tests.support.costs import fix_costs
 
 STEPS, FRAMES, HEIGHT, WIDTH, SEED, GUIDANCE = 3, 22, 24, 40, 7, 4.0
 PROMPTS = ["a red star moving left", ""]
@@ -120,7 +121,10 @@ class Tail:
             self.waited = self.loaded.wait(60)
 
 
-def test_the_head_of_stdit3_is_read_while_t5_computes_and_changes_no_bit(config, plain, tmp_path):
+def test_the_head_of_stdit3_is_read_while_t5_computes_and_changes_no_bit(
+    config, plain, tmp_path, monkeypatch
+):
+    fix_costs(monkeypatch)  # where slots lie, and so what the head waits for, follows from costs
     tail = Tail()
     runner.run(config(**NUMERICS, arena="2MiB", policy="none"), tmp_path / "out", observers=[tail])
     assert tail.waited

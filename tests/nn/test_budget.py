@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,9 @@ from blockstream.budget import held
 from blockstream.checkpoint.synth import synthesise
 from blockstream.errors import BudgetError
 from blockstream.loads import State
-from blockstream.nn import planning
 from blockstream.system.limits import Headroom, HeadroomReader, Limit
 from blockstream.system.memory import trim_heap
+from tests.support.costs import fix_costs
 
 from .models import aligned
 
@@ -91,16 +90,7 @@ def want(checkpoint):
 @pytest.fixture(autouse=True)
 def costs(monkeypatch):
     """Have the planner count on loads that take twice as long as compute, whatever this machine does."""
-
-    def fixed(real):
-        def costs(*args):
-            stage = real(*args)
-            return replace(stage, segments=tuple(replace(s, load_s=2, execute_s=1) for s in stage.segments))
-
-        return costs
-
-    for name in ("default_costs", "measured_costs"):
-        monkeypatch.setattr(planning, name, fixed(getattr(planning, name)))
+    fix_costs(monkeypatch, load_s=2, execute_s=1)
 
 
 @pytest.fixture(autouse=True)
