@@ -1,7 +1,7 @@
 """Time STDiT3-XL/2 with and without token merging, by kind of attention, beside what operations predict.
 
     python -m benchmarks.tdtm_step                            # 68 frames, 256 x 256
-    python -m benchmarks.tdtm_step --sizes 17x64x64 51x144x256 68x256x256
+    python -m benchmarks.tdtm_step --sizes 17x32x32 17x64x64 51x144x256 68x256x256
 
 One spatial and one temporal block of the released model's shape with random weights, both halves of guidance;
 a step is 28 of each. Trials with and without alternate; all are kept, the median is shown. Attention costs
@@ -130,7 +130,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"    {result['command']}",
         "",
         "Seconds of a step (28 pairs of blocks, both halves of guidance), median of "
-        f"{result['trials']} trials (range); speed-up measured and, in brackets, predicted by operations.",
+        f"{result['trials']} trials (range); speed-up as the median of pairs that ran one after the other "
+        "and, in brackets, as operations predict.",
         "",
         "| frames x height x width | tokens | plain s | merged s | step | spatial | temporal | cross |",
         "|---" * 8 + "|",
@@ -145,8 +146,8 @@ def markdown(result: dict[str, Any]) -> str:
             s = seconds(way, "step")
             cells.append(f"{statistics.median(s):.2f} ({min(s):.2f} to {max(s):.2f})")
         for key in ("step", "spatial", "temporal", "cross"):
-            plain, merged = (statistics.median(seconds(way, key)) for way in WAYS)
-            cells.append(f"{plain / merged:.2f} ({row['predicted'][key]:.2f})")
+            pairs = [a / b for a, b in zip(*(seconds(way, key) for way in WAYS), strict=True)]
+            cells.append(f"{statistics.median(pairs):.2f} ({row['predicted'][key]:.2f})")
         lines.append(f"| {row['size']} | {row['T']} x {row['S']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Environment: {json.dumps(result['environment'])}"]) + "\n"
 
