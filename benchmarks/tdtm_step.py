@@ -130,8 +130,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"    {result['command']}",
         "",
         "Seconds of a step (28 pairs of blocks, both halves of guidance), median of "
-        f"{result['trials']} trials (range); speed-up as the median of pairs that ran one after the other and, in "
-        "brackets, as operations predict.",
+        f"{result['trials']} trials (range); speed-up as the median of pairs that ran one after the other "
+        "and, in brackets, as operations predict.",
         "",
         "| frames x height x width | tokens | plain s | merged s | step | spatial | temporal | cross |",
         "|---" * 8 + "|",
