@@ -193,21 +193,11 @@ def page(verdict: dict[str, Any], found: dict[str, Any], budget: str, folder: Pa
         )
         for way, time in verdict["times_s"].items()
     ]
-    failed = [f"{way}: {t['failed']}" for way, ts in found["trials"].items() for t in ts if "failed" in t]
     reached = [
         (way, *(x for name in of for x in (f"{of[name]['median']:.3f}", _span(of[name]["range"]))))
         for way, of in verdict["of_the_bound"].items()
     ]
     failed = [f"{way}: {t['failed']}" for way, ts in found["trials"].items() for t in ts if "failed" in t]
-    reached = [
-        (
-            way,
-            of["speed of the round"]["median"],
-            "{:.3f} to {:.3f}".format(*of["speed of the round"]["range"]),
-            of["best speed of all"]["median"],
-        )
-        for way, of in verdict["of_the_bound"].items()
-    ]
     probes = found["raw_bytes_per_s"]
     raw = [speed for probe in probes for speed in probe.values()]
     nbytes = sum(p.stat().st_size for p in t5_xxl.files(folder))
@@ -247,7 +237,7 @@ def _plan(way: str, trials: Sequence[dict[str, Any]]) -> str:
     mine = [t for t in trials if "failed" not in t]
     last = mine[-1]
     return (
-        f"The plan of {way}: {last['policy']}, {last['retained']} of {last['stage']['b']} blocks retained, "
+        f"The plan of {way}: {last['policy']}, {last['stage']['d']} of {last['stage']['b']} blocks retained, "
         f"{last['slots']} slots; read {', '.join(format_nbytes(n) for n in last['read_nbytes'])} in the "
         f"passes ({last['read']}). Peak {format_nbytes(last['budget']['peak_nbytes'])} of "
         f"{format_nbytes(last['budget']['nbytes'])}, "
