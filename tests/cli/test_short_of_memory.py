@@ -1,0 +1,47 @@
+"""A machine with too little memory is told so, before the kernel has to say it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..support.cgroup import limited, why_not
+
+pytestmark = pytest.mark.skipif(why_not("memory") is not None, reason=str(why_not("memory")))
+
+MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
+CLI = "import sys; from blockstream.cli.main import main; sys.exit(main(sys.argv[1:]))"
+SHORT = ["--set", "frames=17", "--set", "steps=2", "--set", "threads=1", "--set", "cache=off"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def command(name, *more):
+        out = ["--out", str(tmp_path / "out")] if name == "run" else []
+        return [sys.executable, "-c", CLI, name, "movd.yaml", *SHORT, *out, *more]
+
+    return command
+
+
+def test_too_little_memory_is_refused_by_name_and_nothing_is_written(command, tmp_path):
+    with limited(memory_nbytes=2 << 30) as group:
+        refused = group.run(command("run", "--set", "budget=60MiB"), timeout=120)
+        least = int(re.search(r"the least is (\d+) MiB", refused.stderr)[1]) * MIB
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").glob("*.mp4"))
+    with limited(memory_nbytes=least - 24 * MIB) as group:
+        for name in ("plan", "run"):
+            done = group.run(command(name, "--set", f"budget={least}"), timeout=120)
+            assert done.returncode == 2, (name, done.returncode, done.stderr[-500:])
+            assert "are to be had under cgroup" in done.stderr
+            wanted = int(re.search(r"that limit has to be (\d+) MiB", done.stderr)[1]) * MIB
+            assert least <= wanted < least + 128 * MIB
+    with limited(memory_nbytes=wanted + 16 * MIB) as group:
+        done = group.run(command("run", "--set", f"budget={least}"), timeout=300)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert list((tmp_path / "out").rglob("*.mp4"))
