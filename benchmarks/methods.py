@@ -17,7 +17,7 @@ import datetime
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,7 @@ WAYS: dict[str, Way] = {
     "tdtm 50% reference": Way(
         merging={"merge_steps": "50%", "positions": "reference", "last_frame": "reference"}
     ),
+    "lpl + tdtm 25%": Way(lpl(), {"merge_steps": "25%"}),
     "lpl + tdtm 50%": Way(lpl(), {"merge_steps": "50%"}),
 }
 
@@ -186,8 +187,8 @@ def measures(clip: np.ndarray, base: np.ndarray, scene: Scene) -> dict[str, Any]
 
 
 @torch.inference_mode()
-def judge(tiny: Tiny, name: str, scene: Scene, seed: int, ways: list[str]) -> dict[str, Any]:
-    """Return the row of one prompt."""
+def judge(tiny: Tiny, name: str, scene: Scene, seed: int, ways: Sequence[str]) -> dict[str, Any]:
+    """Return the row of one prompt; the baseline is the first of the ways."""
     found: dict[str, Any] = {}
     base: np.ndarray | None = None
     for label in ways:
@@ -240,38 +241,54 @@ def main() -> None:
     today = datetime.date.today().isoformat()
     out = args.out or Path("benchmarks/results") / f"{today}-methods.json"
     ways = ["baseline", *(w for w in args.ways or WAYS if w != "baseline")]
-    settings = {"prompts": args.prompts, "ways": ways, "steps": STEPS, "guidance": GUIDANCE, "seed": SEED}
+    settings = {"prompts": args.prompts, "steps": STEPS, "guidance": GUIDANCE, "seed": SEED}
     result: dict[str, Any] = {
         "schema": 1,
         "suite": "methods",
         "date": today,
         "command": "python -m benchmarks.methods",
         "environment": {**environment(), "threads": args.threads},
-        "settings": settings,
+        "settings": {**settings, "ways": ways},
         "weights": {f.parent.name: digest(f) for f in sorted(args.models.glob("*/model.safetensors"))},
         "rows": [],
     }
     if out.exists():
         before = json.loads(out.read_text())
-        if not args.page and any(before[key] != result[key] for key in ("settings", "weights")):
+        same = {**before["settings"], "ways": ways} == result["settings"]
+        if not args.page and (not same or before["weights"] != result["weights"]):
             parser.error(f"{out} holds a result of other settings or weights; remove it or name another")
+        before["settings"]["ways"] = [w for w in WAYS if w in {*ways, *before["settings"]["ways"]}]
+        before.setdefault("went_on", []).append({**result["environment"], "date": today})
         result = before
     wanted = prompts(result["settings"]["prompts"], SEED)
-    todo = [(*wanted[n], SEED * 1000 + n, ways) for n in range(len(result["rows"]), len(wanted))]
     spawned = multiprocessing.get_context("spawn")
+    todo = [] if args.page else list(missing(result, len(wanted)))
     with spawned.Pool(args.jobs, Judge.begin, (args.models, args.threads)) as pool:
-        for row in pool.imap(Judge.row, [] if args.page else todo):
-            result["rows"].append(row)
+        jobs = [(*wanted[n], SEED * 1000 + n, ways) for n, ways in todo]
+        for (n, _), row in zip(todo, pool.imap(Judge.row, jobs), strict=True):
+            kept = result["rows"][n]["ways"] if n < len(result["rows"]) else {}
+            row["ways"] = {w: x for w in WAYS if (x := kept.get(w) or row["ways"].get(w))}
+            result["rows"][n:] = [row, *result["rows"][n + 1 :]]
             write(out, result)
-            print(len(result["rows"]), methods_page.progress(result["rows"]), flush=True)
+            print(n + 1, methods_page.progress(result["rows"][: n + 1]), flush=True)
     methods_page.write(out, result)
     tiny = load(args.models)
     clips = {w: [clip_of(tiny, wanted[n][1], SEED * 1000 + n, w, result) for n in SHOWN] for w in SHEET}
     methods_page.draw(out, result, clips, [wanted[n][1].caption() for n in SHOWN])
 
 
+def missing(result: dict[str, Any], count: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield each prompt's number and the ways it has not been judged by, beside the baseline."""
+    for n in range(count):
+        there = result["rows"][n]["ways"] if n < len(result["rows"]) else {}
+        new = [w for w in result["settings"]["ways"] if w not in there]
+        if new:
+            likes = [like for w in new if (like := WAYS[w].like) in WAYS]
+            yield n, [w for w in WAYS if w == "baseline" or w in {*new, *likes}]
+
+
 #: What the contact sheet shows: ways, and prompts by number.
-SHEET = ("baseline", "lpl", "lpl reference", "lpl leap 2", "fewer steps", "tdtm 50%", "lpl + tdtm 50%")
+SHEET = ("baseline", "lpl", "lpl reference", "lpl leap 2", "fewer steps", "tdtm 50%", "lpl + tdtm 25%")
 SHOWN = (0, 1, 2, 3)
 
 

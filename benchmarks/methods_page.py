@@ -33,12 +33,12 @@ def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
 def gates(rows: Rows) -> list[str]:
     """Return what the methods are held to, met or not."""
     ways, lines = rows[0]["ways"], []
-    if "lpl + tdtm 50%" in ways:
-        loss = column(rows, "baseline", "right").mean() - column(rows, "lpl + tdtm 50%", "right").mean()
-        share = column(rows, "lpl + tdtm 50%", "passes").sum() / column(rows, "baseline", "passes").sum()
+    if "lpl + tdtm 25%" in ways:
+        loss = column(rows, "baseline", "right").mean() - column(rows, "lpl + tdtm 25%", "right").mean()
+        share = column(rows, "lpl + tdtm 25%", "passes").sum() / column(rows, "baseline", "passes").sum()
         met = "met" if loss <= 0.02 and share <= 0.55 else "NOT met"
         lines.append(
-            f"LPL + TDTM within 0.02 of the baseline at no more than 55% of the passes: {met} "
+            f"LPL + TDTM, as they come, within 0.02 of the baseline at no more than 55% of the passes: {met} "
             f"({loss:+.3f} lost at {share:.1%})."
         )
     if "lpl leap 2" in ways:

@@ -51,7 +51,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     merge_steps: Steps = Field(
-        default=0.5, description='steps that merge, from the first: 15, or a share: 0.5 or "50%"; 0 is off'
+        default=0.25, description='steps that merge, from the first: 15, or a share: 0.5 or "50%"; 0 is off'
     )
     factor: int = Field(default=2, ge=2, description="frames that become one")
     kinds: tuple[AttentionKind, ...] = Field(default=KINDS, description="the kinds of attention that merge")
