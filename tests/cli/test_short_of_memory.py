@@ -37,11 +37,12 @@ def test_too_little_memory_is_refused_by_name_and_nothing_is_written(command, tm
     with limited(memory_nbytes=least - 24 * MIB) as group:
         for name in ("plan", "run"):
             done = group.run(command(name, "--set", f"budget={least}"), timeout=120)
-            assert done.returncode == 2, (name, done.returncode, done.stderr[-500:])
+            assert done.returncode == 1, (name, done.returncode, done.stderr[-500:])
             assert "are to be had under cgroup" in done.stderr
             wanted = int(re.search(r"that limit has to be (\d+) MiB", done.stderr)[1]) * MIB
             assert least <= wanted < least + 128 * MIB
-    with limited(memory_nbytes=wanted + 16 * MIB) as group:
-        done = group.run(command("run", "--set", f"budget={least}"), timeout=300)
+    spare = 40 * MIB  # what two starts of Python with all its libraries may differ by
+    with limited(memory_nbytes=wanted + spare) as group:
+        done = group.run(command("run", "--set", f"budget={least + spare}"), timeout=300)
     assert done.returncode == 0, done.stderr[-800:]
     assert list((tmp_path / "out").rglob("*.mp4"))
