@@ -98,10 +98,10 @@ class Planning:
 
     def _expected_outside(self, stages: Sequence[StreamedStage]) -> int:
         """Return what will be held outside the arena: now, once all libraries are warm, and activations."""
-        now = self.governor.outside_nbytes
         if self.governor.explicit:
             for s in stages:
                 s.activations_nbytes = s.activations_nbytes or activation_nbytes(s.prepared, s.example_inputs)
+        now = self.governor.outside_nbytes  # what it took to find that out included
         activations = _expected_activations(stages)
         least = least_arena(Schedule.of([default_costs(s) for s in stages]), self._slots)
         if self.governor.explicit and self.governor.weights_nbytes(now + activations) < least + TIGHT_NBYTES:
@@ -349,13 +349,13 @@ class Planning:
 
 
 def _cut_to_fit(stage: StreamedStage, room: int, slots: int | None) -> None:
-    """Cut a stage into smaller segments when two of its own do not fit."""
-    for parts in (2, 4):
+    """Cut a stage into smaller segments when two of its own do not fit: as fine as it takes, or can be."""
+    for parts in (2, 4, None):
         whole = Schedule.of([default_costs(stage)])
         if least_arena(whole, slots) <= room:
             return
         resident = sum(s.nbytes for s in whole.stages[0].segments if s.resident)
-        stage.install(finer=max((room - resident) // parts, 1))
+        stage.install(finer=1 if parts is None else max((room - resident) // parts, 1))
 
 
 def _expected_activations(stages: Sequence[StreamedStage]) -> int:

@@ -41,7 +41,7 @@ def test_too_little_memory_is_refused_by_name_and_nothing_is_written(command, tm
             assert "are to be had under cgroup" in done.stderr
             wanted = int(re.search(r"that limit has to be (\d+) MiB", done.stderr)[1]) * MIB
             assert least <= wanted < least + 128 * MIB
-    spare = 40 * MIB  # what two starts of Python with all its libraries may differ by
+    spare = 8 * MIB  # what two starts of Python with all its libraries may differ by
     with limited(memory_nbytes=wanted + spare) as group:
         done = group.run(command("run", "--set", f"budget={least + spare}"), timeout=300)
     assert done.returncode == 0, done.stderr[-800:]
