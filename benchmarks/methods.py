@@ -267,6 +267,8 @@ def main() -> None:
         jobs = [(*wanted[n], SEED * 1000 + n, ways) for n, ways in todo]
         for (n, _), row in zip(todo, pool.imap(Judge.row, jobs), strict=True):
             kept = result["rows"][n]["ways"] if n < len(result["rows"]) else {}
+            if kept:  # seconds of another time are not held against the baseline's of then
+                row["ways"] = {w: {**x, "attention_s": None} for w, x in row["ways"].items()}
             row["ways"] = {w: x for w in WAYS if (x := kept.get(w) or row["ways"].get(w))}
             result["rows"][n:] = [row, *result["rows"][n + 1 :]]
             write(out, result)

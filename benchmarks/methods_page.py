@@ -66,7 +66,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"steps, guidance {settings['guidance']}. Right: the checker finds shape, colour, motion, speed and",
         "background. Difference: to the baseline, paired by seed, with its 95% bootstrap interval. PSNR and",
         "SSIM: median, to the baseline's video. Flicker: mean change between frames; extent: how far the",
-        "shape moves; attention: seconds in its layers a pass: all three as a share of the baseline's.",
+        "shape moves; attention: seconds in its layers a pass: all three as a share of the baseline's (a",
+        "dash: the way was added later, not beside its baseline).",
         "",
         "| way | passes | right | difference | won, lost | PSNR dB | SSIM | flicker | extent | attention |",
         "|---" * 10 + "|",
@@ -83,7 +84,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{np.median(column(rows, way, 'ssim')):.3f}",
             f"{share_of(rows, way, 'flicker'):.3f}",
             f"{share_of(rows, way, 'extent_px'):.3f}",
-            f"{attention_share(rows, way):.2f}",
+            attention_share(rows, way),
         ]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     lines += ["", *(f"* {gate}" for gate in gates(rows)), "", "## Prompts whose verdict a way changed", ""]
@@ -104,13 +105,15 @@ def share_of(rows: Rows, way: str, key: str) -> float:
     return float(np.median(column(rows, way, key) / np.maximum(column(rows, "baseline", key), 1e-9)))
 
 
-def attention_share(rows: Rows, way: str) -> float:
-    """Return the seconds of attention a pass as a share of the baseline's."""
+def attention_share(rows: Rows, way: str) -> str:
+    """Return the seconds of attention a pass as a share of the baseline's; a dash where they ran apart."""
+    if any(row["ways"][way]["attention_s"] is None for row in rows):
+        return "–"
 
     def a_pass(name: str) -> np.ndarray:
         return column(rows, name, "attention_s") / column(rows, name, "passes")
 
-    return float(np.median(a_pass(way) / a_pass("baseline")))
+    return f"{np.median(a_pass(way) / a_pass('baseline')):.2f}"
 
 
 def write(out: Path, result: dict[str, Any]) -> None:
