@@ -16,6 +16,7 @@ import blockstream.nn.session as session_module
 from blockstream.checkpoint.store import FileStore
 from blockstream.errors import SegmentLoadError
 from blockstream.plan import least_arena
+from tests.support.costs import fix_costs
 
 from .models import aligned, save
 
@@ -105,7 +106,11 @@ class WatchedStore(FileStore):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Return the class of store that sessions use for the length of the test."""
+    """Return the class of store that sessions use for the length of the test.
+
+    Where slots lie, and so what a load waits for, follows from costs: they are fixed.
+    """
+    fix_costs(monkeypatch)
     fresh = {"condition": threading.Condition(), "loads": [], "done": [], "gates": {}, "broken": set()}
     store = type("Store", (WatchedStore,), fresh)
     monkeypatch.setattr(session_module, "FileStore", store)
