@@ -29,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import blockstream
 from benchmarks import resident, t5_xxl
 from benchmarks._results import load, summary, table, write
-from blockstream.cli.main import main as cli
 from blockstream.system.limits import cpu_count
 from movd.layers import TemporalRope
 from movd.stdit3 import STDIT3_XL_2, STDiT3Block, STDiT3Config
@@ -158,16 +157,11 @@ def operations(work: Timed) -> list[tuple[str, float, int]]:
 
 def t5(folder: Path, count: int) -> dict[str, Any]:
     """Return pairs of T5 streamed with everything in memory and plain, in bfloat16 and int8."""
-    packed = folder / "int8"
-    if not (packed / "blockstream.json").exists() and cli(
-        ["pack", str(folder), str(packed), "--dtype", "int8"]
-    ):
-        raise OSError(f"{packed} could not be packed")
     ids = t5_xxl.tokens()
     plain = resident.plain(folder)
     found = {}
     with torch.inference_mode():
-        for name, weights in (("bf16", folder), ("int8", packed)):
+        for name, weights in (("bf16", folder), ("int8", t5_xxl.packed(folder, "int8"))):
             with blockstream.open(arena="100GiB") as s:
                 mine: nn.Module = s.stage("t5", lambda: t5_xxl.build(folder), weights, passes=None)
                 for _ in range(3):

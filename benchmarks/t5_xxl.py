@@ -83,12 +83,13 @@ def tokens(count: int = TOKENS, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 32000, (1, count), generator=made)
 
 
-def packed(folder: Path) -> Path:
+def packed(folder: Path, dtype: str | None = None) -> Path:
     """Return the folder that `blockstream pack` makes of an encoder's, written the first time."""
     from blockstream.cli.main import main
 
-    into = folder / "packed"
-    if not (into / MANIFEST_NAME).exists() and main(["pack", str(folder), str(into)]):
+    into = folder / (dtype or "packed")
+    how = ["--dtype", dtype] if dtype else []
+    if not (into / MANIFEST_NAME).exists() and main(["pack", str(folder), str(into), *how]):
         raise OSError(f"{into} could not be packed")
     return into
 
