@@ -1,7 +1,8 @@
 """The loader thread: it asks the scheduler what to load next and loads it.
 
-Shares one condition with the engine. Everything the scheduler holds, and `handles`, is touched only
-under it; `store.load` runs without it.
+While one load ends the next may begin, where its room is free and the store can: the disk does not wait
+for what comes after the last read. Shares one condition with the engine. Everything the scheduler holds,
+and `handles`, is touched only under it; the store works without it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .clock import Clock
 from .ledger import Ledger, Span
 from .loads import Load
 from .scheduler import Scheduler
-from .store import Handle, Store
+from .store import Handle, Loading, Store, begin
 
 
 class Loader:
@@ -44,6 +45,8 @@ class Loader:
         self._on_loaded = on_loaded
         self._on_dropped = on_dropped
         self._closing = False
+        #: The load begun while the last one ended.
+        self._begun: tuple[Load, Loading] | None = None
         self._thread = clock.thread(
             threading.Thread(target=self._run, name="blockstream-loader", daemon=True)
         )
@@ -90,13 +93,17 @@ class Loader:
             with self.condition:
                 self.failure = error
                 self.condition.notify_all()
+        finally:
+            if self._begun is not None:
+                self._begun[1].abandon()
 
     def _load_until_closed(self) -> None:
         track = self._ledger.track("loader")
-        while (load := self._next()) is not None:
+        while (begun := self._next()) is not None:
+            load, loading = begun
             track.mark("idle")
             try:
-                handle = self._store.load(self._stage_name(load), load.segment.name, load.extent)
+                handle = loading.finish(self._begin_another)
             except BaseException:
                 self.failed = load
                 track.mark("load", load.segment.name, load.visit)
@@ -113,7 +120,22 @@ class Loader:
                 self._on_loaded(span)
         track.mark("idle")
 
-    def _next(self) -> Load | None:
+    def _next(self) -> tuple[Load, Loading] | None:
+        """Return the next load, begun, waiting until there is one; None at close."""
+        if self._begun is not None:
+            (load, loading), self._begun = self._begun, None
+            with self.condition:
+                if not self._closing and self._scheduler.is_wanted(load):
+                    return load, loading
+            loading.abandon()
+            with self.condition:
+                self._scheduler.loaded(load)
+                self._on_dropped()
+                self.condition.notify_all()
+        awaited = self._await_load()
+        return None if awaited is None else (awaited, self._begin(awaited))
+
+    def _await_load(self) -> Load | None:
         """Return the next load, waiting until there is one; None at close."""
         with self.condition:
             while not self._closing:
@@ -122,6 +144,17 @@ class Loader:
                     return load
                 self.condition.wait()
         return None
+
+    def _begin_another(self) -> None:
+        """Begin the load after the one under way, unless that is done or its room is not free yet."""
+        if self._begun is None:
+            with self.condition:
+                load = None if self._closing else self._scheduler.next_load()
+            if load is not None:
+                self._begun = load, self._begin(load)
+
+    def _begin(self, load: Load) -> Loading:
+        return begin(self._store, self._stage_name(load), load.segment.name, load.extent)
 
     def _stage_name(self, load: Load) -> str:
         return self._scheduler.plan.schedule.stages[load.visit.stage].name

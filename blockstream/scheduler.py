@@ -66,6 +66,10 @@ class Scheduler:
                 return load
         return None
 
+    def is_wanted(self, load: Load) -> bool:
+        """Return whether a load under way has not been dropped."""
+        return self._live[load] is not State.DROPPED
+
     def loaded(self, load: Load) -> bool:
         """Mark a load as done. False: it was dropped meanwhile, its handle is to be released."""
         if self._live[load] is State.DROPPED:

@@ -24,7 +24,7 @@ Rope = tuple[Tensor, Tensor]
 FEW_KEYS = 32
 #: Tokens whose queries, keys and values a self-attention holds at a time, in whole sequences: those of all
 #: tokens would be most of what a block needs. Numerics, as `FEW_KEYS`.
-ATTENTION_TOKENS = 2048
+ATTENTION_TOKENS = 1024
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:

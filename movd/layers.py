@@ -32,7 +32,7 @@ class ScalarEmbedder(nn.Module):
 
 #: Tokens an MLP takes at a time, so that its hidden layer, four times as wide, is never held whole. Numerics:
 #: a product of fewer rows may round differently, and the shape alone decides.
-MLP_TOKENS = 2048
+MLP_TOKENS = 1024
 
 
 class Mlp(nn.Module):

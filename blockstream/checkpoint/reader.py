@@ -104,6 +104,10 @@ class Batch:
         """Note a request: once it is served, `arrived` bytes of that wanted are there."""
         self._requests.append((request, wanted, arrived))
 
+    def __len__(self) -> int:
+        """Return how many requests there are."""
+        return len(self._requests)
+
     def wait(self) -> None:
         """Return when all is read; raise the first failure once no request writes any more."""
         for _ in self.arrivals():
@@ -121,9 +125,9 @@ class Batch:
         except CancelledError:
             raise EngineError("the reader was closed while it read") from None
         finally:
-            self._settle()
+            self.cancel()
 
-    def _settle(self) -> None:
+    def cancel(self) -> None:
         """Drop the requests not yet begun and wait for the others, interrupted or not."""
         interrupt: BaseException | None = None
         for request, _, _ in self._requests:

@@ -1,7 +1,8 @@
 """FileStore: segments from checkpoint files into the arena. The engine's `Store` for weights on disk.
 
 One load: all reads of the segment's layout in flight together, what landed misaligned moved while
-the rest is read; then the staged chunks, each converted while the next is read.
+the rest is read; then the staged chunks, each converted while the next is read. When its last reads
+are on their way the next load may begin: the disk never waits for what the end of a load takes.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 
 from blockstream.arena import Arena
@@ -20,7 +21,7 @@ from blockstream.segments import Extent
 from .convert import convert
 from .entries import FileStamp
 from .layout import Chunk, Move, Placed, Read, SegmentLayout
-from .reader import Reader, ReadFile, Wanted
+from .reader import Batch, Reader, ReadFile, Wanted
 
 
 @dataclass(slots=True)
@@ -86,11 +87,106 @@ class FileHandle:
                 self._on_release(self)
 
 
+class FileLoading:
+    """A load whose reads are in flight. Implements `blockstream.store.Loading`. Made by `FileStore.begin`."""
+
+    def __init__(self, store: FileStore, stage: str, layout: SegmentLayout, room: Extent) -> None:
+        self._store, self._stage, self._layout, self._room = store, stage, layout, room
+        self._view = store.arena.view(room)
+        with store.explaining(stage, layout):
+            self._batch = store.reader.submit([self._wanted(r) for r in layout.reads])
+
+    def finish(self, nearly: Callable[[], None] = lambda: None) -> FileHandle:
+        """Return the segment, all of it read, aligned and converted; see `FileStore.load`."""
+        store, layout = self._store, self._layout
+        with store.explaining(self._stage, layout):
+            counts = self._bring_in(nearly)
+        store.totals.add(counts)
+        return FileHandle(store.arena, self._room, layout, counts, store.on_release)
+
+    def abandon(self) -> None:
+        """Give the load up; nothing writes into its room afterwards."""
+        self._batch.cancel()
+
+    def _bring_in(self, nearly: Callable[[], None]) -> LoadCounts:
+        layout = self._layout
+        begin = time.perf_counter()
+        move_s = self._align(nearly)
+        convert_s = self._convert(nearly)
+        total_s = time.perf_counter() - begin
+        return LoadCounts(
+            loads=1,
+            read_nbytes=layout.read_nbytes,
+            bound_nbytes=layout.bound_nbytes,
+            moved_nbytes=layout.moved_nbytes,
+            converted_nbytes=layout.converted_nbytes,
+            read_s=total_s - move_s - convert_s,
+            move_s=move_s,
+            convert_s=convert_s,
+        )
+
+    def _align(self, nearly: Callable[[], None]) -> float:
+        """Move what has arrived while the rest is on its way; return the seconds of moves."""
+        spent = 0.0
+        reads, base = self._layout.reads, self._store.arena.address + self._room.offset
+        todo = [list(reversed(r.moves)) for r in reads]
+        few = 0 if self._layout.chunks else self._store.reader.threads + 1
+        left = len(self._batch)
+        with closing(self._batch.arrivals()) as arrivals:
+            if left <= few:
+                nearly()
+            for i, arrived in arrivals:
+                left -= 1
+                if left <= few:
+                    nearly()
+                moves, end = todo[i], reads[i].room_offset + arrived
+                begin = time.perf_counter()
+                while moves and moves[-1].src < end:
+                    src, dst, nbytes = moves.pop()
+                    n = min(nbytes, end - src)
+                    ctypes.memmove(base + dst, base + src, n)  # leaves other threads running
+                    if n < nbytes:
+                        moves.append(Move(src + n, dst + n, nbytes - n))
+                spent += time.perf_counter() - begin
+        return spent
+
+    def _convert(self, nearly: Callable[[], None]) -> float:
+        """Read and convert staged chunks, one ahead; return the seconds spent converting."""
+        spent = 0.0
+        chunks, view = self._layout.chunks, self._view
+        batches = [self._submit(c) for c in chunks[:1]]
+        try:
+            for i, chunk in enumerate(chunks):
+                batches.pop(0).wait()
+                if i + 1 < len(chunks):
+                    batches.append(self._submit(chunks[i + 1]))
+                if i + 2 >= len(chunks):
+                    nearly()
+                begin = time.perf_counter()
+                for p in chunk.parts:
+                    src = view[p.src : p.src + p.src_nbytes]
+                    dst = view[p.dst : p.dst + p.dst_nbytes]
+                    convert(src, p.src_dtype, dst, p.dst_dtype)
+                spent += time.perf_counter() - begin
+        except BaseException:
+            for batch in batches:  # nothing may write into the room after this load is over
+                batch.cancel()
+            raise
+        return spent
+
+    def _submit(self, chunk: Chunk) -> Batch:
+        return self._store.reader.submit([self._wanted(chunk.read)])
+
+    def _wanted(self, read: Read) -> Wanted:
+        into = self._view[read.room_offset : read.room_offset + read.nbytes]
+        return Wanted(self._store.file(read.file), read.offset, read.need, into)
+
+
 class FileStore:
-    """Loads segments of checkpoint files into an arena. Implements `blockstream.store.Store`.
+    """Loads segments of checkpoint files into an arena. Implements `blockstream.store.OverlappingStore`.
 
     `stages` maps stage -> segment -> layout. Files are opened once, here, and must still be those
-    whose headers were read; each load looks again. `load` belongs to one thread at a time,
+    whose headers were read; each load looks again. Loads belong to one thread at a time,
     `close` to any. The reader is the store's from here on, and closed with it.
     """
 
@@ -135,14 +231,28 @@ class FileStore:
         Blocks until all is read, aligned and converted. Raises SegmentLoadError naming segment,
         file and cause; nothing writes into the room after it has returned or raised.
         """
+        return self.begin(stage, segment, room).finish()
+
+    def begin(self, stage: str, segment: str, room: Extent | None) -> FileLoading:
+        """Begin to read a segment into `room`, after all that was begun before; errors as of `load`."""
         try:
             layout = self.stages[stage][segment]
         except KeyError:
             raise SegmentLoadError(f"{stage}: there is no segment {segment!r} to load") from None
         self._check_room(stage, layout, room)
         assert room is not None
+        return FileLoading(self, stage, layout, room)
+
+    def file(self, stamp: FileStamp) -> ReadFile:
+        """Return the open file of a stamp."""
+        return self._files[stamp]
+
+    @contextmanager
+    def explaining(self, stage: str, layout: SegmentLayout) -> Iterator[None]:
+        """Raise what goes wrong within as SegmentLoadError, and also if the files changed meanwhile."""
+        segment = layout.name
         try:
-            counts = self._bring_in(layout, room)
+            yield
         except EngineError as error:
             raise SegmentLoadError(f"{stage}: segment {segment!r}: {error}") from error
         except (OSError, BlockstreamError) as error:
@@ -154,8 +264,6 @@ class FileStore:
         changed = self._changed(layout)
         if changed:
             raise SegmentLoadError(f"{stage}: segment {segment!r}: {changed}")
-        self.totals.add(counts)
-        return FileHandle(self.arena, room, layout, counts, self.on_release)
 
     def close(self) -> None:
         """Join the reader's threads and close the files. Idempotent; a load under way fails."""
@@ -167,67 +275,6 @@ class FileStore:
                 f"{stage}: segment {layout.name!r} needs a room of {layout.nbytes} bytes at a "
                 f"multiple of {layout.align}, it was given {room}; plan with the layout's nbytes"
             )
-
-    def _bring_in(self, layout: SegmentLayout, room: Extent) -> LoadCounts:
-        view = self.arena.view(room)
-        begin = time.perf_counter()
-        move_s = self._read(layout.reads, view, self.arena.address + room.offset)
-        convert_s = self._convert(layout.chunks, view)
-        total_s = time.perf_counter() - begin
-        return LoadCounts(
-            loads=1,
-            read_nbytes=layout.read_nbytes,
-            bound_nbytes=layout.bound_nbytes,
-            moved_nbytes=layout.moved_nbytes,
-            converted_nbytes=layout.converted_nbytes,
-            read_s=total_s - move_s - convert_s,
-            move_s=move_s,
-            convert_s=convert_s,
-        )
-
-    def _read(self, reads: tuple[Read, ...], view: memoryview, base: int) -> float:
-        """Read, moving what has arrived while the rest is on its way; return the seconds of moves."""
-        spent = 0.0
-        todo = [list(reversed(r.moves)) for r in reads]
-        batch = self.reader.submit([self._wanted(r, view) for r in reads])
-        with closing(batch.arrivals()) as arrivals:
-            for i, arrived in arrivals:
-                moves, end = todo[i], reads[i].room_offset + arrived
-                begin = time.perf_counter()
-                while moves and moves[-1].src < end:
-                    src, dst, nbytes = moves.pop()
-                    n = min(nbytes, end - src)
-                    ctypes.memmove(base + dst, base + src, n)  # leaves other threads running
-                    if n < nbytes:
-                        moves.append(Move(src + n, dst + n, nbytes - n))
-                spent += time.perf_counter() - begin
-        return spent
-
-    def _convert(self, chunks: tuple[Chunk, ...], view: memoryview) -> float:
-        """Read and convert staged chunks, one ahead; return the seconds spent converting."""
-        spent = 0.0
-        batches = [self.reader.submit([self._wanted(c.read, view)]) for c in chunks[:1]]
-        try:
-            for i, chunk in enumerate(chunks):
-                batches.pop(0).wait()
-                if i + 1 < len(chunks):
-                    batches.append(self.reader.submit([self._wanted(chunks[i + 1].read, view)]))
-                begin = time.perf_counter()
-                for p in chunk.parts:
-                    src = view[p.src : p.src + p.src_nbytes]
-                    dst = view[p.dst : p.dst + p.dst_nbytes]
-                    convert(src, p.src_dtype, dst, p.dst_dtype)
-                spent += time.perf_counter() - begin
-        except BaseException:
-            for batch in batches:  # nothing may write into the room after this load is over
-                with suppress(OSError, BlockstreamError):
-                    batch.wait()
-            raise
-        return spent
-
-    def _wanted(self, read: Read, view: memoryview) -> Wanted:
-        into = view[read.room_offset : read.room_offset + read.nbytes]
-        return Wanted(self._files[read.file], read.offset, read.need, into)
 
     def _changed(self, layout: SegmentLayout) -> str:
         """Return in words what happened to the segment's files since they were opened."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from blockstream.arena import Arena
 from blockstream.checkpoint.layout import SegmentLayout
 from blockstream.errors import AliasError, ModelError
 from blockstream.segments import Extent
-from blockstream.store import Handle, Store
+from blockstream.store import Handle, Loading, Store, begin
 
 from .absent import Absent
 from .dtypes import to_torch
@@ -184,16 +184,36 @@ class BoundHandle:
         self._inner.release()
 
 
+class BoundLoading:
+    """A load whose handle binds parameters. Implements `blockstream.store.Loading`."""
+
+    def __init__(self, inner: Loading, binding: Binding, room: Extent) -> None:
+        self._inner, self._binding, self._room = inner, binding, room
+
+    def finish(self, nearly: Callable[[], None]) -> BoundHandle:
+        """Return the segment once it is there."""
+        return BoundHandle(self._inner.finish(nearly), self._binding, self._room)
+
+    def abandon(self) -> None:
+        """Give the load up."""
+        self._inner.abandon()
+
+
 class BindingStore:
-    """A store whose handles bind parameters. Implements `blockstream.store.Store`."""
+    """A store whose handles bind parameters. Implements `blockstream.store.OverlappingStore`."""
 
     def __init__(self, inner: Store, bindings: dict[tuple[str, str], Binding]) -> None:
         self._inner, self._bindings = inner, bindings
 
     def load(self, stage: str, segment: str, room: Extent | None) -> BoundHandle:
         """Load a segment into a room of the arena. Loader thread."""
+        return self.begin(stage, segment, room).finish(lambda: None)
+
+    def begin(self, stage: str, segment: str, room: Extent | None) -> BoundLoading:
+        """Begin to load a segment. Loader thread."""
         assert room is not None, "segments of modules live in the arena"
-        return BoundHandle(self._inner.load(stage, segment, room), self._bindings[stage, segment], room)
+        loading = begin(self._inner, stage, segment, room)
+        return BoundLoading(loading, self._bindings[stage, segment], room)
 
     def close(self) -> None:
         """Close the store within."""

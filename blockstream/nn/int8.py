@@ -27,14 +27,14 @@ Way = Literal["packed", "bf16", "fp32"]
 #: The product that is fastest with a processor's instructions.
 PRODUCTS: Mapping[str, Product] = {
     "amx": "bf16",
-    "avx512-bf16": "bf16",
+    "avx512-bf16": "fp32",
     "avx512": "fp32",
     "avx2": "fp32",
     "other": "fp32",
 }
 #: Up to so many rows of x the kernel that reads int8 is the fastest in bfloat16. It reads past rows of other
 #: lengths than multiples of this.
-FEW_ROWS = 8
+FEW_ROWS = 16
 PACKED_COLUMNS = 64
 #: What is brought to another dtype at a time: of q, in bytes of that dtype, and of x, in rows.
 CHUNK_NBYTES = 4 << 20

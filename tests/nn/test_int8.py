@@ -132,7 +132,7 @@ def test_shape_dtype_and_product_alone_choose_the_way():
     ("level", "amx", "bf16", "name", "product"),
     [
         ("AVX512", True, True, "amx", "bf16"),
-        ("AVX512", False, True, "avx512-bf16", "bf16"),
+        ("AVX512", False, True, "avx512-bf16", "fp32"),
         ("AVX512", False, False, "avx512", "fp32"),
         ("AVX2", True, True, "avx2", "fp32"),
         ("DEFAULT", False, False, "other", "fp32"),
