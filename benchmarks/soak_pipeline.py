@@ -3,8 +3,8 @@
     python -m benchmarks.soak_pipeline --weights DIR     # DIR as for benchmarks.full_size; some 20 minutes
     python -m benchmarks.soak_pipeline --small           # tried out with the embedded model
 
-phone.yaml makes one image of 256 x 256 pixels (256 tokens, guided) in many steps, twice: alone,
-with a large budget; then with `budget: auto` in a control group, without swap, where a second process takes and
+phone.yaml makes one image of 256 x 256 pixels (256 tokens, guided) in many steps, twice: alone, with a
+large budget; then with `budget: auto` in a control group, without swap, where a second process takes and
 returns memory and a third computes in bursts, and whose limit falls and rises all the while. What is held
 besides weights must stay flat while STDiT3 runs, the budget held, and both images the same bytes.
 Writes results/DATE-soak-pipeline.{json,md}.
