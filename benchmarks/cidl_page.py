@@ -111,9 +111,9 @@ def _draw(outcome: Outcome, subject: Subject, name: str) -> Path:
     (folder / "ledger.jsonl").write_bytes(outcome.ledger.read_bytes())
     record = read_run(folder)
     figure = draw_timeline(record)
-    name, said = figure.texts[:2]
-    name.set_text(f"{subject.name}, {outcome.mode}")
-    said.set_text(f"{outcome.wall_s:.2f} s in all  \u00b7  simulated {outcome.predicted_s:.2f} s")
+    title, below = figure.texts[:2]
+    title.set_text(f"{subject.name}, {outcome.mode}")
+    below.set_text(f"{outcome.wall_s:.2f} s in all  \u00b7  simulated {outcome.predicted_s:.2f} s")
     path = _results.path_of(name, ".png")
     figure.savefig(path, dpi=80)
     return path
