@@ -37,7 +37,7 @@ PRODUCTS: Mapping[str, Product] = {
 FEW_ROWS = 16
 PACKED_COLUMNS = 64
 #: What is brought to another dtype at a time: of q, in bytes of that dtype, and of x, in rows.
-CHUNK_NBYTES = 4 << 20
+CHUNK_NBYTES = 8 << 20
 BLOCK_ROWS = 2048
 
 
