@@ -179,7 +179,7 @@ def t5(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def int8_by_torchao(folder: Path) -> nn.Module | None:
-    """Return the plain encoder with its linear layers' weights in int8, as transformers' TorchAoConfig has it.
+    """Return the plain encoder with int8 weights in its linear layers, as transformers' TorchAoConfig has it.
 
     None where torchao is not installed.
     """
