@@ -16,6 +16,8 @@ from .segments import Stage
 
 #: Slot counts the planner tries; more than eight never paid in simulation or in practice.
 SLOT_COUNTS = (2, 3, 4, 6, 8)
+#: Slot counts whose times differ by no more are as fast, for all a prediction knows: the fewest bytes win.
+CLOSE = 1.01
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Limits:
 def best_of_policy(
     stage: Stage, policy: RetentionPolicy, limits: Limits, there: Collection[int] = ()
 ) -> Ranked:
-    """Return the policy's best slot count for one stage, by the recurrence.
+    """Return the policy's best slot count for one stage: by the recurrence the fastest, by `CLOSE`.
 
     `there` are segments in memory already: to retain them costs no read. Raises BudgetError, naming
     the least arena, when none fits.
@@ -68,7 +70,8 @@ def best_of_policy(
         ranked.append(Ranked(candidate, estimate.wall_s, estimate.read_nbytes, room))
     if not ranked:
         raise _too_small(stage, limits)
-    return min(ranked, key=lambda r: r.rank)
+    close = CLOSE * min(r.wall_s for r in ranked)
+    return min((r for r in ranked if r.wall_s <= close), key=lambda r: (r.read_nbytes, *r.rank))
 
 
 def least_of(stage: Stage, slots: int | None, align: int) -> tuple[int, int, int]:
