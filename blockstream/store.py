@@ -103,7 +103,7 @@ class Stored(Protocol):
 
 
 class StagesStore:
-    """Loads some stages' segments by stores of their own around one that loads all others. A `Store`."""
+    """Loads some stages' segments by stores of their own around one that loads all others. Overlaps them."""
 
     def __init__(self, files: Store, stages: Iterable[Stored]) -> None:
         self._files = files
