@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ READ_SPEED = 1.2e9
 COMPUTE_SPEED = 2.4e9
 #: The time of a pass outside all segments: the sampler's, files', first and last layers'.
 OUTSIDE = "(outside)"
+#: Loads of a segment from which on its own times say more than those of all segments of its size.
+ENOUGH = 5
 
 
 def default_costs(stage: StreamedStage) -> Stage:
@@ -57,11 +59,12 @@ def _outside_flops(stage: StreamedStage) -> float:
 def measured_costs(stage: Stage, index: int, ledger: Ledger) -> Stage:
     """Return the stage with the median load and execution times the ledger has of it.
 
-    Segments not seen yet take the speed of those that were. Time outside the segments goes to what is
-    resident, else to all; what is resident is held through a pass, one span for its visits.
+    Segments of a size not seen yet take the speed of those that were. Time outside the segments goes to what
+    is resident, else to all; what is resident is held through a pass, one span for its visits.
     """
     seen = Seen.of(ledger.spans, index, stage.pace)
     sized = {s.name: s for s in stage.segments}
+    load_s = seen.load_s({s.name: (s.streamed_nbytes, s.nbytes) for s in stage.segments})
     read = sum(sized[n].streamed_nbytes * len(x) for n, x in seen.loads.items() if n in sized)
     spent = sum(map(sum, seen.loads.values()))
     speed = read / spent if spent > 0 and read else READ_SPEED
@@ -70,7 +73,7 @@ def measured_costs(stage: Stage, index: int, ledger: Ledger) -> Stage:
         segments=tuple(
             replace(
                 s,
-                load_s=median(seen.loads[s.name]) if seen.loads[s.name] else s.streamed_nbytes / speed,
+                load_s=load_s.get(s.name, s.streamed_nbytes / speed),
                 execute_s=median(seen.executes[s.name]) / (stage.order.count(i) if s.resident else 1)
                 if seen.executes[s.name]
                 else s.execute_s,
@@ -125,3 +128,19 @@ class Seen:
             begin, end = min(begin, span.start_s), max(end, span.end_s)
         outside = max(0.0, end - begin - busy) / (last + 1) if last >= 0 else 0.0
         return cls(loads, executes, outside)
+
+    def load_s(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+        """Return what a load of each segment takes, where any of its size (bytes read, bytes held) was seen.
+
+        It is the median of the segment's own loads, or, while they are less than `ENOUGH`, of all of its
+        size: one slow read says nothing of the next.
+        """
+        alike: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for name, size in sizes.items():
+            alike[size] += self.loads.get(name, ())
+        found = {}
+        for name, size in sizes.items():
+            own = self.loads.get(name, [])
+            if times := own if len(own) >= ENOUGH else alike[size]:
+                found[name] = median(times)
+        return found

@@ -119,8 +119,9 @@ def _matmul_speed(dtype: str) -> float:
 def remember(prepared: Prepared, example_inputs: Any, variant: str, seen: Seen) -> None:
     """Keep what a run measured of a stage for the plans to come."""
     facts = _Facts(prepared, example_inputs, variant)
-    calibration.write(facts.loads, {n: median(x) for n, x in seen.loads.items() if x})
     layouts = prepared.layouts
+    sizes = {n: (layout.read_nbytes, layout.nbytes) for n, layout in layouts.items()}
+    calibration.write(facts.loads, seen.load_s(sizes))
     # Small loads and visits are mostly overhead: they say nothing of the speed of large ones.
     large = {n: x for n, x in seen.loads.items() if n in layouts and layouts[n].read_nbytes >= LARGE_NBYTES}
     read = sum(layouts[n].read_nbytes * len(x) for n, x in large.items())

@@ -11,7 +11,7 @@ import blockstream
 from blockstream.accounting import calibration
 from blockstream.ledger import Ledger, Span
 from blockstream.nn import known
-from blockstream.nn.costs import OUTSIDE, Seen, measured_costs
+from blockstream.nn.costs import ENOUGH, OUTSIDE, Seen, measured_costs
 from blockstream.nn.flops import count_flops, shapes_of
 from blockstream.nn.session import Session
 from blockstream.segments import Exactly, Segment, Stage, Visit
@@ -203,3 +203,15 @@ def test_measured_costs_predict_the_measured_pass():
 
 def test_what_is_kept_of_the_outside_has_a_name_no_module_has():
     assert OUTSIDE not in dict(Net().named_modules())
+
+
+def test_a_segment_seldom_read_takes_what_all_of_its_size_took():
+    sizes = {"a": (10, 10), "b": (10, 10), "c": (10, 20), "d": (7, 7)}
+    loads = {"a": [9.0], "b": [1.0, 1.0, 2.0], "c": [5.0]}
+    assert Seen(loads, {}, 0.0).load_s(sizes) == {"a": 1.5, "b": 1.5, "c": 5.0}
+
+
+def test_a_segment_read_often_keeps_its_own_time():
+    sizes = {"a": (10, 10), "b": (10, 10)}
+    loads = {"a": [3.0] * ENOUGH, "b": [1.0] * (ENOUGH - 1)}
+    assert Seen(loads, {}, 0.0).load_s(sizes) == {"a": 3.0, "b": 3.0}
