@@ -3,11 +3,13 @@
     python -m benchmarks.full_size                   # 26 GB of disk for a while, about half an hour
     python -m benchmarks.full_size --weights DIR     # takes what is there, writes and keeps what is not
     python -m benchmarks.full_size --small           # tried out with the embedded model, nothing is written
+    python -m benchmarks.full_size --config laptop.yaml --weights DIR    # 12 GB, everything in bfloat16
 
 Weights that are not there are synthesised (random numbers in the official layouts; the video is noise): T5 in
 int8, STDiT3 and the VAE in fp32. phone.yaml is planned as it stands and run with fewer steps: once in its own
 budget, once in the least that a plan names. The kernel kills what holds more than the limit. Then plans say
-how many frames fit at each resolution, and what bounds them. Writes results/DATE-full-size.{json,md}.
+how many frames fit at each resolution, and what bounds them. laptop.yaml is planned and run once.
+Writes results/DATE-full-size.{json,md}, or DATE-full-size-laptop; what --skip names is taken from there.
 """
 
 from __future__ import annotations
@@ -23,18 +25,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks._results import table, write
+from benchmarks._results import path_of, table, write
 from blockstream.budget import format_nbytes, parse_nbytes
 from blockstream.errors import BudgetError
 from blockstream.ledger import Ledger, read_records
 from tests.support.cgroup import limited
 
-#: Family, folder as phone.yaml names it, and the bytes that making it takes for a while.
+#: By config: family, folder as the config names it, and the bytes that making it takes for a while.
 NETWORKS = {
-    "t5": ("t5-v1_1-xxl", "t5-v1_1-xxl-int8", 26 << 30),
-    "dit": ("stdit3-xl-2", "OpenSora-STDiT-v3", 5 << 30),
-    "vae": ("opensora-vae", "OpenSora-VAE-v1.2", 2 << 30),
+    "phone.yaml": {
+        "t5": ("t5-v1_1-xxl", "t5-v1_1-xxl-int8", 26 << 30),
+        "dit": ("stdit3-xl-2", "OpenSora-STDiT-v3", 5 << 30),
+        "vae": ("opensora-vae", "OpenSora-VAE-v1.2", 2 << 30),
+    },
+    "laptop.yaml": {
+        "t5": ("t5-v1_1-xxl", "t5-v1_1-xxl-bf16", 10 << 30),
+        "dit": ("stdit3-xl-2", "OpenSora-STDiT-v3-bf16", 3 << 30),
+        "vae": ("opensora-vae", "OpenSora-VAE-v1.2-bf16", 1 << 30),
+    },
 }
+#: What each runs in, and what a control group is charged for beside what is held: files' pages, tables.
+BUDGETS = {"phone.yaml": "3.3GiB", "laptop.yaml": "8GiB"}
+BESIDE_NBYTES = 64 << 20
 #: The sizes asked for beside 256 x 256: heights and widths at 9:16.
 RESOLUTIONS = ("144p", "240p", "360p", "480p", "720p")
 #: What --small runs in place of phone.yaml.
@@ -50,13 +62,13 @@ def command(*words: object) -> list[str]:
 
 
 @contextmanager
-def weights(folder: Path | None) -> Iterator[Path]:
-    """Yield a folder with all three networks; what is written to a folder that nobody named is removed."""
+def weights(folder: Path | None, config: str = "phone.yaml") -> Iterator[Path]:
+    """Yield a folder with a config's three networks; what is written to one that nobody named is removed."""
     made = folder is None
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="full-size-", dir="."))
     try:
-        for part, (family, name, need) in NETWORKS.items():
+        for part, (family, name, need) in NETWORKS[config].items():
             if not (folder / name).exists():
                 free = shutil.disk_usage(folder).free
                 if free < need:
@@ -73,7 +85,8 @@ def weights(folder: Path | None) -> Iterator[Path]:
 def _make(family: str, folder: Path) -> None:
     print(f"synthesising {folder.name} ...", flush=True)
     if not folder.name.endswith("-int8"):
-        subprocess.run(command("synth", family, folder), check=True)
+        dtype = ["--dtype", "bf16"] if folder.name.endswith("-bf16") else []
+        subprocess.run(command("synth", family, folder, *dtype), check=True)
         return
     whole = folder.with_name(f"{folder.name}-source")
     try:
@@ -83,30 +96,31 @@ def _make(family: str, folder: Path) -> None:
         shutil.rmtree(whole, ignore_errors=True)
 
 
-def sets(found: Path | None, **more: object) -> list[str]:
+def sets(config: str, found: Path | None, **more: object) -> list[str]:
     """Return the --set arguments of a run on these weights."""
-    paths = {} if found is None else {f"{part}.path": found / name for part, (_, name, _) in NETWORKS.items()}
+    paths = {f"{part}.path": found / name for part, (_, name, _) in NETWORKS[config].items()} if found else {}
     given = [f"{key}={value}" for key, value in {**paths, "cache": "off", **more}.items()]
     return [x for text in [*([] if found else SMALL), *given] for x in ("--set", text)]
 
 
 def planned(config: str, found: Path | None, **more: object) -> dict[str, Any]:
     """Return `plan --json` of the config, or what refused it."""
-    line = command("plan", config, "--json", *sets(found, **more))
+    line = command("plan", config, "--json", *sets(config, found, **more))
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return {"refused": done.stderr.strip().splitlines()[-1]}
     return dict(json.loads(done.stdout))
 
 
-def run(config: str, found: Path | None, budget: int, **more: object) -> dict[str, Any]:
-    """Run the config in a group limited to its budget; return its report, and whether it was killed."""
-    with tempfile.TemporaryDirectory() as scratch, limited(memory_nbytes=budget) as group:
+def run(config: str, found: Path | None, budget: int, beside: int = 0, **more: object) -> dict[str, Any]:
+    """Run the config in a group limited to budget and `beside`; return its report, and if it was killed."""
+    with tempfile.TemporaryDirectory() as scratch, limited(memory_nbytes=budget + beside) as group:
         out = Path(scratch) / "out"
-        line = command("run", config, "--out", out, *sets(found, budget=budget, **more))
+        line = command("run", config, "--out", out, *sets(config, found, budget=budget, **more))
         done = group.run(line, timeout=4 * 3600)
         facts: dict[str, Any] = {
             "budget_nbytes": budget,
+            "limit_nbytes": budget + beside,
             "options": {k: str(v) for k, v in more.items()},
             "exit": done.returncode,
             "killed": done.returncode in (-9, 137),
@@ -180,7 +194,7 @@ def refused(found: Path, budget: int, more: Mapping[str, object]) -> str | None:
     from blockstream.config import load_config
     from blockstream.plugins import activate
 
-    given = sets(found, budget=budget, **more)[1::2]
+    given = sets("phone.yaml", found, budget=budget, **more)[1::2]
     config = runner.pinned(load_config("phone.yaml", given))
     this = runner.RunInProgress(config, runner.NOWHERE, Ledger(), activate(config))
     with runner.open_session(this) as session:
@@ -224,16 +238,17 @@ HEAD = (
 
 def described(facts: dict[str, Any]) -> str:
     """Return one run for people."""
-    limit = format_nbytes(facts["budget_nbytes"])
+    budget_s, group_s = (format_nbytes(facts[k]) for k in ("budget_nbytes", "limit_nbytes"))
+    limits = f"Budget {budget_s}, control group {group_s}"
     how = ", ".join(f"{k} {v}" for k, v in facts["options"].items())
     if facts["exit"] != 0:
         verdict = "KILLED by the kernel" if facts["killed"] else f"FAILED: {facts['error']}"
-        return f"Budget and control group {limit}; {how}: {verdict}."
+        return f"{limits}; {how}: {verdict}."
     budget = facts["budget"]
     causes = ", ".join(f"{format_nbytes(n)} {cause}" for cause, n in budget["by_cause"].items())
     return "\n".join(
         [
-            f"Budget and control group {limit}; {how}: not killed, budget "
+            f"{limits}; {how}: not killed, budget "
             f"{'held' if budget['held'] else 'BROKEN'}, peak {format_nbytes(budget['peak_nbytes'])} while "
             f"{budget.get('peak_during') or 'between stages'} ({causes}). {facts['wall_s']:.0f} s; the group "
             f"was charged {format_nbytes(facts['group_peak_nbytes'])} at most, page cache included. "
@@ -253,12 +268,13 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "The weights are synthetic unless --weights had others; times and bytes are those of real ones.",
         "",
-        f"phone.yaml in full (30 steps) is planned to take {plan['predicted_s'] / 60:.0f} minutes here, read "
-        f"{format_nbytes(plan['read_nbytes'])}, wait {plan['stall_s']:.1f} s for it, and hold "
+        f"{found['config']} in full (30 steps) is planned to take {plan['predicted_s'] / 60:.0f} minutes "
+        f"here, read {format_nbytes(plan['read_nbytes'])}, wait {plan['stall_s']:.1f} s for it, and hold "
         f"{format_nbytes(plan['peak_nbytes'])} ({causes}). The least its segments work in is "
-        f"{format_nbytes(plan['curve'][0]['budget_nbytes'])}; cut finer, {found['least']}.",
+        f"{format_nbytes(plan['curve'][0]['budget_nbytes'])}"
+        f"{'; cut finer, ' + found['least'] if found['least'] else ''}.",
     ]
-    for facts in found["runs"]:
+    for facts in found["runs"].values():
         lines += ["", described(facts)]
     if found["largest"]:
         rows = [(r["size"], r["frames"] or "none", r["bound"]) for r in found["largest"]]
@@ -278,9 +294,10 @@ def least_of(found: Path | None, config: str) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, help="folder of the networks, filled if need be and kept")
-    parser.add_argument("--budget", default="3.3GiB")
-    parser.add_argument("--frames", type=int, default=68)
-    parser.add_argument("--size", default="256x256", metavar="HEIGHTxWIDTH")
+    parser.add_argument("--config", default="phone.yaml", choices=tuple(NETWORKS))
+    parser.add_argument("--budget", help="that of the config otherwise")
+    parser.add_argument("--frames", type=int, help="those of the config otherwise")
+    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="that of the config otherwise")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument(
         "--least", metavar="SIZE", help="budget of the second run; the least planned otherwise"
@@ -288,30 +305,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=("run", "least", "largest"))
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args(argv)
-    height, width = options.size.split("x")
-    more = {"frames": options.frames, "height": height, "width": width, "steps": options.steps}
-    budget = parse_nbytes(options.budget)
+    more: dict[str, object] = {"steps": options.steps}
+    if options.frames:
+        more["frames"] = options.frames
+    if options.size:
+        height, width = options.size.split("x")
+        more |= {"height": height, "width": width, "resolution": "null", "aspect_ratio": "null"}
+    config = options.config
+    budget = parse_nbytes(options.budget or BUDGETS[config])
     if options.small:
         small = {"frames": 17, "steps": 2, "threads": 1}
         least = least_of(None, "movd.yaml")
-        runs = [run("movd.yaml", None, n, **small) for n in (1 << 30, 200 << 20)]
+        runs = {f"{n}": run("movd.yaml", None, n, **small) for n in (1 << 30, 200 << 20)}
         plan = planned("movd.yaml", None, budget=1 << 30)
-        print(page({"plan": plan, "runs": runs, "least": format_nbytes(least), "largest": []}))
+        said = {"config": "movd.yaml", "least": format_nbytes(least)}
+        print(page({"plan": plan, "runs": runs, **said, "largest": []}))
         return
-    with weights(options.weights) as folder:
-        plan = planned("phone.yaml", folder, budget=budget)
-        least = parse_nbytes(options.least) if options.least else least_of(folder, "phone.yaml")
-        runs = []
-        for name, nbytes in (("run", budget), ("least", least)):
-            if name not in options.skip:
-                runs.append(run("phone.yaml", folder, nbytes, **more))
-                print(described(runs[-1]), flush=True)
-        fits = [] if "largest" in options.skip else largest(folder, budget)
-    said = {"least": format_nbytes(least), "budget": options.budget}
-    found = {"plan": plan, "runs": runs, **said, "largest": fits}
-    asked = f"--frames {options.frames} --size {options.size} --steps {options.steps}"
-    line = f"python -m benchmarks.full_size {asked}"
-    write("full-size", line, "Open-Sora v1.2 at full size under a control group", page(found), found)
+    phone = config == "phone.yaml"
+    suite = "full-size" if phone else "full-size-laptop"
+    with weights(options.weights, config) as folder:
+        plan = planned(config, folder, budget=budget)
+        least = 0
+        if phone:
+            least = parse_nbytes(options.least) if options.least else least_of(folder, config)
+        path = path_of(suite, ".json")
+        kept = json.loads(path.read_text()) if options.skip and path.exists() else {}
+        runs = {}
+        for name, nbytes, beside in (("run", budget, 0), ("least", least, BESIDE_NBYTES)):
+            if name in options.skip:
+                runs |= {n: facts for n, facts in kept.get("runs", {}).items() if n == name}
+            elif nbytes:
+                runs[name] = run(config, folder, nbytes, beside, **more)
+                print(described(runs[name]), flush=True)
+        fits = kept.get("largest", [])
+        if phone and "largest" not in options.skip:
+            fits = largest(folder, budget)
+    found = {
+        "config": config,
+        "plan": plan,
+        "runs": runs,
+        "least": format_nbytes(least) if least else "",
+        "budget": format_nbytes(budget),
+        "largest": fits,
+    }
+    asked = "".join(f" --{k} {getattr(options, k)}" for k in ("frames", "size") if getattr(options, k))
+    line = f"python -m benchmarks.full_size --config {config} --steps {options.steps}{asked}"
+    title = f"Open-Sora v1.2 at full size under a control group: {config}"
+    write(suite, line, title, page(found), found)
 
 
 if __name__ == "__main__":

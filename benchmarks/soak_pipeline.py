@@ -43,7 +43,9 @@ def run(found: Path | None, out: Path, steps: int, disturbed: bool) -> dict[str,
     given = {"frames": 1, "steps": steps, "budget": "auto" if disturbed else ALONE}
     if not small:
         given |= {"height": 256, "width": 256}
-    line = command("run", "movd.yaml" if small else "phone.yaml", "--out", out, *sets(found, **given))
+    line = command(
+        "run", "movd.yaml" if small else "phone.yaml", "--out", out, *sets("phone.yaml", found, **given)
+    )
     with ExitStack() as stack:
         group = stack.enter_context(limited(memory_nbytes=high if disturbed else parse_nbytes("16GiB")))
         limits: list[int] = []
