@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ModelError
+from blockstream.nn.chunks import chunk_starts
 from blockstream.pipeline import AttentionKernel, AttentionKind, AttentionLayer, Merge
 
 #: cos and sin [T, head_dim / 2] of the frames' angles.
@@ -152,7 +153,7 @@ class SelfAttention(Attention):
             y = self._some(sequences, rope, apply)
         else:
             y = torch.empty_like(sequences)
-            for a in range(0, len(sequences), at_once):
+            for a in chunk_starts(len(sequences), at_once):
                 y[a : a + at_once] = self._some(sequences[a : a + at_once], rope, apply)
         y = y.view(rows.shape)
         return y.transpose(1, 2) if temporal else y

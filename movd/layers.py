@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from blockstream.nn.chunks import chunk_starts
 from movd.attention import Rope
 
 
@@ -49,7 +50,7 @@ class Mlp(nn.Module):
         if len(tokens) <= MLP_TOKENS:
             return self._some(x)
         y = tokens.new_empty(len(tokens), self.fc2.out_features)
-        for a in range(0, len(tokens), MLP_TOKENS):
+        for a in chunk_starts(len(tokens), MLP_TOKENS):
             y[a : a + MLP_TOKENS] = self._some(tokens[a : a + MLP_TOKENS])
         return y.view(*x.shape[:-1], -1)
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from .chunks import sizing
 from .order import faked
 from .prepared import Prepared
 
@@ -33,7 +34,7 @@ def activation_nbytes(prepared: Prepared, example_inputs: Any) -> int | None:
     try:
         with faked(prepared.module, example_inputs, prepared.dtype_of) as (fake, args, kwargs):
             alive = Alive()
-            with alive:
+            with alive, sizing():
                 fake(*args, **kwargs)
     except Exception as error:
         log.info("what %s needs is measured in the first pass (%s)", type(prepared.module).__name__, error)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blockstream.checkpoint.int8 import SCALE
 from blockstream.errors import CheckpointError, ConfigError, ModelError
 
+from .chunks import chunk_starts
 from .conversions import Source
 
 #: bf16: x is rounded to bfloat16, in which int8 is exact, and sums are rounded to it. fp32: nothing is.
@@ -78,7 +79,7 @@ def int8_linear(
         y = torch._weight_int8pack_mm(few, weight, scale.to(torch.bfloat16)).to(x.dtype)
     else:
         y = torch.empty(len(rows), len(weight), dtype=x.dtype, device=x.device)
-        for a in range(0, len(rows), BLOCK_ROWS):
+        for a in chunk_starts(len(rows), BLOCK_ROWS):
             _fill(y[a : a + BLOCK_ROWS], rows[a : a + BLOCK_ROWS], weight, scale, way)
     if bias is not None:
         y += bias
@@ -92,7 +93,7 @@ def _fill(y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, way: Way) -> None
     out, columns = weight.shape
     step = chunk_rows(columns, dtype)
     room = torch.empty(min(step, out), columns, dtype=dtype, device=x.device)
-    for a in range(0, out, step):
+    for a in chunk_starts(out, step):
         chunk = room[: min(step, out - a)].copy_(weight[a : a + step])
         torch.mul(torch.mm(x, chunk.t()), scale[a : a + step], out=y[:, a : a + step])
 

@@ -1,0 +1,29 @@
+"""Loops over a long axis in chunks, cut short where a forward is run for its memory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_sizing: ContextVar[bool] = ContextVar("blockstream_sizing", default=False)
+
+
+def chunk_starts(length: int, step: int) -> Sequence[int]:
+    """Return where chunks of `step` begin that cover `length`, for a module that computes chunk by chunk.
+
+    While a forward is only sized, without data, they are the first two: those after them need what the
+    second does, beside what the first left.
+    """
+    starts = range(0, length, step)
+    return starts[:2] if _sizing.get() else starts
+
+
+@contextmanager
+def sizing() -> Iterator[None]:
+    """Say, for the length of the block, that forwards run for their memory alone."""
+    token = _sizing.set(True)
+    try:
+        yield
+    finally:
+        _sizing.reset(token)
