@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ModelError
-from blockstream.nn.chunks import chunk_starts
+from blockstream.nn.chunks import chunks
 from blockstream.pipeline import AttentionKernel, AttentionKind, AttentionLayer, Merge
 
 #: cos and sin [T, head_dim / 2] of the frames' angles.
@@ -153,8 +153,8 @@ class SelfAttention(Attention):
             y = self._some(sequences, rope, apply)
         else:
             y = torch.empty_like(sequences)
-            for a in chunk_starts(len(sequences), at_once):
-                y[a : a + at_once] = self._some(sequences[a : a + at_once], rope, apply)
+            for some in chunks(len(sequences), at_once):
+                y[some] = self._some(sequences[some], rope, apply)
         y = y.view(rows.shape)
         return y.transpose(1, 2) if temporal else y
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from blockstream.nn.chunks import chunk_starts
+from blockstream.nn.chunks import chunks
 from movd.attention import Rope
 
 
@@ -50,8 +50,8 @@ class Mlp(nn.Module):
         if len(tokens) <= MLP_TOKENS:
             return self._some(x)
         y = tokens.new_empty(len(tokens), self.fc2.out_features)
-        for a in chunk_starts(len(tokens), MLP_TOKENS):
-            y[a : a + MLP_TOKENS] = self._some(tokens[a : a + MLP_TOKENS])
+        for some in chunks(len(tokens), MLP_TOKENS):
+            y[some] = self._some(tokens[some])
         return y.view(*x.shape[:-1], -1)
 
     def _some(self, x: Tensor) -> Tensor:

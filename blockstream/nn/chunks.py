@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 _sizing: ContextVar[bool] = ContextVar("blockstream_sizing", default=False)
 
 
-def chunk_starts(length: int, step: int) -> Sequence[int]:
-    """Return where chunks of `step` begin that cover `length`, for a module that computes chunk by chunk.
+def chunks(length: int, step: int) -> Iterator[slice]:
+    """Yield slices of at most `step` that cover `length`, for a module that computes chunk by chunk.
 
     While a forward is only sized, without data, they are the first two: those after them need what the
     second does, beside what the first left.
     """
-    starts = range(0, length, step)
-    return starts[:2] if _sizing.get() else starts
+    for start in range(0, min(length, 2 * step) if _sizing.get() else length, step):
+        yield slice(start, min(start + step, length))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from blockstream.checkpoint.int8 import SCALE
 from blockstream.errors import CheckpointError, ConfigError, ModelError
 
-from .chunks import chunk_starts
+from .chunks import chunks
 from .conversions import Source
 
 #: bf16: x is rounded to bfloat16, in which int8 is exact, and sums are rounded to it. fp32: nothing is.
@@ -79,8 +79,8 @@ def int8_linear(
         y = torch._weight_int8pack_mm(few, weight, scale.to(torch.bfloat16)).to(x.dtype)
     else:
         y = torch.empty(len(rows), len(weight), dtype=x.dtype, device=x.device)
-        for a in chunk_starts(len(rows), BLOCK_ROWS):
-            _fill(y[a : a + BLOCK_ROWS], rows[a : a + BLOCK_ROWS], weight, scale, way)
+        for some in chunks(len(rows), BLOCK_ROWS):
+            _fill(y[some], rows[some], weight, scale, way)
     if bias is not None:
         y += bias
     return y.view(*x.shape[:-1], len(weight))
@@ -93,9 +93,9 @@ def _fill(y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, way: Way) -> None
     out, columns = weight.shape
     step = chunk_rows(columns, dtype)
     room = torch.empty(min(step, out), columns, dtype=dtype, device=x.device)
-    for a in chunk_starts(out, step):
-        chunk = room[: min(step, out - a)].copy_(weight[a : a + step])
-        torch.mul(torch.mm(x, chunk.t()), scale[a : a + step], out=y[:, a : a + step])
+    for some in chunks(out, step):
+        chunk = room[: some.stop - some.start].copy_(weight[some])
+        torch.mul(torch.mm(x, chunk.t()), scale[some], out=y[:, some])
 
 
 def chunk_rows(columns: int, dtype: torch.dtype) -> int:
