@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import t5_xxl
 from benchmarks._results import load, summary, table, write
+from benchmarks.resident import interval
 from benchmarks.streaming import drop_cached
 from blockstream.nn.session import Session
 from blockstream.system.limits import cpu_count
@@ -87,6 +88,9 @@ def page(found: dict[str, list[dict[str, Any]]], tokens: int, passes: int) -> st
     gain = times["prefix"]["median"] / times["spread"]["median"]
     best = min(t["median"] for t in times.values())
     behind = times["auto"]["median"] / best - 1
+    fastest = min(("prefix", "spread", "none"), key=lambda p: times[p]["median"])
+    pairs = [a["wall_s"] / b["wall_s"] for a, b in zip(found["auto"], found[fastest], strict=True)]
+    low, high = interval(pairs)
     head = ("policy", "plan", "median s", "range", "trials", "predicted s", "stalled s", "read GB")
     ok = {
         "spread over prefix": gain >= GOALS["spread over prefix"],
@@ -104,6 +108,10 @@ def page(found: dict[str, list[dict[str, Any]]], tokens: int, passes: int) -> st
             f"{'' if ok['spread over prefix'] else ', MISSED'}); auto is {behind:.1%} behind the best (the "
             f"goal is {GOALS['auto behind the best']:.0%} at most"
             f"{'' if ok['auto behind the best'] else ', MISSED'}).",
+            "",
+            f"Round by round, {fastest} and auto within seconds of each other, auto takes "
+            f"{statistics.median(pairs):.3f} times as long (95% interval of the median {low:.3f} to "
+            f"{high:.3f}).",
             "",
             load(),
         ]

@@ -7,6 +7,7 @@ shrinks between visits, when activations, a cache or another process take memory
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,8 @@ class Planning:
         if self.governor.explicit:
             for s in stages:
                 s.activations_nbytes = s.activations_nbytes or activation_nbytes(s.prepared, s.example_inputs)
+            gc.collect()  # what that left in cycles would be there in one start and not in another
+            self.governor.relieve()
         now = self.governor.outside_nbytes  # what it took to find that out included
         activations = _expected_activations(stages)
         least = least_arena(Schedule.of([default_costs(s) for s in stages]), self._slots)
