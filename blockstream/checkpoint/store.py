@@ -11,7 +11,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from blockstream.arena import Arena
@@ -132,10 +132,10 @@ class FileLoading:
         todo = [list(reversed(r.moves)) for r in reads]
         few = 0 if self._layout.chunks else self._store.reader.threads + 1
         left = len(self._batch)
-        with closing(self._batch.arrivals()) as arrivals:
+        try:
             if left <= few:
                 nearly()
-            for i, arrived in arrivals:
+            for i, arrived in self._batch.arrivals():
                 left -= 1
                 if left <= few:
                     nearly()
@@ -148,6 +148,8 @@ class FileLoading:
                     if n < nbytes:
                         moves.append(Move(src + n, dst + n, nbytes - n))
                 spent += time.perf_counter() - begin
+        finally:
+            self._batch.cancel()
         return spent
 
     def _convert(self, nearly: Callable[[], None]) -> float:

@@ -100,7 +100,17 @@ def test_reads_are_served_in_the_order_in_which_loads_began(two):
     store.close()
 
 
-def test_a_load_given_up_writes_nothing_afterwards(two):
+def abandon(loading):
+    loading.abandon()
+
+
+def fail_nearly(loading):
+    with pytest.raises(ZeroDivisionError):
+        loading.finish(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("give_up", [abandon, fail_nearly])
+def test_a_load_given_up_writes_nothing_afterwards(two, give_up):
     layouts, _ = two
     begun, let_go = threading.Event(), threading.Event()
 
@@ -109,11 +119,11 @@ def test_a_load_given_up_writes_nothing_afterwards(two):
         assert let_go.wait(5)
         return pread(descriptor, view, offset)
 
-    store, rooms = store_of(layouts, threads=2, pread=gated)
+    store, rooms = store_of(layouts, threads=20, pread=gated)  # all requests are its last ones
     loading = store.begin("m", "t", rooms["t"])
     assert begun.wait(5)
     threading.Timer(0.05, let_go.set).start()
-    loading.abandon()
+    give_up(loading)
     room = np.frombuffer(store.arena.view(rooms["t"]), np.uint8)
     room[:] = 0
     store.begin("m", "u", rooms["u"]).finish().release()
