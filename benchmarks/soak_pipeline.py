@@ -1,6 +1,6 @@
 """Soak the whole pipeline at its full size: 200 passes at 256 tokens, beside load, under a limit that moves.
 
-    python -m benchmarks.soak_pipeline --weights DIR     # DIR as for benchmarks.full_size; some 20 minutes
+    python -m benchmarks.soak_pipeline --weights DIR     # DIR as for benchmarks.full_size; most of an hour
     python -m benchmarks.soak_pipeline --small           # tried out with the embedded model
 
 phone.yaml makes one image of 256 x 256 pixels (256 tokens, guided) in many steps, twice: alone, with a
