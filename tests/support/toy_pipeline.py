@@ -112,15 +112,22 @@ class Flip:
         from blockstream.checkpoint.store import FileStore
 
         self.left = times
-        load = FileStore.load
+        begin = FileStore.begin
         flip = self
 
         def corrupted(store, at, name, room):
-            handle = load(store, at, name, room)
-            if (at, name) == (stage, segment) and flip.left:
-                flip.left -= 1
-                # A bit of the first number's exponent, little-endian float32: it doubles or halves.
-                store.arena.view(handle.extent(param))[2] ^= 0x80
-            return handle
+            loading = begin(store, at, name, room)
+            finish = loading.finish
 
-        monkeypatch.setattr(FileStore, "load", corrupted)
+            def flipped(*args):
+                handle = finish(*args)
+                if (at, name) == (stage, segment) and flip.left:
+                    flip.left -= 1
+                    # A bit of the first number's exponent, little-endian float32: it doubles or halves.
+                    store.arena.view(handle.extent(param))[2] ^= 0x80
+                return handle
+
+            loading.finish = flipped
+            return loading
+
+        monkeypatch.setattr(FileStore, "begin", corrupted)
