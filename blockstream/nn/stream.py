@@ -21,11 +21,9 @@ def open(
     budget: int | str | None = None,
     arena: int | str | None = None,
     policy: str | RetentionPolicy | Sequence[RetentionPolicy] = "auto",
-    *,
-    int8: str = "auto",
 ) -> Session:
     """Open a session: stages that share a schedule, a budget and a ledger. Use it in a `with`."""
-    return Session(budget, arena, policy, int8=int8)
+    return Session(budget, arena, policy)
 
 
 @contextmanager
@@ -39,16 +37,14 @@ def stream(
     dtype: Any = None,
     example_inputs: Any = None,
     passes: int | Passes | None = None,
-    int8: str = "auto",
 ) -> Iterator[nn.Module]:
     """Yield the module of `model` with its weights streamed from `checkpoint` as it runs.
 
     `model`: a module built under `empty()`, a factory, or (class, config). `checkpoint`: a file or
     folder of safetensors or torch zip files, or a pack. The forward is unchanged and so is its
-    result, bit for bit; leaving the block restores the module. `int8`: how int8 weights multiply. See
-    `Session` for the rest.
+    result, bit for bit; leaving the block restores the module. See `Session` for the rest.
     """
-    with Session(budget, arena, policy, int8=int8) as s:
+    with Session(budget, arena, policy) as s:
         yield s.stage("model", model, checkpoint, passes, dtype, example_inputs)
 
 
@@ -62,7 +58,6 @@ def from_pretrained(
     dtype: Any = None,
     example_inputs: Any = None,
     passes: int | Passes | None = None,
-    int8: str = "auto",
 ) -> Iterator[nn.Module]:
     """Yield the model of a transformers or diffusers folder, streamed from it.
 
@@ -78,6 +73,5 @@ def from_pretrained(
         dtype=dtype,
         example_inputs=example_inputs,
         passes=passes,
-        int8=int8,
     ) as module:
         yield module

@@ -178,10 +178,10 @@ def test_streamed_equals_resident(case, product, made):
     with torch.no_grad():
         want = case.run(resident(twin, dst, product))
         least = least_of(case.make, dst)
-        with blockstream.stream(case.make, dst, arena=least, policy="none", int8=product) as m:
-            assert_same(case.run(m), want)
-        with blockstream.open(arena=int(1.5 * least), int8=product) as s:
-            assert_same(case.run(s.stage("m", case.make, dst)), want)
+        for arena, policy in ((least, "none"), (int(1.5 * least), "auto")):
+            with blockstream.Session(arena=arena, policy=policy, int8=product) as s:
+                m = s.stage("m", case.make, dst)
+                assert_same(case.run(m), want)
         with ResidentSession(int8=product, segments={"m": {}}) as s:
             m = s.stage("m", case.make, dst)
             s.start()
