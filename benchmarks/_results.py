@@ -80,10 +80,20 @@ def path_of(suite: str, suffix: str) -> Path:
     return FOLDER / f"{datetime.date.today().isoformat()}-{suite}{suffix}"
 
 
+def named(value: Any) -> Any:
+    """Return JSON values with absolute paths cut to their names: where a file lay is the machine's own."""
+    if isinstance(value, dict):
+        return {k: named(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [named(v) for v in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
 def write(suite: str, command: str, title: str, page: str, data: dict[str, Any]) -> Path:
     """Write and print a result; return the page's path. `page` is Markdown below title and provenance."""
     made = provenance(command)
-    path_of(suite, ".json").write_text(json.dumps({**made, "suite": suite, **data}, indent=1) + "\n")
+    kept = named(data)
+    path_of(suite, ".json").write_text(json.dumps({**made, "suite": suite, **kept}, indent=1) + "\n")
     machine, known = made["machine"], made["versions"]
     text = (
         f"Regenerate: `{command}`\n\n# {title}\n\n"

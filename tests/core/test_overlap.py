@@ -56,6 +56,18 @@ class Overlapping(FakeStore):
         return Begun(self, segment, room)
 
 
+def held_in_its_end(name):
+    """Return what holds a load after it has begun another, whether it does, and what lets it go on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def before(segment, round_index):
+        if (segment, round_index) == (name, 1):
+            begun.set()
+            assert go_on.wait(WAIT)
+
+    return before, begun, go_on
+
+
 def when(store, event):
     return store.events.index(event)
 
@@ -112,13 +124,7 @@ def test_what_was_begun_is_given_up_when_the_load_before_it_fails():
 
 
 def test_what_was_begun_is_given_up_at_close():
-    begun, closing = threading.Event(), threading.Event()
-
-    def before(name, round_index):
-        if (name, round_index) == ("s.0", 1):
-            begun.set()
-            assert closing.wait(WAIT)
-
+    before, begun, closing = held_in_its_end("s.0")
     store = Overlapping(before)
     engine = Engine(planned(units=4, slots=4), store).start()
     assert begun.wait(WAIT)
@@ -130,13 +136,7 @@ def test_what_was_begun_is_given_up_at_close():
 
 
 def test_what_was_begun_and_is_not_wanted_any_more_is_given_up_and_not_waited_for():
-    begun, skipped = threading.Event(), threading.Event()
-
-    def before(name, round_index):
-        if (name, round_index) == ("s.0", 1):
-            begun.set()
-            assert skipped.wait(WAIT)
-
+    before, begun, skipped = held_in_its_end("s.0")
     store = Overlapping(before)
     with Engine(planned(stage(), stage("t"), units=4, slots=4), store) as engine:
         assert begun.wait(WAIT)
