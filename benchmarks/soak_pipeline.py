@@ -1,12 +1,13 @@
 """Soak the whole pipeline at its full size: 200 passes at 256 tokens, beside load, under a limit that moves.
 
-    python -m benchmarks.soak_pipeline --weights DIR     # DIR as for benchmarks.full_size; most of an hour
+    python -m benchmarks.soak_pipeline --weights DIR     # DIR as for benchmarks.full_size; half an hour
     python -m benchmarks.soak_pipeline --small           # tried out with the embedded model
 
-phone.yaml makes one image of 256 x 256 pixels (256 tokens, guided) in many steps, twice: alone, with a
-large budget; then with `budget: auto` in a control group, without swap, where a second process takes and
-returns memory and a third computes in bursts, and whose limit falls and rises all the while. What is held
-besides weights must stay flat while STDiT3 runs, the budget held, and both images the same bytes.
+phone.yaml makes one image of 256 x 256 pixels (256 tokens, guided) in many steps, twice, STDiT3 in bfloat16
+(converted from its float32 files as they are read: a pass takes half as long). First alone, with a large
+budget; then with `budget: auto` in a control group, without swap, where a second process takes and returns
+memory and a third computes in bursts, and whose limit falls and rises all the while. What is held besides
+weights must stay flat while STDiT3 runs, the budget held, and both images the same bytes.
 Writes results/DATE-soak-pipeline.{json,md}.
 """
 
@@ -31,7 +32,7 @@ from blockstream.ledger import read_records
 from tests.support.cgroup import Limited, limited
 
 #: The group's limit moves between these, in full and small.
-LIMITS = {False: ("2GiB", "3.3GiB"), True: ("700MiB", "1GiB")}
+LIMITS = {False: ("1.5GiB", "3.3GiB"), True: ("700MiB", "1GiB")}
 ALONE = "10GiB"
 EVERY_S = 1.0
 
@@ -42,7 +43,7 @@ def run(found: Path | None, out: Path, steps: int, disturbed: bool) -> dict[str,
     low, high = (parse_nbytes(x) for x in LIMITS[small])
     given = {"frames": 1, "steps": steps, "budget": "auto" if disturbed else ALONE}
     if not small:
-        given |= {"height": 256, "width": 256}
+        given |= {"height": 256, "width": 256, "dit.dtype": "bf16"}
     line = command(
         "run", "movd.yaml" if small else "phone.yaml", "--out", out, *sets("phone.yaml", found, **given)
     )
@@ -104,7 +105,7 @@ def page(alone: dict[str, Any], beside: dict[str, Any], same: bool) -> str:
     grown = beside["grown_nbytes"]
     return "\n".join(
         [
-            f"{len(times)} passes of {beside['stage']} at 256 tokens, both halves of guidance, in "
+            f"{len(times)} passes of {beside['stage']} at 256 tokens (bfloat16, both halves of guidance) in "
             f"{sum(times):.0f} s ({statistics.median(times):.2f} s in the median, {max(times):.2f} s the "
             f"longest), {beside['wall_s']:.0f} s in all; alone, with {ALONE}, {sum(alone['pass_s']):.0f} s "
             f"({statistics.median(alone['pass_s']):.2f} s in the median). The limit moved "

@@ -56,7 +56,13 @@ def ours(policy: str) -> Callable[[Job, dict[str, Any]], AbstractContextManager[
         import blockstream
 
         with blockstream.open(job.budget, None, policy) as s:
-            yield s.stage(job.name, lambda: job.model.build(job.folder), job.folder, passes=job.passes)
+            yield s.stage(
+                job.name,
+                lambda: job.model.build(job.folder),
+                job.folder,
+                passes=job.passes,
+                example_inputs=job.model.inputs(config_of(job.folder)),
+            )
             report, plan = s.report(), s.plan.stages[0]
             loads: dict[int, int] = defaultdict(int)
             for span in s.ledger.spans:

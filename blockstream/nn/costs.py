@@ -25,7 +25,8 @@ ENOUGH = 5
 
 def default_costs(stage: StreamedStage) -> Stage:
     """Return a stage with the costs known before it runs."""
-    known, prepared = stage.known, stage.prepared
+    prepared = stage.prepared
+    known = stage.known.of_cut({name: layout.nbytes for name, layout in prepared.layouts.items()})
     outside = _outside_flops(stage)
     visits = len(stage.full_order) - len(stage.order)  # of what is resident, in a pass
     segments = []

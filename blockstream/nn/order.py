@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
+from blockstream.errors import ModelError
+
 from .absent import Absent
 
 if TYPE_CHECKING:
@@ -113,15 +115,24 @@ def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | N
 
 
 def _record(fake: nn.Module, entries: Sequence[str], ran: list[int]) -> None:
-    def note(index: int) -> Callable[..., None]:
+    inside: list[str] = []
+
+    def begin(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
+            if inside:
+                raise ModelError(f"{entries[index]} is called while {inside[-1]} computes")
+            inside.append(entries[index])
             ran.append(index)
 
         return hook
 
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        inside.pop()
+
     modules = dict(fake.named_modules(remove_duplicate=False))
     for index, path in enumerate(entries):
-        modules[path].register_forward_pre_hook(note(index), prepend=True)
+        modules[path].register_forward_pre_hook(begin(index), prepend=True)
+        modules[path].register_forward_hook(end)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from blockstream.system.limits import cpu_count
 
 from .activations import activation_nbytes
 from .costs import default_costs, measured_costs
+from .cuts import cut_to_fit, cut_to_gain
 
 if TYPE_CHECKING:
     from .stage import StreamedStage
@@ -71,7 +72,7 @@ class Planning:
     # -- before anything runs ----------------------------------------------------------------
 
     def first(self, stages: Sequence[StreamedStage]) -> Plan:
-        """Return the first plan; stages whose segments are too large for the arena are cut finer.
+        """Return the first plan; stages are cut finer where the arena asks for it, or time is gained.
 
         Raises BudgetError, naming the least that would do, when nothing fits.
         """
@@ -80,7 +81,9 @@ class Planning:
         if self._most is not None:
             room = min(room, self._most)
         for stage in stages:
-            _cut_to_fit(stage, room, self._slots)
+            cut_to_fit(stage, room, self._slots)
+            if self._slots is None and self._lookahead is None:
+                cut_to_gain(stage, room, self._policies)
         schedule = Schedule.of([default_costs(s) for s in stages])
         least = least_arena(schedule, self._slots)
         if self._most is None or least <= self._most:
@@ -349,16 +352,6 @@ class Planning:
         """Load whatever the plan has room for, once that is committed."""
         self.commit(stage, engine, arena)
         engine.hold_back(None)
-
-
-def _cut_to_fit(stage: StreamedStage, room: int, slots: int | None) -> None:
-    """Cut a stage into smaller segments when two of its own do not fit: as fine as it takes, or can be."""
-    for parts in (2, 4, None):
-        whole = Schedule.of([default_costs(stage)])
-        if least_arena(whole, slots) <= room:
-            return
-        resident = sum(s.nbytes for s in whole.stages[0].segments if s.resident)
-        stage.install(finer=1 if parts is None else max((room - resident) // parts, 1))
 
 
 def _expected_activations(stages: Sequence[StreamedStage]) -> int:

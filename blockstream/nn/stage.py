@@ -56,6 +56,8 @@ class StreamedStage:
         #: The order passes are planned in (indices of parts), and whether it is a guess until one ran.
         self.order: tuple[int, ...] = ()
         self.guessed = True
+        #: The most bytes of a segment that the cut keeps to where it can; None: blocks are whole.
+        self.finer: int | None = None
         #: What its loads and visits cost as far as is known beforehand.
         self.known = Known()
         #: Whether the costs of the segments have been measured, and the memory beside them.
@@ -96,6 +98,12 @@ class StreamedStage:
         """Return the order of one pass. What is resident is visited first and last: it is used throughout."""
         return (*self.resident, *self.order, *self.resident)
 
+    @property
+    def unvisited_nbytes(self) -> int:
+        """Return the bytes of the segments that the order of a pass leaves out."""
+        left = set(self.streamed) - set(self.order)
+        return sum(self.prepared.layouts[self.prepared.parts[i].name].nbytes for i in left)
+
     # -- hooks -------------------------------------------------------------------------------
 
     def install(self, finer: int | None = None) -> None:
@@ -103,6 +111,7 @@ class StreamedStage:
 
         With `finer`, undo that first and cut anew: no segment above so many bytes, where it can be helped.
         """
+        self.finer = finer
         if finer is not None:
             self.restore()
             self.prepared.cut(finer)
