@@ -18,8 +18,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from blockstream.errors import ModelError
-
 from .absent import Absent
 
 if TYPE_CHECKING:
@@ -30,14 +28,23 @@ log = logging.getLogger(__name__)
 _LruCache = type(functools.lru_cache(lambda: None))
 
 
+#: The beginning (True) and end of each call of a module in a forward, by its first path, in turn.
+Calls = Sequence[tuple[str, bool]]
+
+
 def find_order(prepared: Prepared, example_inputs: Any) -> list[int] | None:
-    """Return the order of one pass as indices of parts: declared, else from example inputs, else None."""
+    """Return the order of one pass as indices of parts: declared, else from example inputs, else None.
+
+    The forward is run once, however often the module is cut anew.
+    """
     index = {part.entry: i for i, part in enumerate(prepared.parts) if part.entry is not None}
     if prepared.declared:
         return [index[path] for path in prepared.declared if path in index] or None
     if example_inputs is None:
         return None
-    ran = fake_order(prepared.module, list(index), example_inputs, prepared.dtype_of)
+    if prepared.calls is None:
+        prepared.calls = fake_calls(prepared.module, example_inputs, prepared.dtype_of)
+    ran = _order_of(prepared.calls, prepared.module, list(index))
     return [list(index.values())[k] for k in ran] if ran else None
 
 
@@ -50,17 +57,44 @@ def fake_order(
     """Return the indices of `entries` (module paths) in the order one forward calls them.
 
     `example_inputs`: a mapping of keyword arguments, a sequence of positional ones, or the one
-    argument. Only shapes and dtypes count. None if the forward cannot run without data.
+    argument. Only shapes and dtypes count. None if the forward cannot run without data, or calls one entry
+    inside another.
     """
-    ran: list[int] = []
+    return _order_of(fake_calls(module, example_inputs, dtype_of), module, entries)
+
+
+def fake_calls(
+    module: nn.Module, example_inputs: Any, dtype_of: Callable[[str], torch.dtype] | None = None
+) -> Calls:
+    """Return the calls of one forward; none if it cannot run without data."""
+    calls: list[tuple[str, bool]] = []
     try:
         with faked(module, example_inputs, dtype_of) as (fake, args, kwargs):
-            _record(fake, entries, ran)
+            _record(fake, calls)
             fake(*args, **kwargs)
     except Exception as error:
         log.info("the order of %s is learnt in the first pass (%s)", type(module).__name__, error)
-        return None
-    return ran
+        return ()
+    return calls
+
+
+def _order_of(calls: Calls, module: nn.Module, entries: Sequence[str]) -> list[int] | None:
+    """Return the indices of the entries in the order they are called, None if one is inside another."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    first = {id(m): path for path, m in module.named_modules()}
+    index = {first[id(modules[path])]: i for i, path in enumerate(entries)}
+    ran: list[int] = []
+    computing: str | None = None
+    for path, begins in calls:
+        if path not in index:
+            continue
+        if begins and computing is not None:
+            log.info("%s is called while %s computes: the order is learnt in the first pass", path, computing)
+            return None
+        computing = path if begins else None
+        if begins:
+            ran.append(index[path])
+    return ran if calls else None
 
 
 @contextmanager
@@ -114,25 +148,16 @@ def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | N
             module._parameters[name] = made[id(param)]
 
 
-def _record(fake: nn.Module, entries: Sequence[str], ran: list[int]) -> None:
-    inside: list[str] = []
+def _record(fake: nn.Module, calls: list[tuple[str, bool]]) -> None:
+    def begin(path: str) -> Callable[..., None]:
+        return lambda module, args: calls.append((path, True))
 
-    def begin(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            if inside:
-                raise ModelError(f"{entries[index]} is called while {inside[-1]} computes")
-            inside.append(entries[index])
-            ran.append(index)
+    def end(path: str) -> Callable[..., None]:
+        return lambda module, args, output: calls.append((path, False))
 
-        return hook
-
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        inside.pop()
-
-    modules = dict(fake.named_modules(remove_duplicate=False))
-    for index, path in enumerate(entries):
-        modules[path].register_forward_pre_hook(begin(index), prepend=True)
-        modules[path].register_forward_hook(end)
+    for path, module in fake.named_modules():
+        module.register_forward_pre_hook(begin(path), prepend=True)
+        module.register_forward_hook(end(path))
 
 
 @contextmanager
