@@ -100,7 +100,7 @@ def markdown(found: Found) -> str:
             failed = [f"* {w}: {ts[0]['failed']}" for w, ts in here.items() if "failed" in ts[0]]
             notes = [f"* {w}: {n}" for w, ts in here.items() for n in _notes(ts[0])]
             parts += ["\n".join(failed + notes)] if failed or notes else []
-            parts += [verdict(here)] if verdict(here) else []
+            parts += [said] if (said := verdict(here, compute)) else []
         parts.append(same_bits(rows, model))
     return "\n\n".join(part for part in parts if part)
 
@@ -146,8 +146,8 @@ def _row(
     )
 
 
-def verdict(here: dict[str, list[dict[str, Any]]]) -> str:
-    """Return how ours stands among the ways of one model and budget."""
+def verdict(here: dict[str, list[dict[str, Any]]], compute_s: float | None = None) -> str:
+    """Return how ours stands among the ways of one model and budget; beside compute where nothing is read."""
     mine = pass_s(here.get(AUTO, []))
     others = {w: s for w, ts in here.items() if w not in OURS and (s := pass_s(ts)) is not None}
     if mine is None or not others:
@@ -156,6 +156,8 @@ def verdict(here: dict[str, list[dict[str, Any]]]) -> str:
     ratio = others[best] / mine
     place = "first" if ratio >= 1 else "level" if ratio * LEVEL >= 1 else "NOT FIRST"
     against = f", {others[RIVAL] / mine:.2f}x as fast as accelerate" if RIVAL in others else ""
+    if compute_s and all(steady(t["read_nbytes"]) == 0 for t in here[AUTO] if "failed" not in t):
+        against += f", {compute_s / mine:.2f}x as fast as plain PyTorch with all weights in memory"
     return f"{AUTO} is {place}: {ratio:.2f}x as fast as the best other, {best}{against}."
 
 

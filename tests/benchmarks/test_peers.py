@@ -163,6 +163,12 @@ def test_verdict_admits_a_faster_peer_and_counts_three_percent_as_level():
     assert "level: 0.98x" in page.verdict({AUTO: [facts(AUTO, 5.0)], RIVAL: [facts(RIVAL, 4.9)]})
 
 
+def test_verdict_names_plain_pytorch_where_nothing_is_read():
+    kept = {AUTO: [facts(AUTO, 5.0, read_nbytes=[5 << 30, 0, 0])], RIVAL: [facts(RIVAL, 6.0)]}
+    assert "0.90x as fast as plain PyTorch" in page.verdict(kept, 4.5)
+    assert "PyTorch" not in page.verdict({**kept, AUTO: [facts(AUTO, 5.0)]}, 4.5)
+
+
 def test_other_bits_are_named(found):
     found[Cell("t5", MAIN, RIVAL, 0)] = facts(RIVAL, digest="other")
     assert "Other bits than the rest: accelerate." in page.markdown(found)
