@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .stage import StreamedStage
 
 #: Segments below this are not cut to gain time: a visit and a load have a cost of their own.
-CUT_NBYTES = 64 << 20
+CUT_NBYTES = 128 << 20
 #: A finer cut is kept if this much less time is expected.
 CUT_GAIN = 0.01
 
