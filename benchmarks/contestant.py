@@ -148,8 +148,7 @@ def _loaded(folder: Path, copy: bool) -> Forward:
 
     with empty():
         module = t5_xxl.build(folder)
-    own = module.state_dict()  # the files may have more blocks than the model takes
-    weights = {k: v for path in t5_xxl.files(folder) for k, v in load_file(path).items() if k in own}
+    weights = {k: v for path in t5_xxl.files(folder) for k, v in load_file(path).items()}
     if copy:
         weights = {k: v.clone() for k, v in weights.items()}
     weights["encoder.embed_tokens.weight"] = weights["shared.weight"]

@@ -1,12 +1,11 @@
 """Time a pass against the size of the model and against the budget, the hardware's bound beside it.
 
-    python -m benchmarks.scaling --weights DIR            # 5.3 GB in DIR, about 10 minutes
+    python -m benchmarks.scaling --weights DIR            # 18 GB in DIR, about 10 minutes
     python -m benchmarks.scaling --weights DIR --small    # tried out in a minute, nothing is written
 
-One encoder of 52 blocks of 96 MB, of which a model takes the first ones: 0.5 to 4 times a budget of 1.2 GiB;
-then the model four times that under budgets from the least that is round to more than it needs. Each trial is
-a process of its own, cold, in a control group limited to the budget; a pass is the median of those after the
-first. The bound is the larger of compute with all weights in memory (measured apart, for each size) and the
+Encoders of up to 52 blocks of 96 MB, 0.5 to 4 times a budget of 1.2 GiB; then the largest of them under
+budgets from the least that is round to more than it needs. Each trial is a process of its own, cold, in a
+control group limited to the budget; a pass is the median of those after the first. The bound is the larger of compute with all weights in memory (measured apart, for each size) and the
 bytes a pass reads at the disk's speed, read in the best way by the median of probes before each trial.
 """
 
@@ -34,17 +33,6 @@ BUDGETS = ("0.6GiB", "0.9GiB", "1.2GiB", "2GiB", "3GiB", "4GiB", "5.5GiB")
 PASSES = 5
 #: What --small runs in place of these.
 SMALL = {"budget": "450MiB", "times": (0.5,), "budgets": ("450MiB", "600MiB")}
-
-
-def first_blocks(folder: Path, into: Path, blocks: int) -> Path:
-    """Return a folder with the same files, of whose blocks a model takes the first ones."""
-    if not into.exists():
-        into.mkdir(parents=True)
-        for path in [*t5_xxl.files(folder), *folder.glob("*.index.json"), *folder.glob("synthetic.json")]:
-            (into / path.name).symlink_to(path.absolute())
-        config = json.loads((folder / "config.json").read_text())
-        (into / "config.json").write_text(json.dumps({**config, "num_layers": blocks}))
-    return into
 
 
 def trial(folder: Path, budget: str, room: memoryview) -> dict[str, Any]:
@@ -171,14 +159,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    whole = t5_xxl.checkpoint(options.weights, "small" if options.small else "long")
+    size = "small" if options.small else "long"
+    whole = t5_xxl.checkpoint(options.weights, size)
     most, block = json.loads((whole / "config.json").read_text())["num_layers"], t5_xxl.block_nbytes(whole)
     budget, times, budgets = (
         (SMALL["budget"], SMALL["times"], SMALL["budgets"]) if options.small else (BUDGET, TIMES, BUDGETS)
     )
     counts = [min(most, max(2, round(t * parse_nbytes(str(budget)) / block))) for t in times]
     cells = [(n, str(budget)) for n in counts] + [(counts[-1], str(b)) for b in budgets]
-    folders = {n: first_blocks(whole, whole / f"first-{n}", n) for n in counts}
+    folders = {n: t5_xxl.checkpoint(options.weights / f"blocks-{n}", size, n) for n in counts if n != most}
+    folders[most] = whole
     nbytes = min(PROBE_NBYTES, max(p.stat().st_size for p in t5_xxl.files(whole)) // 4096 * 4096)
     arena = Arena(nbytes)
     arena.populate(Extent(0, nbytes))

@@ -53,18 +53,21 @@ def build(folder: Path) -> nn.Module:
     return T5EncoderModel(T5Config.from_pretrained(folder)).eval()
 
 
-def checkpoint(folder: Path, size: str = "full") -> Path:
-    """Return a folder as users have it (config.json, safetensors shards), written the first time."""
+def checkpoint(folder: Path, size: str = "full", blocks: int | None = None) -> Path:
+    """Return a folder as users have it (config.json, safetensors shards), written the first time.
+
+    `blocks` of that size, where it is not its own number of them.
+    """
     if not (folder / "config.json").exists():
         from transformers import T5EncoderModel
 
         shape = config(size)
+        shape.num_layers = blocks or shape.num_layers
         with empty():
             module = T5EncoderModel(shape)
         shared = {"encoder.embed_tokens.weight"}
         spec = {n: ("BF16", tuple(t.shape)) for n, t in module.state_dict().items() if n not in shared}
-        blocks = shape.num_layers
-        note = {"of": f"a T5 v1.1 encoder, {blocks} blocks {shape.d_model} wide"}
+        note = {"of": f"a T5 v1.1 encoder, {shape.num_layers} blocks {shape.d_model} wide"}
         synthesise(spec, folder, shard_nbytes=SHARD_NBYTES, note=note)
         shape.architectures, shape.dtype = ["T5EncoderModel"], "bfloat16"
         shape.save_pretrained(folder)
