@@ -5,8 +5,9 @@
 
 Encoders of up to 52 blocks of 96 MB, 0.5 to 4 times a budget of 1.2 GiB; then the largest of them under
 budgets from the least that is round to more than it needs. Each trial is a process of its own, cold, in a
-control group limited to the budget; a pass is the median of those after the first. The bound is the larger of compute with all weights in memory (measured apart, for each size) and the
-bytes a pass reads at the disk's speed, read in the best way by the median of probes before each trial.
+control group limited to the budget; a pass is the median of those after the first. The bound is the larger
+of compute with all weights in memory (measured apart, for each size) and the bytes a pass reads at the
+disk's speed, read in the best way by the median of probes before each trial.
 """
 
 from __future__ import annotations
