@@ -133,7 +133,8 @@ def main() -> None:
         found: dict[str, list[dict[str, Any]]] = {p: [] for p in POLICIES}
         for n in range(options.rounds):
             turn = POLICIES[n % len(POLICIES) :] + POLICIES[: n % len(POLICIES)]
-            for policy in turn:
+            # Backwards every second time, so that none always follows the same other.
+            for policy in turn[:: 1 if n // len(POLICIES) % 2 == 0 else -1]:
                 found[policy].append(one(folder, tokens, options.passes, policy, arena))
                 print(f"round {n + 1} {policy}: {found[policy][-1]['wall_s']:.2f} s", flush=True)
     command = f"python -m benchmarks.policies_run --rounds {options.rounds} --passes {options.passes}"
