@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from blockstream.candidates import Limits, best_of_policy
@@ -43,10 +44,8 @@ def cut_to_gain(stage: StreamedStage, room: int, policies: Sequence[RetentionPol
     fits = sum(align_up(s.nbytes) for s in costs.segments) <= room
     if stage.prepared.declared or stage.passes.expected < 2 or fits:
         return
-    if least_arena(Schedule.of([costs])) > room:
-        return  # it will be refused
     expected_s = _alone(stage, room, policies)
-    while not stage.guessed:
+    while not stage.guessed and expected_s < inf:  # else it will be refused
         limit, unused = stage.finer, stage.unvisited_nbytes
         largest = max((layout.nbytes for layout in stage.prepared.layouts.values()), default=0)
         if largest < CUT_NBYTES:
@@ -61,6 +60,8 @@ def cut_to_gain(stage: StreamedStage, room: int, policies: Sequence[RetentionPol
 
 
 def _alone(stage: StreamedStage, room: int, policies: Sequence[RetentionPolicy]) -> float:
-    """Return the seconds that a stage takes by itself in an arena, by the recurrence."""
+    """Return the seconds that a stage takes by itself in an arena, by the recurrence; inf without room."""
     costs, limits = default_costs(stage), Limits(room, None, None, ALIGN)
+    if least_arena(Schedule.of([costs])) > room:  # what a block holds beside its pieces stays resident
+        return inf
     return min(best_of_policy(costs, policy, limits).wall_s for policy in policies)

@@ -70,6 +70,23 @@ class Nested(Deep):
         self.blocks = nn.ModuleList(_Nested() for _ in range(BLOCKS))
 
 
+class _Heavy(toys.Block):
+    def __init__(self) -> None:
+        super().__init__(D)
+        self.own = nn.Parameter(torch.randn(16 * D, D) / D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + functional.linear(x, self.own).mean()
+
+
+class Heavy(Deep):
+    """Most of a block lies beside its children: cut, it would stay resident, and have no room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Heavy() for _ in range(BLOCKS))
+
+
 @pytest.fixture(autouse=True)
 def small_blocks_count(monkeypatch):
     monkeypatch.setattr(cuts, "CUT_NBYTES", 1 << 16)
@@ -125,8 +142,8 @@ def test_blocks_stay_whole_where_all_fit(twins):
         assert "blocks.0" in names(m)
 
 
-@pytest.mark.parametrize("factory", [Direct, Nested], ids=lambda f: f.__name__)
-def test_blocks_whose_pieces_are_not_called_one_after_another_stay_whole(twins, factory):
+@pytest.mark.parametrize("factory", [Direct, Nested, Heavy], ids=lambda f: f.__name__)
+def test_blocks_that_cannot_be_told_by_their_pieces_stay_whole(twins, factory):
     resident, folder = twins(factory)
     with torch.no_grad():
         want = resident(noise(3, D))
