@@ -48,7 +48,6 @@ def one(folder: Path, tokens: int, passes: int, policy: str, arena: int) -> dict
             module(ids)
             passes_s.append(time.perf_counter() - begin)
         stage = s.report()["stages"][0]
-        ran = [_layout(note.value) for note in s.ledger.notes if note.kind == "plan"]
         s.remember()
     plan = f"{stage['policy']}, {stage['d']} + {stage['slots']}"
     return {
@@ -56,18 +55,7 @@ def one(folder: Path, tokens: int, passes: int, policy: str, arena: int) -> dict
         "passes_s": passes_s,
         "predicted_s": predicted,
         "plan": plan,
-        "ran": ran,
         **{k: stage[k] for k in ("l_s", "e_s", "stall_s", "overlap", "read_nbytes")},
-    }
-
-
-def _layout(record: dict[str, Any]) -> dict[str, Any]:
-    """Return of a plan's record what decides how the engine runs it."""
-    stage = record["stages"][0]
-    return {
-        "arena_nbytes": record["arena_nbytes"],
-        "lookahead": record["lookahead"],
-        **{k: stage[k] for k in ("slots", "retained", "order")},
     }
 
 
@@ -103,7 +91,7 @@ def page(found: dict[str, list[dict[str, Any]]], tokens: int, passes: int) -> st
     fastest = min(("prefix", "spread", "none"), key=lambda p: times[p]["median"])
     pairs = [a["wall_s"] / b["wall_s"] for a, b in zip(found["auto"], found[fastest], strict=True)]
     low, high = interval(pairs)
-    same = sum(a["ran"] == b["ran"] for a, b in zip(found["auto"], found[fastest], strict=True))
+    same = sum(a["plan"] == b["plan"] for a, b in zip(found["auto"], found[fastest], strict=True))
     head = ("policy", "plan", "median s", "range", "trials", "predicted s", "stalled s", "read GB")
     ok = {
         "spread over prefix": gain >= GOALS["spread over prefix"],
@@ -124,9 +112,8 @@ def page(found: dict[str, list[dict[str, Any]]], tokens: int, passes: int) -> st
             "",
             f"Round by round, {fastest} and auto within seconds of each other, auto takes "
             f"{statistics.median(pairs):.3f} times as long (95% interval of the median {low:.3f} to "
-            f"{high:.3f}). In {same} of {len(pairs)} rounds auto ran from first to last what {fastest} ran: the "
-            f"same segments retained in an arena of the same bytes, as many slots, loaded as far ahead. There "
-            f"they differ by the time that auto takes to plan and by chance alone.",
+            f"{high:.3f}). In {same} of {len(pairs)} rounds auto ended with the policy, the number of "
+            f"segments retained and the slots of {fastest}; which segments those are follows what was measured.",
             "",
             load(),
         ]
