@@ -56,6 +56,8 @@ class Governor:
         self._looked_s = float("-inf")
         self._held_then = 0
         self._closed = False
+        #: Whether what the heap keeps of freed memory is given back after every visit.
+        self.frugal = False
         self.watch: MemoryWatch | None = None
         #: What the process held before the session, weights of others included.
         self.base_nbytes = 0
@@ -84,8 +86,9 @@ class Governor:
         self.watch = MemoryWatch(self._amount, arena_nbytes=self._touched, **watch)
 
     def begin_stage(self) -> None:
-        """Forget what earlier stages held outside the arena."""
+        """Forget what earlier stages held outside the arena; what they left in the heap goes back."""
         self._expected = self._outside_then = 0
+        trim_heap()
         if self.watch is not None:
             self.watch.forget_outside()
 
@@ -99,6 +102,8 @@ class Governor:
         if self.watch is not None:
             self.watch.sample(label)
             self._account()
+            if self.frugal:
+                trim_heap()
 
     def expect(self, activations_nbytes: int) -> None:
         """Expect a pass to take so much beside what is held now, though nothing has been seen of it."""
@@ -106,7 +111,7 @@ class Governor:
 
     def relieve(self) -> None:
         """Give back what the C library's heap keeps of what was freed: it is no need of compute."""
-        if self.watch is not None:
+        if self.watch is not None and not self.frugal:
             before = self._held_nbytes()
             trim_heap()
             self.watch.forget_outside(max(0, before - self._held_nbytes()))

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 ACTIVATIONS_NBYTES = 32 << 20
 #: A budget this near the least asks for the runtime floor, which may have to be measured in a child.
 TIGHT_NBYTES = 256 << 20
+#: One this near the least has no room for what the heap keeps of freed activations.
+FRUGAL_NBYTES = 128 << 20
 #: A new plan replaces one that is running if what is left takes this much less time, or reads so much less.
 GAIN = 0.03
 #: Inputs larger than any before by this factor need more room than was seen.
@@ -91,6 +93,7 @@ class Planning:
             count = self._slots or min(2, sum(not s.resident for x in schedule.stages for s in x.segments))
             self.governor.refuse(least, outside, (largest.name, largest.nbytes), count)
             room = max(room, least)
+            self.governor.frugal = room < least + FRUGAL_NBYTES
         self._limit = room
         self.governor.follow()
         return self._make(schedule)
@@ -171,6 +174,10 @@ class Planning:
             engine.trim(arena.keep)
             self.hold_back(stage, engine)
         self.governor.begin_pass()
+        if first and self.governor.frugal and stage.activations_nbytes is not None:
+            self.governor.expect(stage.activations_nbytes)
+            if self._is_short(engine):
+                self._shrink(stage, engine, arena)
         before, stage.inputs_nbytes = stage.inputs_nbytes, max(stage.inputs_nbytes, inputs_nbytes)
         if before and inputs_nbytes > LARGER * before:
             stage.completed = False
