@@ -113,7 +113,8 @@ def page(found: dict[str, list[dict[str, Any]]], tokens: int, passes: int) -> st
             f"Round by round, {fastest} and auto within seconds of each other, auto takes "
             f"{statistics.median(pairs):.3f} times as long (95% interval of the median {low:.3f} to "
             f"{high:.3f}). In {same} of {len(pairs)} rounds auto ended with the policy, the number of "
-            f"segments retained and the slots of {fastest}; which segments those are follows what was measured.",
+            f"segments retained and the slots of {fastest}; which segments those are follows what was "
+            f"measured.",
             "",
             load(),
         ]
