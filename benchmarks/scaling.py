@@ -36,9 +36,9 @@ PASSES = 5
 SMALL = {"budget": "450MiB", "times": (0.5,), "budgets": ("450MiB", "600MiB")}
 
 
-def trial(folder: Path, budget: str, room: memoryview) -> dict[str, Any]:
-    """Return one run's facts, and what the disk did just before."""
-    speeds, arguments = raw_speeds(folder, room), ["--budget", budget, "--passes", str(PASSES)]
+def trial(folder: Path, budget: str, probed: Path, room: memoryview) -> dict[str, Any]:
+    """Return one run's facts, and what the disk did just before: the largest folder is probed for all."""
+    speeds, arguments = raw_speeds(probed, room), ["--budget", budget, "--passes", str(PASSES)]
     return {
         "raw_bytes_per_s": speeds,
         **run("blockstream", folder, limit=parse_nbytes(budget), arguments=arguments),
@@ -187,7 +187,7 @@ def main() -> None:
         trials: dict[tuple[int, str], list[dict[str, Any]]] = {cell: [] for cell in cells}
         for number in range(options.rounds):
             for cell in dict.fromkeys(cells):
-                trials[cell].append(trial(folders[cell[0]], cell[1], room))
+                trials[cell].append(trial(folders[cell[0]], cell[1], whole, room))
                 said = trials[cell][-1].get("passes_s", trials[cell][-1].get("failed"))
                 print(f"round {number + 1}: {cell[0]} blocks in {cell[1]}: {said}", flush=True)
     rows = [row(trials[cell], compute[cell[0]], cell[0], block, cell[1]) for cell in cells]
