@@ -4,6 +4,7 @@
     python -m benchmarks.peers --work DIR --small     # every contestant tried out, nothing is written
     python -m benchmarks.peers --work DIR --cells 't5/3.3GiB/*' 'stdit3/*/accelerate/0'
     python -m benchmarks.peers --work DIR --minutes 0 # only the page of what is done
+    python -m benchmarks.peers --work DIR --more 2    # two trials more of what has one, half an hour
 
 A cell is MODEL/BUDGET/WAY/TRIAL; its facts are written to DIR when it is done. Each runs in a process of
 its own, in a control group limited to the budget, with nothing of the weights in the page cache. Peers are
@@ -173,6 +174,7 @@ def main() -> None:
         "--cells", nargs="+", default=["*"], metavar="PATTERN", help="of MODEL/BUDGET/WAY/TRIAL"
     )
     parser.add_argument("--minutes", type=float, default=90, help="begin no cell after this")
+    parser.add_argument("--more", type=int, default=0, help="further trials at the other budgets")
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--small", action="store_true", help="networks of some megabytes, one trial")
     options = parser.parse_args()
@@ -192,11 +194,13 @@ def main() -> None:
         raise SystemExit(f"another race is under way in {work}") from None
     try:
         race(cells, results, runner, options, may_begin)
-        race(other_columns(results.read()), results, runner, options, may_begin)
+        for trial in range(1 + options.more):
+            race(other_columns(results.read(), trial), results, runner, options, may_begin)
     except NoRoomError as error:
         raise SystemExit(f"stopped: {error}; the same command goes on") from error
     found = results.read()
-    left = len(missing(found, [*cells, *other_columns(found)]))
+    others = [c for trial in range(1 + options.more) for c in other_columns(found, trial)]
+    left = len(missing(found, [*cells, *others]))
     if left:
         print(f"{left} cells are left; the same command goes on with them")
     if options.small or not found:

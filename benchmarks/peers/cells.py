@@ -55,16 +55,17 @@ def main_column() -> list[Cell]:
     return cells + [Cell(m, MAIN, way, n) for way in ways for m in MODELS for n in range(TRIALS)]
 
 
-def other_columns(found: Found) -> list[Cell]:
+def other_columns(found: Found, trial: int = 0) -> list[Cell]:
     """Return the cells at the other budgets: ours, accelerate and the fastest other of the full column.
 
-    Which that is, is known when a model's full column is done.
+    Which that is, is known when a model's full column is done. Further trials have the reference's too.
     """
-    cells, open_models = [], {cell.model for cell in missing(found, main_column())}
+    cells = [Cell(m, "unlimited", REFERENCE, trial) for m in MODELS if trial]
+    open_models = {cell.model for cell in missing(found, main_column())}
     for model in MODELS:
         best = None if model in open_models else best_other(found, model)
         ways = [AUTO, RIVAL, *([best] if best else [])]
-        cells += [Cell(model, budget, way) for way in ways for budget in OTHERS]
+        cells += [Cell(model, budget, way, trial) for way in ways for budget in OTHERS]
     # One environment at a time: contestant by contestant, as in the full column.
     return sorted(cells, key=lambda cell: list(WAYS).index(cell.way))
 

@@ -64,7 +64,7 @@ def test_full_column_has_every_way_three_times_and_the_reference_once():
 
 
 def test_an_environment_is_made_once_for_the_cells_of_a_column(found):
-    for cells in (main_column(), other_columns(found)):
+    for cells in (main_column(), other_columns(found), other_columns(found, 1)):
         order = [WAYS[c.way].packages for c in cells]
         changes = [packages for n, packages in enumerate(order) if n == 0 or order[n - 1] != packages]
         assert len(changes) == len(set(changes))
@@ -76,6 +76,12 @@ def test_other_budgets_have_ours_accelerate_and_the_fastest_other(found):
     for model in MODELS:
         expected = {(way, b) for way in (AUTO, RIVAL, "safetensors mmap") for b in OTHERS}
         assert {(c.way, c.budget) for c in cells if c.model == model} == expected
+
+
+def test_further_trials_are_of_the_other_budgets_and_the_reference(found):
+    again = {c.row for c in other_columns(found, 1)}
+    assert again == {c.row for c in other_columns(found)} | {Cell(m, "unlimited", REFERENCE) for m in MODELS}
+    assert {c.trial for c in other_columns(found, 1)} == {1}
 
 
 def test_the_fastest_other_is_not_chosen_before_a_models_full_column_is_done():
