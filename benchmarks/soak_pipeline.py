@@ -35,6 +35,8 @@ from tests.support.cgroup import Limited, limited
 LIMITS = {False: ("1.5GiB", "3.3GiB"), True: ("700MiB", "1GiB")}
 ALONE = "10GiB"
 EVERY_S = 1.0
+#: The limit is never moved to less than this above what is used: a block may take 300 MiB while it computes.
+SPARE_NBYTES = 512 << 20
 
 
 def run(found: Path | None, out: Path, steps: int, disturbed: bool) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def _disturb(stack: ExitStack, group: Limited, low: int, high: int) -> Any:
     """Start what computes and takes memory beside the run; return what moves the limit."""
     group.popen(taking(TAKEN_NBYTES))
     group.popen([sys.executable, "-c", BURSTS])
-    return moving_limit(group, low, high, every_s=EVERY_S)
+    return moving_limit(group, low, high, every_s=EVERY_S, spare_nbytes=SPARE_NBYTES)
 
 
 def _passes(ledger: Path, name: str) -> dict[str, Any]:
