@@ -78,6 +78,7 @@ class Planning:
 
         Raises BudgetError, naming the least that would do, when nothing fits.
         """
+        self.governor.frugal = False  # a draft may have come before
         outside = self._expected_outside(stages)
         room = self.governor.weights_nbytes(outside)
         if self._most is not None:
