@@ -85,3 +85,8 @@ def bound_s(stage: Stage, retained: Collection[int] = (), passes: int | None = N
     once = sum(stage.segments[i].load_s for i in stage.visited if i in retained)
     computed = sum(pace * count for pace, count in stage.paces(n)) * stage.execute_s
     return max(computed, n * streamed + (once if n else 0.0))
+
+
+def overlap(load_s: float, stall_s: float) -> float:
+    """Return the share of load time that compute hid: load time less stalls, over load time, 0..1."""
+    return max(0.0, 1.0 - stall_s / load_s) if load_s else 0.0

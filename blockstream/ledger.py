@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from struct import Struct
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, overload
 
 from .segments import Visit
 
@@ -49,6 +50,57 @@ class Span(NamedTuple):
         return self.end_s - self.start_s
 
 
+class Spans(Sequence[Span]):
+    """Spans in 40 bytes each: a run of thousands of passes has millions. `append` is safe from any thread."""
+
+    _ROW = Struct("<2dq3iI")
+    #: Rows that are copied at once to be read: a row may be added meanwhile.
+    _CHUNK = 4096
+
+    def __init__(self) -> None:
+        self._rows = bytearray()
+        self._lock = threading.Lock()
+        #: What spans have in common: thread, kind, label, and whether there is a visit.
+        self._common: list[tuple[str, str, str, bool]] = []
+        self._codes: dict[tuple[str, str, str, bool], int] = {}
+
+    def append(self, span: Span) -> None:
+        """Add a span."""
+        thread, kind, start_s, end_s, label, visit, nbytes = span
+        common = (thread, kind, label, visit is not None)
+        with self._lock:
+            code = self._codes.setdefault(common, len(self._common))
+            if code == len(self._common):
+                self._common.append(common)
+            self._rows += self._ROW.pack(start_s, end_s, nbytes, *(visit or (0, 0, 0)), code)
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._ROW.size
+
+    @overload
+    def __getitem__(self, at: int) -> Span: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Span]: ...
+
+    def __getitem__(self, at: int | slice) -> Span | list[Span]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        begin = range(len(self))[at] * self._ROW.size
+        return self._span(self._ROW.unpack_from(self._rows, begin))
+
+    def __iter__(self) -> Iterator[Span]:
+        begin, size = 0, self._ROW.size
+        while rows := bytes(self._rows[begin : begin + self._CHUNK * size]):
+            yield from map(self._span, self._ROW.iter_unpack(rows))
+            begin += len(rows)
+
+    def _span(self, row: tuple[Any, ...]) -> Span:
+        start_s, end_s, nbytes, *visit, code = row
+        thread, kind, label, visited = self._common[code]
+        return Span(thread, kind, start_s, end_s, label, Visit(*visit) if visited else None, nbytes)
+
+
 class Note(NamedTuple):
     """Something that was so at one moment: a "plan", "memory", a "step" of a sampler. Plain JSON values."""
 
@@ -73,7 +125,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.spans: list[Span] = []
+        self.spans = Spans()
         self.notes: list[Note] = []
         self._clock = clock
         self._begin = clock()
@@ -176,21 +228,10 @@ def unaccounted(spans: Iterable[Span], wall_s: float, thread: str = "compute") -
     Spans that overlap one another count once; what comes after `wall_s` does not count.
     """
     covered, upto = 0.0, float("-inf")
-    for span in sorted((s for s in spans if s.thread == thread), key=lambda s: s.start_s):
-        covered += max(0.0, min(span.end_s, wall_s) - max(span.start_s, upto))
-        upto = max(upto, span.end_s)
+    for start_s, end_s in sorted((s.start_s, s.end_s) for s in spans if s.thread == thread):
+        covered += max(0.0, min(end_s, wall_s) - max(start_s, upto))
+        upto = max(upto, end_s)
     return max(0.0, 1.0 - covered / wall_s) if wall_s > 0 else 0.0
-
-
-def overlap(spans: Iterable[Span]) -> float:
-    """Return the share of load time that compute hid: load time less stalls, over load time, 0..1."""
-    loads = stalls = 0.0
-    for span in spans:
-        if span.kind == "load":
-            loads += span.seconds
-        elif span.kind == "stall":
-            stalls += span.seconds
-    return max(0.0, 1.0 - stalls / loads) if loads else 0.0
 
 
 def read_ledger(path: Path) -> list[Span]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Set
+from math import inf
 from statistics import fmean
 from typing import Any
 
 from blockstream import latency
-from blockstream.ledger import Span, overlap
+from blockstream.ledger import Span
 from blockstream.plan import Plan
+from blockstream.segments import Stage
 
 
 def stage_summaries(plan: Plan, spans: Iterable[Span]) -> list[dict[str, Any]]:
@@ -19,26 +22,53 @@ def stage_summaries(plan: Plan, spans: Iterable[Span]) -> list[dict[str, Any]]:
     the measured pass, both without what runs outside the blocks; wall_s from the stage's first wait to its
     last visit, all included.
     """
-    visited: dict[int, list[Span]] = {i: [] for i in range(len(plan.stages))}
+    seen = [_Seen({s.segments[i].name for i in _blocks(s)}) for s in plan.schedule.stages]
     for span in spans:
         if span.visit is not None:
-            visited[span.visit.stage].append(span)
-    return [_summary(plan, i, visited[i]) for i in range(len(plan.stages))]
+            seen[span.visit.stage].add(span)
+    return [_summary(plan, i, x) for i, x in enumerate(seen)]
 
 
-def _summary(plan: Plan, index: int, spans: list[Span]) -> dict[str, Any]:
+class _Seen:
+    """What a summary needs of a stage's spans, a few bytes each: a long run has millions."""
+
+    def __init__(self, blocks: Set[str]) -> None:
+        self._blocks = blocks
+        self.passes = self.read_nbytes = 0
+        self.begin_s, self.end_s = inf, 0.0
+        #: Seconds by kind: of all spans, and of the blocks'.
+        self.all: dict[str, array[float]] = {k: array("d") for k in ("load", "execute", "stall")}
+        self.blocks: dict[str, array[float]] = {k: array("d") for k in self.all}
+
+    def add(self, span: Span) -> None:
+        """Take in a span that has a visit."""
+        if span.kind not in self.all or span.visit is None:
+            return
+        self.all[span.kind].append(span.seconds)
+        if span.label in self._blocks:
+            self.blocks[span.kind].append(span.seconds)
+        if span.kind == "load":
+            self.read_nbytes += span.nbytes
+            return
+        self.begin_s, self.end_s = min(self.begin_s, span.start_s), max(self.end_s, span.end_s)
+        if span.kind == "execute":
+            self.passes = max(self.passes, span.visit.pass_index + 1)
+
+
+def _blocks(stage: Stage) -> list[int]:
+    """Return the segments of a stage that are visited and not resident."""
+    return [i for i in stage.visited if not stage.segments[i].resident]
+
+
+def _summary(plan: Plan, index: int, seen: _Seen) -> dict[str, Any]:
     stage, planned = plan.schedule.stages[index], plan.stages[index]
-    blocks = [i for i in stage.visited if not stage.segments[i].resident]
-    names = {stage.segments[i].name for i in blocks}
-    kept = sum(i in planned.layout.retained for i in blocks)
-    of = {kind: [s for s in spans if s.kind == kind] for kind in ("load", "execute", "stall")}
-    passes = 1 + max((s.visit.pass_index for s in of["execute"] if s.visit), default=-1)
-    computed = [*of["execute"], *of["stall"]]
-    wall_s = max((s.end_s for s in computed), default=0.0) - min((s.start_s for s in computed), default=0.0)
-    l_s = fmean([s.seconds for s in of["load"] if s.label in names] or [0.0])
-    e_s = fmean([s.seconds for s in of["execute"] if s.label in names] or [0.0])
+    kept = sum(i in planned.layout.retained for i in _blocks(stage))
+    passes = seen.passes
+    load_s, execute_s, stall_s = (sum(seen.all[kind]) for kind in ("load", "execute", "stall"))
+    l_s = fmean(seen.blocks["load"] or [0.0])
+    e_s = fmean(seen.blocks["execute"] or [0.0])
     b = len([i for i in stage.order if not stage.segments[i].resident])
-    a_pass = sum(s.seconds for s in computed if s.label in names) / passes if passes else 0.0
+    a_pass = (sum(seen.blocks["execute"]) + sum(seen.blocks["stall"])) / passes if passes else 0.0
     return {
         "name": stage.name,
         "passes": passes,
@@ -50,10 +80,10 @@ def _summary(plan: Plan, index: int, spans: list[Span]) -> dict[str, Any]:
         "e_s": e_s,
         "alpha_s": latency.alpha_s(b, kept, l_s, e_s, a_pass) if b and passes and kept <= b else 0.0,
         "r_s": latency.sequential_s(b, l_s, e_s) - a_pass,
-        "overlap": overlap(spans),
-        "load_s": sum(s.seconds for s in of["load"]),
-        "execute_s": sum(s.seconds for s in of["execute"]),
-        "stall_s": sum(s.seconds for s in of["stall"]),
-        "wall_s": wall_s,
-        "read_nbytes": sum(s.nbytes for s in of["load"]),
+        "overlap": latency.overlap(load_s, stall_s),
+        "load_s": load_s,
+        "execute_s": execute_s,
+        "stall_s": stall_s,
+        "wall_s": max(0.0, seen.end_s - seen.begin_s),
+        "read_nbytes": seen.read_nbytes,
     }

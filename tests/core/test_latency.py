@@ -118,3 +118,10 @@ def test_unequal_segments_count_each_load_where_it_is_hidden():
     assert latency.bound_s(one) == 3 * max(5, 7)
     assert latency.bound_s(one, {0}) == max(15, 3 * 2 + 5)
     assert latency.bound_s(one, {0}, 0) == 0
+
+
+def test_overlap_is_the_share_of_loading_that_compute_did_not_wait_for():
+    assert latency.overlap(4.0, 1.0) == 0.75
+    assert latency.overlap(4.0, 0.0) == 1.0
+    assert latency.overlap(4.0, 9.0) == 0.0
+    assert latency.overlap(0.0, 1.0) == 0.0

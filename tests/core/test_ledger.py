@@ -7,15 +7,31 @@ import threading
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from blockstream.engine import Engine
-from blockstream.ledger import FLUSH_S, Ledger, Span, overlap, read_ledger, read_records, unaccounted
+from blockstream.ledger import FLUSH_S, KINDS, Ledger, Span, Spans, read_ledger, read_records, unaccounted
 from blockstream.plan import make_plan
 from blockstream.retention import NONE, SPREAD
 from blockstream.segments import AtMost, Visit
 
 from ..support.fakes import UNIT, FakeStore, VirtualClock, schedule, stage
 from .test_engine_agrees import plans
+
+
+@st.composite
+def spans(draw):
+    """Any span: with and without a visit, of few threads and labels."""
+    start_s, size = draw(st.floats(0, 1e6)), st.integers(0, 2**31 - 1)
+    return Span(
+        draw(st.sampled_from(["compute", "loader"])),
+        draw(st.sampled_from(KINDS)),
+        start_s,
+        start_s + draw(st.floats(0, 1e3)),
+        draw(st.sampled_from(["", "Zürich \N{SNOWMAN}", "dit.block.0"])),
+        draw(st.none() | st.builds(Visit, size, size, size)),
+        draw(st.integers(0, 2**62)),
+    )
 
 
 class Clock:
@@ -40,7 +56,7 @@ def run(plan, outside_s=0.0):
                 clock.sleep(seconds[name].execute_s)
             if outside_s:
                 clock.sleep(outside_s)
-    return engine.ledger.spans, clock.now() - begin
+    return list(engine.ledger.spans), clock.now() - begin
 
 
 # -- the compute thread's time -----------------------------------------------------------------
@@ -92,14 +108,6 @@ def test_spans_that_overlap_count_once():
     assert unaccounted([], 0) == 0.0
 
 
-def test_overlap_is_the_share_of_loading_that_compute_did_not_wait_for():
-    loads = [Span("loader", "load", 0, 2), Span("loader", "load", 2, 4)]
-    assert overlap([*loads, Span("compute", "stall", 0, 1)]) == 0.75
-    assert overlap(loads) == 1.0
-    assert overlap([*loads, Span("compute", "stall", 0, 9)]) == 0.0
-    assert overlap([Span("compute", "stall", 0, 1)]) == 0.0
-
-
 def test_time_outside_segments_is_named_by_its_phase():
     clock = Clock()
     ledger = Ledger(clock=clock)
@@ -112,6 +120,36 @@ def test_time_outside_segments_is_named_by_its_phase():
     ledger.compute.mark("outside")
     named = [(s.label, s.seconds) for s in ledger.spans if s.seconds]
     assert named == [("setup", 1), ("tokenize", 2), ("setup", 3), ("", 4)]
+
+
+# -- in memory ---------------------------------------------------------------------------------
+
+
+@given(st.lists(spans()))
+def test_spans_read_back_as_they_were_added(added):
+    kept = Spans()
+    for span in added:
+        kept.append(span)
+    assert list(kept) == kept[:] == [kept[i] for i in range(len(added))] == added
+    assert kept[-3:] == added[-3:] and kept[::2] == added[::2] and len(kept) == len(added)
+    with pytest.raises(IndexError):
+        kept[len(added)]
+
+
+def test_spans_may_be_added_while_they_are_read():
+    kept, threads = Spans(), range(4)
+
+    def add(n):
+        for k in range(3000):
+            kept.append(Span(f"thread {n}", "load", k, k + 1, str(k % 7), Visit(n, k, 0), k))
+
+    adding = [threading.Thread(target=add, args=(n,)) for n in threads]
+    for thread in adding:
+        thread.start()
+    while any(thread.is_alive() for thread in adding):
+        assert all(s.label == str(s.nbytes % 7) and s.thread == f"thread {s.visit.stage}" for s in kept)
+    for n in threads:
+        assert [s.nbytes for s in kept if s.visit.stage == n] == list(range(3000))
 
 
 # -- on disk -----------------------------------------------------------------------------------

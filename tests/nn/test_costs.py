@@ -168,7 +168,8 @@ def test_remembering_changes_no_bit(folder):
 
 def ledger_of(spans):
     ledger = Ledger()
-    ledger.spans.extend(spans)
+    for span in spans:
+        ledger.add(span)
     return ledger
 
 
