@@ -5,6 +5,7 @@
     python -m benchmarks.peers --work DIR --cells 't5/3.3GiB/*' 'stdit3/*/accelerate/0'
     python -m benchmarks.peers --work DIR --minutes 0 # only the page of what is done
     python -m benchmarks.peers --work DIR --more 2    # two trials more of what has one, half an hour
+    python -m benchmarks.peers --work DIR --pairs 'stdit3/1.5GiB/AirCanvas ring' 8    # ours and it in turn
 
 A cell is MODEL/BUDGET/WAY/TRIAL; its facts are written to DIR when it is done. Each runs in a process of
 its own, in a control group limited to the budget, with nothing of the weights in the page cache. Peers are
@@ -33,7 +34,7 @@ from benchmarks import t5_xxl
 from benchmarks._results import load, write
 from benchmarks.bench_reader import raw_s
 from benchmarks.peers import page
-from benchmarks.peers.cells import MAIN, Cell, Results, main_column, missing, other_columns
+from benchmarks.peers.cells import MAIN, Cell, Results, main_column, missing, other_columns, pairs
 from benchmarks.peers.environments import PROJECT, Environment, NoRoomError, check_disk, environment
 from benchmarks.peers.models import MODELS, checkpoint, nbytes
 from benchmarks.peers.ways import WAYS
@@ -62,7 +63,8 @@ class Race:
         folder = self.checkpoint(cell.model)
         scratch = self.work / "scratch" / f"{cell.way}-{cell.model}".replace(" ", "_")
         if not scratch.exists():
-            shutil.rmtree(scratch.parent, ignore_errors=True)
+            if WAYS[cell.way].packages:  # ours write nothing
+                shutil.rmtree(scratch.parent, ignore_errors=True)
             scratch.mkdir(parents=True)
         if WAYS[cell.way].packages:
             check_disk(scratch, sum(p.stat().st_size for p in t5_xxl.files(folder)), f"a copy by {cell.way}")
@@ -140,6 +142,15 @@ def race(
         shutil.rmtree(runner.work / "scratch", ignore_errors=True)
 
 
+def in_pairs(cells: list[Cell], results: Results, runner: Race) -> None:
+    """Run cells of ours and of one peer as they come, with the peer's environment made once."""
+    with ExitStack() as stack:
+        packages = {WAYS[cell.way].packages for cell in cells}
+        execute = {p: _installed(stack, p, runner) for p in packages}
+        results.run(cells, lambda cell: execute[WAYS[cell.way].packages](cell))
+    shutil.rmtree(runner.work / "scratch", ignore_errors=True)
+
+
 def _installed(stack: ExitStack, packages: tuple[str, ...], runner: Race) -> Callable[[Cell], dict[str, Any]]:
     """Return what runs a cell in an environment that is made for the first one, and goes with the stack."""
 
@@ -175,12 +186,18 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=90, help="begin no cell after this")
     parser.add_argument("--more", type=int, default=0, help="further trials at the other budgets")
+    parser.add_argument(
+        "--pairs", nargs=2, metavar=("ROW", "N"), help="N trials of MODEL/BUDGET/WAY and ours"
+    )
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--small", action="store_true", help="networks of some megabytes, one trial")
     options = parser.parse_args()
+    rival = Cell(*options.pairs[0].split("/")) if options.pairs else None
+    if rival and (rival.model not in MODELS or rival.way not in WAYS):
+        parser.error(f"there is no row {options.pairs[0]!r}; models: {list(MODELS)}, ways: {list(WAYS)}")
     work = options.work.resolve()
     results = Results(work / ("cells-small" if options.small else "cells"))
-    end = time.monotonic() + 60 * options.minutes
+    end = time.monotonic() + 60 * (0 if rival else options.minutes)
     runner = Race(work, options.small)
 
     def may_begin() -> bool:
@@ -193,6 +210,8 @@ def main() -> None:
     except OSError:
         raise SystemExit(f"another race is under way in {work}") from None
     try:
+        if rival:
+            in_pairs(pairs(results.read(), rival, int(options.pairs[1])), results, runner)
         race(cells, results, runner, options, may_begin)
         for trial in range(1 + options.more):
             race(other_columns(results.read(), trial), results, runner, options, may_begin)

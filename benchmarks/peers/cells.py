@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,14 @@ def other_columns(found: Found, trial: int = 0) -> list[Cell]:
         cells += [Cell(model, budget, way, trial) for way in ways for budget in OTHERS]
     # One environment at a time: contestant by contestant, as in the full column.
     return sorted(cells, key=lambda cell: list(WAYS).index(cell.way))
+
+
+def pairs(found: Found, rival: Cell, count: int) -> list[Cell]:
+    """Return `count` further trials of ours and of a rival's row in turn, one first and then the other."""
+    rows = [replace(rival, way=AUTO), rival]
+    first = 1 + max((cell.trial for cell in found if cell.row in rows), default=-1)
+    trials = range(first, first + count)
+    return [replace(row, trial=n) for n in trials for row in (rows if n % 2 else reversed(rows))]
 
 
 def missing(found: Found, cells: Iterable[Cell]) -> list[Cell]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from benchmarks.peers.cells import (
     best_other,
     main_column,
     other_columns,
+    pairs,
     pass_s,
 )
 from benchmarks.peers.environments import NoRoomError, check_disk, environment
@@ -68,6 +70,15 @@ def test_an_environment_is_made_once_for_the_cells_of_a_column(found):
         order = [WAYS[c.way].packages for c in cells]
         changes = [packages for n, packages in enumerate(order) if n == 0 or order[n - 1] != packages]
         assert len(changes) == len(set(changes))
+
+
+def test_pairs_are_further_trials_of_ours_and_one_row_in_turn():
+    rival = Cell("dit", "6GiB", "AirCanvas ring")
+    ours = Cell("dit", "6GiB", AUTO)
+    assert pairs({}, rival, 1) == [rival, ours]
+    cells = pairs({rival: facts(rival.way), replace(ours, trial=2): facts(AUTO)}, rival, 2)
+    assert [(c.way, c.trial) for c in cells] == [(AUTO, 3), (rival.way, 3), (rival.way, 4), (AUTO, 4)]
+    assert {(c.model, c.budget) for c in cells} == {("dit", "6GiB")}
 
 
 def test_other_budgets_have_ours_accelerate_and_the_fastest_other(found):
