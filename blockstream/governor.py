@@ -64,6 +64,8 @@ class Governor:
         #: The largest growth within one pass outside the arena: what compute needs.
         self.activations_nbytes = 0
         self._pass_base = self._expected = self._outside_then = 0
+        #: The largest growth outside the arena within one visit of this stage, and what it is counted from.
+        self._need = self._visit_base = 0
         self.set(budget)
 
     def set(self, budget: int | str | None) -> None:
@@ -83,24 +85,30 @@ class Governor:
         """Take what is held now as the process's own, and begin to watch; `watch` as for MemoryWatch."""
         trim_heap()
         self.base_nbytes = self._held_nbytes()
-        self.watch = MemoryWatch(self._amount, arena_nbytes=self._touched, **watch)
+        self.watch = MemoryWatch(self._amount, arena_nbytes=self._touched, judge=self._judge_again, **watch)
 
     def begin_stage(self) -> None:
         """Forget what earlier stages held outside the arena; what they left in the heap goes back."""
-        self._expected = self._outside_then = 0
+        self._expected = self._outside_then = self._need = 0
         trim_heap()
         if self.watch is not None:
-            self.watch.forget_outside()
+            self._visit_base = self.watch.forget_outside()
 
     def begin_pass(self) -> None:
         """Take note of what is held outside the arena before a pass computes."""
         if self.watch is not None:
             self._pass_base = max(0, self.watch.sample().nbytes - self._touched())
 
-    def sample(self, label: str | None = None) -> None:
-        """Account for what is held now, after a visit."""
+    def sample(self, label: str | None = None, known: bool = True) -> None:
+        """Account for what is held now, after a visit.
+
+        Until a block of each kind is `known` the growth of all visits counts as that of one.
+        """
         if self.watch is not None:
             self.watch.sample(label)
+            most, last = self.watch.lap()
+            self._need = max(self._need, most - self._visit_base)
+            self._visit_base = last if known else self._visit_base
             self._account()
             if self.frugal:
                 trim_heap()
@@ -110,11 +118,13 @@ class Governor:
         self._expected = self._pass_base + activations_nbytes
 
     def relieve(self) -> None:
-        """Give back what the C library's heap keeps of what was freed: it is no need of compute."""
+        """Give back what the C library's heap keeps of what was freed.
+
+        Compute will take some of it again: what a visit was seen to need stays reserved.
+        """
         if self.watch is not None and not self.frugal:
-            before = self._held_nbytes()
             trim_heap()
-            self.watch.forget_outside(max(0, before - self._held_nbytes()))
+            self._visit_base = self.watch.forget_outside(self._need)
 
     def has_grown(self) -> bool:
         """Return whether more was held outside the arena since the last call."""
@@ -136,13 +146,10 @@ class Governor:
         With `slack` half of what "auto" leaves to others counts as well: what is planned within the
         ceiling is given up only below that, so that the planner does not chase every movement.
         """
-        now = self._held_nbytes()
-        total = now + self._free_nbytes()
+        now, free = self._held_nbytes(), self._free_nbytes()
         if self._part is None:
-            return min(self._amount, total - (GUARD_NBYTES // 2 if slack else GUARD_NBYTES))
-        part = (1 + self._part) / 2 if slack else self._part
-        base = min(self.base_nbytes or now, total)
-        return base + int(part * (total - base))
+            return min(self._amount, now + free - (GUARD_NBYTES // 2 if slack else GUARD_NBYTES))
+        return self._with_part(self._part, now, free, slack)
 
     def weights_nbytes(self, outside_nbytes: int | None = None, slack: bool = False) -> int:
         """Return the bytes weights may take now; below zero when there is no room for any.
@@ -230,12 +237,23 @@ class Governor:
             most = self.watch.outside_nbytes - self._pass_base
             self.activations_nbytes = max(self.activations_nbytes, most)
 
+    def _with_part(self, part: float, now: int, free: int, slack: bool) -> int:
+        """Return a ceiling that is a part of the headroom, or with `slack` midway to all of it."""
+        base = min(self.base_nbytes or now, now + free)
+        return base + int(((1 + part) / 2 if slack else part) * (now + free - base))
+
     def _judged_by(self) -> int:
-        """Return what is too much: the amount, or as much less (or more) as the headroom moved since."""
-        if self.explicit:
+        """Return what is too much: the amount, or the ceiling with its slack where the headroom has moved."""
+        if self.explicit or self.ceiling_nbytes() <= self._amount <= self.ceiling_nbytes(slack=True):
             return self._amount
-        low, high = self.ceiling_nbytes(), self.ceiling_nbytes(slack=True)
-        return high if high < self._amount else max(self._amount, low)
+        return self.ceiling_nbytes(slack=True)
+
+    def _judge_again(self, now: Held, judged: int) -> int:
+        """Return what is too much at the very moment that more is held. Any thread; nothing is changed."""
+        part, look = self._part, self._look
+        if part is None or look is None:
+            return judged
+        return max(judged, self._with_part(part, now.nbytes, self._free_under(look()), slack=True))
 
     def _free_nbytes(self) -> int:
         """Return what the system would still give, from the last look unless a new one is due."""
@@ -245,13 +263,15 @@ class Governor:
             self._headroom = self._look()
             self._looked_s = self._clock()
             self._held_then = self._held_nbytes()
-        untouched = self._mapped() - self._touched()
-        free = min(
-            limit.free_nbytes + (untouched if limit.source in _COUNT_MAPPED else 0)
-            for limit in self._headroom.limits
-        )
         # What was taken since is no longer free.
-        return max(0, free - (self._held_nbytes() - self._held_then))
+        return max(0, self._free_under(self._headroom) - (self._held_nbytes() - self._held_then))
+
+    def _free_under(self, headroom: Headroom) -> int:
+        untouched = self._mapped() - self._touched()
+        return min(
+            limit.free_nbytes + (untouched if limit.source in _COUNT_MAPPED else 0)
+            for limit in headroom.limits
+        )
 
     def _held_nbytes(self) -> int:
         if self.watch is None or self._closed:

@@ -198,6 +198,30 @@ def test_what_was_outside_once_stays_reserved_until_the_next_stage(machine):
     governor.close()
 
 
+def test_what_the_heap_gives_back_counts_but_for_what_a_visit_takes_again(machine, monkeypatch):
+    governor = watched(machine, "1000MiB")
+    monkeypatch.setattr("blockstream.governor.trim_heap", lambda: setattr(machine, "held", 300 * MIB))
+    free = governor.weights_nbytes()
+    governor.begin_stage()
+
+    def visit(takes, keeps, known=True):
+        machine.held += takes * MIB
+        governor.watch.sample()
+        machine.held -= (takes - keeps) * MIB
+        governor.sample(known=known)
+
+    visit(takes=40, keeps=10, known=False)
+    visit(takes=40, keeps=10)  # now blocks of each kind are known: together they took 10 + 40
+    for _ in range(20):
+        visit(takes=40, keeps=10)
+    assert governor.weights_nbytes() == free - (210 + 40) * MIB
+    governor.relieve()
+    assert governor.weights_nbytes() == free - 50 * MIB
+    visit(takes=50, keeps=0)
+    assert governor.weights_nbytes() == free - 50 * MIB
+    governor.close()
+
+
 def test_expected_activations_are_left_room_before_they_are_seen(machine):
     governor = watched(machine, "1000MiB")
     free = governor.weights_nbytes()
@@ -230,6 +254,31 @@ def test_auto_is_judged_by_what_is_left_once_it_was_followed(machine):
     machine.take(-3000 * MIB)
     governor.follow()
     assert governor.watch.budget_nbytes >= first
+    governor.close()
+
+
+def test_auto_is_judged_by_the_ceiling_with_its_slack_where_the_headroom_has_moved(machine):
+    governor = watched(machine, "auto")
+    first = governor.watch.budget_nbytes
+    governor.follow()
+    assert governor.watch.budget_nbytes == first, "nothing has moved"
+    for moved in (3000, -2000):
+        machine.take(-moved * MIB)
+        governor.follow()
+        assert governor.watch.budget_nbytes == governor.ceiling_nbytes(slack=True) != first
+    governor.close()
+
+
+def test_what_is_held_above_the_last_ceiling_is_within_the_budget_if_there_is_more_now(machine):
+    governor = watched(machine, "auto")
+    first = governor.watch.budget_nbytes
+    machine.take(-1000 * MIB)  # nobody has looked since
+    machine.load(first + 500 * MIB - machine.held)
+    governor.watch.sample()
+    assert not governor.watch.broken and governor.watch.budget_nbytes > machine.held
+    machine.load(governor.watch.budget_nbytes + 200 * MIB - machine.held)
+    governor.watch.sample()
+    assert governor.watch.broken
     governor.close()
 
 

@@ -105,15 +105,21 @@ class Planning:
         return expected + margin_nbytes(self.governor.outside_nbytes + expected + arena_nbytes)
 
     def _expected_outside(self, stages: Sequence[StreamedStage]) -> int:
-        """Return what will be held outside the arena: now, once all libraries are warm, and activations."""
-        if self.governor.explicit:
+        """Return what will be held outside the arena: now, once all libraries are warm, and activations.
+
+        Where "auto" leaves room for all weights, what compute needs is not found out beforehand.
+        """
+        schedule = Schedule.of([default_costs(s) for s in stages])
+        most = max(x.nbytes for x in schedule.stages)
+        free = self.governor.weights_nbytes(self.governor.outside_nbytes + ACTIVATIONS_NBYTES)
+        if self.governor.explicit or free < most:
             for s in stages:
                 s.activations_nbytes = s.activations_nbytes or activation_nbytes(s.prepared, s.example_inputs)
             gc.collect()  # what that left in cycles would be there in one start and not in another
             self.governor.relieve()
         now = self.governor.outside_nbytes  # what it took to find that out included
         activations = _expected_activations(stages)
-        least = least_arena(Schedule.of([default_costs(s) for s in stages]), self._slots)
+        least = least_arena(schedule, self._slots)
         if self.governor.explicit and self.governor.weights_nbytes(now + activations) < least + TIGHT_NBYTES:
             now = max(now, _floor())
         return now + activations
@@ -149,7 +155,8 @@ class Planning:
 
     def after_visit(self, stage: StreamedStage, engine: Engine, arena: Arena) -> None:
         """Account for a visit: shrink if memory has become short, complete the first plan if it may be."""
-        self.governor.sample(stage.name)
+        known = stage.completed or stage.is_known()
+        self.governor.sample(stage.name, known)
         short = False
         if self._resized or self.governor.is_due() or self.governor.has_grown():
             short = self._is_short(engine)
@@ -160,7 +167,7 @@ class Planning:
                 self.governor.follow()
         if short:
             self._shrink(stage, engine, arena)
-        elif not stage.completed and stage.is_known():
+        elif known and not stage.completed:
             stage.completed = True
             if self._most is None or self._limit < self._most:
                 self._complete(stage, engine, arena)

@@ -192,7 +192,8 @@ class MemoryWatch:
     The kernel has no high-water mark for this sum, so a thread looks; it is joined by `close`, and
     by leaving the `with` block. `sample` may be called from any thread; `arena_nbytes` is called
     from any, under the watch's lock. A change of `budget_nbytes` holds from the next sample on;
-    `broken` remembers that any sample was above it. `record(held, arena_nbytes)` is called under the
+    `broken` remembers that any sample was above it. Before it is, `judge(held, budget)`, called under the
+    lock, says what the budget is at that very moment. `record(held, arena_nbytes)` is called under the
     lock, once a stretch of time with the most held in it, as rarely as `Stretches` says.
     """
 
@@ -205,13 +206,15 @@ class MemoryWatch:
         clock: Callable[[], float] = time.monotonic,
         on_sample: Callable[[Held], object] = lambda now: None,
         record: Callable[[Held, int], None] | None = None,
+        judge: Callable[[Held, int], int] | None = None,
     ) -> None:
         if every_s <= 0:
             raise ValueError(f"every_s is {every_s}: a watch needs a time above 0 between samples")
         self.budget_nbytes = budget_nbytes
         self.broken = False
         self.samples = 0
-        self.outside_nbytes = 0
+        self.outside_nbytes = self._lap_nbytes = self._last_outside = 0
+        self._judge = judge
         self._on_sample = on_sample
         self._every_s = every_s
         self._arena_nbytes = arena_nbytes
@@ -252,14 +255,18 @@ class MemoryWatch:
         with self._lock:
             now, self.samples = self._read(), self.samples + 1
             arena_nbytes = self._arena_nbytes()
-            self.outside_nbytes = max(self.outside_nbytes, now.nbytes - arena_nbytes)
+            self._last_outside = outside = max(0, now.nbytes - arena_nbytes)
+            self.outside_nbytes = max(self.outside_nbytes, outside)
+            self._lap_nbytes = max(self._lap_nbytes, outside)
             if self._peak is None or now.nbytes > self._peak.held.nbytes:
                 at = self._clock() - self._began
                 self._peak = Peak(now, at, self._label, arena_nbytes)
             if self._record is not None:
                 self._keep(now, arena_nbytes)
-            if self.budget_nbytes is not None and now.nbytes > self.budget_nbytes:
-                self.broken = True
+            if self.budget_nbytes is not None and now.nbytes > self.budget_nbytes and not self.broken:
+                if self._judge is not None:
+                    self.budget_nbytes = self._judge(now, self.budget_nbytes)
+                self.broken = now.nbytes > self.budget_nbytes
             if label is not None:  # after the comparison: what is held now came of the last label
                 self._label = label
             return now
@@ -275,11 +282,18 @@ class MemoryWatch:
             (most, arena_nbytes), self._most = self._most, None
             self._record(most, arena_nbytes)
 
-    def forget_outside(self, nbytes: int | None = None) -> None:
-        """Begin `outside_nbytes` anew, with what is held now; or take `nbytes` that are gone off it."""
+    def lap(self) -> tuple[int, int]:
+        """Return the most that was held outside the arena since the last call, and last; begin anew."""
         with self._lock:
-            now = max(0, self._read().nbytes - self._arena_nbytes())
-            self.outside_nbytes = now if nbytes is None else max(now, self.outside_nbytes - nbytes)
+            most, self._lap_nbytes = self._lap_nbytes, self._last_outside
+            return most, self._last_outside
+
+    def forget_outside(self, but_nbytes: int = 0) -> int:
+        """Forget what was held outside the arena beyond what is now, which is returned, and `but_nbytes`."""
+        with self._lock:
+            now = self._last_outside = self._lap_nbytes = max(0, self._read().nbytes - self._arena_nbytes())
+            self.outside_nbytes = min(self.outside_nbytes, now + but_nbytes)
+            return now
 
     @property
     def peak(self) -> Peak:
