@@ -53,8 +53,8 @@ SMALL_BUDGET = "2GiB"
 class Race:
     """Runs cells: makes checkpoints when they are needed, scratch folders for one contestant and network."""
 
-    def __init__(self, work: Path, small: bool) -> None:
-        self.work, self.small = work, small
+    def __init__(self, work: Path, small: bool, passes: int | None = None) -> None:
+        self.work, self.small, self.passes = work, small, passes
         self.python = Path()
         self.probe: Probe | None = None
 
@@ -94,7 +94,7 @@ class Race:
         variables = {"PYTHONPATH": str(PROJECT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.work / "hf")}
         command = ["env", *(f"{k}={v}" for k, v in variables.items()), str(self.python)]
         command += ["-m", "benchmarks.peers.contestant", cell.way, cell.model, str(folder), str(scratch)]
-        command += ["--passes", str(MODELS[cell.model].passes), *([empty] if empty else [])]
+        command += ["--passes", str(self.passes or MODELS[cell.model].passes), *([empty] if empty else [])]
         command += ["--budget", str(budget)] if budget else []
         with limited(memory_nbytes=budget or psutil.virtual_memory().total) as group:
             try:
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument(
         "--pairs", nargs=2, metavar=("ROW", "N"), help="N trials of MODEL/BUDGET/WAY and ours"
     )
+    parser.add_argument("--passes", type=int, help="of each run, where a model's own are too few")
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--small", action="store_true", help="networks of some megabytes, one trial")
     options = parser.parse_args()
@@ -198,7 +199,7 @@ def main() -> None:
     work = options.work.resolve()
     results = Results(work / ("cells-small" if options.small else "cells"))
     end = time.monotonic() + 60 * (0 if rival else options.minutes)
-    runner = Race(work, options.small)
+    runner = Race(work, options.small, options.passes)
 
     def may_begin() -> bool:
         return time.monotonic() < end
