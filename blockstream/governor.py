@@ -173,9 +173,9 @@ class Governor:
         """Have the next figure come from a new look: what was free a moment ago may be gone."""
         self._looked_s = float("-inf")
 
-    def is_due(self) -> bool:
-        """Return whether the headroom may be looked at again."""
-        return self._clock() - self._looked_s >= LOOK_S
+    def is_due(self, every_s: float = 0.0) -> bool:
+        """Return whether the headroom may be looked at again, or is due where that is done so rarely."""
+        return self._clock() - self._looked_s >= max(LOOK_S, every_s)
 
     def follow(self, at_once: bool = False) -> None:
         """Let the watch judge by the ceiling as it is now: call it when what is planned keeps to it.

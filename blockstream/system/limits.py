@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor
 from pathlib import Path
 
@@ -73,10 +73,10 @@ class SystemMemory:
     swap_free: int = 0
 
     @classmethod
-    def now(cls) -> SystemMemory:
-        """Return what psutil says now."""
+    def now(cls, swap: bool = True) -> SystemMemory:
+        """Return what psutil says now; without `swap` that is not asked for."""
         memory = psutil.virtual_memory()
-        return cls(memory.total, memory.available, psutil.swap_memory().free)
+        return cls(memory.total, memory.available, psutil.swap_memory().free if swap else 0)
 
 
 def headroom(root: Path = ROOT, system: SystemMemory | None = None) -> Headroom:
@@ -86,24 +86,26 @@ def headroom(root: Path = ROOT, system: SystemMemory | None = None) -> Headroom:
     (`memory.max`, `memory.high`, `memory.limit_in_bytes`, memory plus swap), and the process's
     address space and data limits. `root` and `system` replace the machine in tests.
     """
-    return HeadroomReader(root).read(system)
+    system = system or SystemMemory.now()
+    reader = HeadroomReader(root)
+    return replace(reader.read(system), swap_nbytes=_swap_free(reader.groups, system))
 
 
 class HeadroomReader:
-    """Reads the headroom again and again: the control groups are looked up once, when it is made."""
+    """Reads the headroom, without swap, again and again: the control groups are looked up once."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
-        self._groups = groups("memory", root)
+        self.groups = groups("memory", root)
 
     def read(self, system: SystemMemory | None = None) -> Headroom:
         """Return what this process may still take now."""
-        system = system or SystemMemory.now()
+        system = system or SystemMemory.now(swap=False)
         machine = Limit(AVAILABLE, system.total, system.total - system.available)
         limits = [machine, *_process_limits(self._root)]
-        for group in self._groups:
+        for group in self.groups:
             limits += _version_2(group) if group.version == 2 else _version_1(group)
-        return Headroom(tuple(limits), _swap_free(self._groups, system))
+        return Headroom(tuple(limits))
 
 
 def page_cache_nbytes(root: Path = ROOT) -> int | None:
