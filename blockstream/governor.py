@@ -26,6 +26,8 @@ MARGIN_PART = 0.01
 GUARD_NBYTES = 16 << 20
 #: The headroom is read at most this often, but for one look before more is taken.
 LOOK_S = 0.1
+#: And where a stage has everything in memory: each look takes time from compute.
+SETTLED_LOOK_S = 0.25
 #: Limits on address space and data count what is mapped, touched or not.
 _COUNT_MAPPED = ("RLIMIT_AS", "RLIMIT_DATA")
 
@@ -173,9 +175,9 @@ class Governor:
         """Have the next figure come from a new look: what was free a moment ago may be gone."""
         self._looked_s = float("-inf")
 
-    def is_due(self, every_s: float = 0.0) -> bool:
-        """Return whether the headroom may be looked at again, or is due where that is done so rarely."""
-        return self._clock() - self._looked_s >= max(LOOK_S, every_s)
+    def is_due(self, settled: bool = False) -> bool:
+        """Return whether the headroom may be looked at again; more rarely for a stage that has `settled`."""
+        return self._clock() - self._looked_s >= (SETTLED_LOOK_S if settled else LOOK_S)
 
     def follow(self, at_once: bool = False) -> None:
         """Let the watch judge by the ceiling as it is now: call it when what is planned keeps to it.

@@ -34,7 +34,7 @@ from benchmarks import t5_xxl
 from benchmarks._results import load, write
 from benchmarks.bench_reader import raw_s
 from benchmarks.peers import page
-from benchmarks.peers.cells import MAIN, Cell, Results, main_column, missing, other_columns, pairs
+from benchmarks.peers.cells import MAIN, OTHERS, Cell, Results, main_column, missing, other_columns, pairs
 from benchmarks.peers.environments import PROJECT, Environment, NoRoomError, check_disk, environment
 from benchmarks.peers.models import MODELS, checkpoint, nbytes
 from benchmarks.peers.ways import WAYS
@@ -63,7 +63,7 @@ class Race:
         folder = self.checkpoint(cell.model)
         scratch = self.work / "scratch" / f"{cell.way}-{cell.model}".replace(" ", "_")
         if not scratch.exists():
-            if WAYS[cell.way].packages:  # ours write nothing
+            if WAYS[cell.way].packages:  # ours and plain PyTorch write nothing
                 shutil.rmtree(scratch.parent, ignore_errors=True)
             scratch.mkdir(parents=True)
         if WAYS[cell.way].packages:
@@ -187,15 +187,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90, help="begin no cell after this")
     parser.add_argument("--more", type=int, default=0, help="further trials at the other budgets")
     parser.add_argument(
-        "--pairs", nargs=2, metavar=("ROW", "N"), help="N trials of MODEL/BUDGET/WAY and ours"
+        "--pairs", nargs=2, metavar=("ROW", "N"), help="N trials of a MODEL/BUDGET/WAY and ours"
     )
     parser.add_argument("--passes", type=int, help="of each run, where a model's own are too few")
     parser.add_argument("--retry", action="store_true", help="run cells that failed once more")
     parser.add_argument("--small", action="store_true", help="networks of some megabytes, one trial")
     options = parser.parse_args()
-    rival = Cell(*options.pairs[0].split("/")) if options.pairs else None
-    if rival and (rival.model not in MODELS or rival.way not in WAYS):
-        parser.error(f"there is no row {options.pairs[0]!r}; models: {list(MODELS)}, ways: {list(WAYS)}")
+    row, count = options.pairs or ("", "0")
+    parts = row.split("/")
+    known = len(parts) == 3 and parts[0] in MODELS and parts[1] in (MAIN, *OTHERS) and parts[2] in WAYS
+    if options.pairs and not (known and count.isdigit()):
+        parser.error(f"--pairs {row!r} {count!r}: no row of {list(MODELS)}, {[MAIN, *OTHERS]}, {list(WAYS)}")
+    rival = Cell(*parts) if options.pairs else None
     work = options.work.resolve()
     results = Results(work / ("cells-small" if options.small else "cells"))
     end = time.monotonic() + 60 * (0 if rival else options.minutes)
@@ -212,7 +215,7 @@ def main() -> None:
         raise SystemExit(f"another race is under way in {work}") from None
     try:
         if rival:
-            in_pairs(pairs(results.read(), rival, int(options.pairs[1])), results, runner)
+            in_pairs(pairs(results.read(), rival, int(count)), results, runner)
         race(cells, results, runner, options, may_begin)
         for trial in range(1 + options.more):
             race(other_columns(results.read(), trial), results, runner, options, may_begin)

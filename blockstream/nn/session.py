@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A stage with everything in memory looks at the headroom this often: each look takes time from compute.
-SETTLED_LOOK_S = 0.25
-
 _of_module: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 _running: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -350,7 +347,7 @@ class Session:
     def _look_after(self, now: Held) -> None:
         """Have a stage that runs without hooks give memory back when it is short. The watch's thread."""
         stage, engine = self._stages[0], self._engine
-        if not stage.settled or engine is None or not self._governor.is_due(SETTLED_LOOK_S):
+        if not stage.settled or engine is None or not self._governor.is_due(settled=True):
             return
         if engine.plan.arena_nbytes > self._governor.weights_nbytes(slack=True):
             stage.wake()
