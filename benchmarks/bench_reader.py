@@ -4,7 +4,8 @@
 
 FILE is any large file on the disk in question; an old one tells more than one just written. Each round
 reads the same bytes every way in turn: raw is a bare loop of aligned preadv calls with O_DIRECT, one
-thread each; the reader is `blockstream.checkpoint.reader.Reader`. Writes a dated result with every trial.
+thread each; the reader is `blockstream.checkpoint.read.reader.Reader`.
+Writes a dated result with every trial.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks._results import summary, table, write
-from blockstream.arena import Arena
-from blockstream.checkpoint.reader import BLOCK, Reader, Wanted
-from blockstream.segments import Extent
+from blockstream.checkpoint.read.reader import BLOCK, Reader, Wanted
+from blockstream.engine.arena import Arena
+from blockstream.plan.segments import Extent
 
 REQUESTS = (1 << 20, 4 << 20, 8 << 20, 16 << 20, 64 << 20)
 DEPTHS = (1, 2, 4)

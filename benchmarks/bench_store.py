@@ -16,15 +16,15 @@ from pathlib import Path
 
 from benchmarks._results import summary, table, write
 from benchmarks.bench_reader import raw_s, shown
-from blockstream.arena import Arena
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.layout import Request
-from blockstream.checkpoint.pack import DTYPES, pack
-from blockstream.checkpoint.placement import lay_out
-from blockstream.checkpoint.reader import REQUEST_NBYTES, THREADS, probe_memory_align
-from blockstream.checkpoint.store import FileStore
-from blockstream.checkpoint.synth import synthesise
-from blockstream.segments import Extent
+from blockstream.checkpoint.file_store import FileStore
+from blockstream.checkpoint.read.placement import lay_out
+from blockstream.checkpoint.read.reader import REQUEST_NBYTES, THREADS, probe_memory_align
+from blockstream.checkpoint.read.requests import Request
+from blockstream.checkpoint.write.packer import DTYPES, pack
+from blockstream.checkpoint.write.synthesis import synthesise
+from blockstream.engine.arena import Arena
+from blockstream.plan.segments import Extent
 
 
 def spec(segments: int, mib: int) -> dict[str, tuple[str, tuple[int, ...]]]:

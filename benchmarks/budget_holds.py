@@ -23,7 +23,7 @@ from benchmarks import t5_xxl
 from benchmarks._beside import moving_limit, taking
 from benchmarks._results import load, table, write
 from benchmarks.streaming import drop_cached, run
-from blockstream.budget import format_nbytes, parse_nbytes
+from blockstream.budget.amounts import format_nbytes, parse_nbytes
 from tests.support.cgroup import Limited, limited
 
 LIMITS = ("1.3GiB", "1.5GiB", "3.3GiB")

@@ -27,20 +27,20 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blockstream import latency
-from blockstream.accounting.outcome import predicted_for
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.synth import synthesise
-from blockstream.ledger import Ledger, Span
-from blockstream.nn.costs import measured_costs
-from blockstream.nn.empty import empty
-from blockstream.nn.flops import count_flops
-from blockstream.nn.session import Session
-from blockstream.nn.spec import tensor_spec
-from blockstream.plan import Plan
+from blockstream.checkpoint.write.synthesis import synthesise
+from blockstream.engine.ledger import Ledger, Span
+from blockstream.module.empty import empty
+from blockstream.module.flops import count_flops
+from blockstream.module.spec import tensor_spec
+from blockstream.plan import latency
+from blockstream.plan.planner import Plan
+from blockstream.plan.retention import POLICIES, RetentionPolicy
+from blockstream.plan.segments import Schedule
+from blockstream.report.outcome import predicted_for
 from blockstream.report.stages import stage_summaries
-from blockstream.retention import POLICIES, RetentionPolicy
-from blockstream.segments import Schedule
+from blockstream.streaming.costs import measured_costs
+from blockstream.streaming.session import Session
 from blockstream.system.limits import cpu_count
 from movd.stdit3 import STDIT3_XL_2, STDiT3, STDiT3Config
 from movd.t5 import T5_V1_1_XXL, t5_encoder

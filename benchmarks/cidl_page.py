@@ -16,8 +16,8 @@ from benchmarks.cidl import (
     equations_s,
     median_of,
 )
-from blockstream import latency
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
+from blockstream.plan import latency
 from blockstream.report.record import read_run
 from blockstream.report.timeline import EXECUTE, LOAD, QUIET, draw_timeline
 

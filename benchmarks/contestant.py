@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import t5_xxl
-from blockstream.budget import parse_nbytes
+from blockstream.budget.amounts import parse_nbytes
 from blockstream.system.limits import cpu_count, page_cache_nbytes
 from blockstream.system.memory import MemoryWatch, held
 
@@ -144,7 +144,7 @@ def resident(folder: Path, options: argparse.Namespace, facts: dict[str, Any]) -
 def _loaded(folder: Path, copy: bool) -> Forward:
     from safetensors.torch import load_file
 
-    from blockstream.nn.empty import empty
+    from blockstream.module.empty import empty
 
     with empty():
         module = t5_xxl.build(folder)

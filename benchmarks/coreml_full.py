@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks._results import table, write
 from blockstream.cli.main import main as blockstream
-from blockstream.config import make_config
+from blockstream.run.config import make_config
 from movd.coreml.compare import TOLERANCES, Opened, difference
 from movd.coreml.convert import Form, convert, example
 from movd.coreml.int8 import dequantised, is_quantised

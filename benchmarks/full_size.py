@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._results import path_of, table, write
-from blockstream.budget import format_nbytes, parse_nbytes
+from blockstream.budget.amounts import format_nbytes, parse_nbytes
+from blockstream.engine.ledger import Ledger, read_records
 from blockstream.errors import BudgetError
-from blockstream.ledger import Ledger, read_records
 from tests.support.cgroup import limited
 
 #: By config: family, folder as the config names it, and the bytes that making it takes for a while.
@@ -190,9 +190,9 @@ def largest(found: Path, budget: int) -> list[dict[str, Any]]:
 
 def refused(found: Path, budget: int, more: Mapping[str, object]) -> str | None:
     """Return what leaves no room for a video of some size, None where there is room."""
-    from blockstream import runner
-    from blockstream.config import load_config
-    from blockstream.plugins import activate
+    from blockstream.plugins.manager import activate
+    from blockstream.run import runner
+    from blockstream.run.config import load_config
 
     given = sets("phone.yaml", found, budget=budget, **more)[1::2]
     config = runner.pinned(load_config("phone.yaml", given))

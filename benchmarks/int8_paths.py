@@ -3,10 +3,10 @@
     python -m benchmarks.int8_paths                  # some minutes; writes results/DATE-int8-paths.{json,md}
     python -m benchmarks.int8_paths --small          # tried out in seconds, nothing is written
 
-`blockstream.nn.int8.PRODUCTS` and FEW_ROWS are read off its result: the product that is fastest over T5-XXL's
-layers with a text's rows, and the rows up to which the kernel that reads int8 is. Each instruction set has a
-process of its own, in which ATen and oneDNN are told to go no higher. Float weights held ready stand beside.
-Trials of all ways take turns and are all kept; what takes longer than a second is timed once.
+`blockstream.module.layers.int8.PRODUCTS` and FEW_ROWS are read off its result: the product that is fastest
+over T5-XXL's layers with a text's rows, and the rows up to which the kernel that reads int8 is. Each
+instruction set has a process of its own, in which ATen and oneDNN are told to go no higher. Float weights
+held ready stand beside. Trials of all ways take turns and are kept; what takes over a second is timed once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._results import summary, table, write
-from blockstream.nn import int8
+from blockstream.module.layers import int8
 from blockstream.system.limits import cpu_count
 
 #: What caps ATen and oneDNN, by instruction set. oneDNN's names are its own.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from blockstream.segments import Stage
+from blockstream.plan.segments import Stage
 
 
 def lru_ends(stage: Stage, capacity: int, passes: int) -> list[float]:

@@ -24,11 +24,11 @@ from matplotlib.axes import Axes
 
 from benchmarks._results import path_of, summary, table, write
 from benchmarks.lru import lru_ends
-from blockstream import latency
-from blockstream.plan import Plan, make_plan
-from blockstream.retention import NONE, POLICIES, PREFIX, SPREAD, RetentionPolicy
-from blockstream.segments import Exactly, Schedule, Segment, Stage
-from blockstream.simulate import simulate
+from blockstream.plan import latency
+from blockstream.plan.planner import Plan, make_plan
+from blockstream.plan.retention import NONE, POLICIES, PREFIX, SPREAD, RetentionPolicy
+from blockstream.plan.segments import Exactly, Schedule, Segment, Stage
+from blockstream.plan.simulate import simulate
 
 COMMAND = "python -m benchmarks.policies"
 UNIT = 4096

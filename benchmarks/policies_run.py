@@ -24,7 +24,7 @@ from benchmarks import t5_xxl
 from benchmarks._results import load, summary, table, write
 from benchmarks.resident import interval
 from benchmarks.streaming import drop_cached
-from blockstream.nn.session import Session
+from blockstream.streaming.session import Session
 from blockstream.system.limits import cpu_count
 
 POLICIES = ("prefix", "spread", "auto", "none")

@@ -23,7 +23,7 @@ import torch
 from benchmarks import t5_xxl
 from benchmarks._results import load, table, write
 from benchmarks.streaming import drop_cached
-from blockstream.nn.session import Session
+from blockstream.streaming.session import Session
 from blockstream.system.limits import cpu_count
 
 GOAL = 0.10

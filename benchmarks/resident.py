@@ -26,7 +26,7 @@ from torch import nn
 import blockstream
 from benchmarks import t5_xxl
 from benchmarks._results import load, summary, table, write
-from blockstream.nn.empty import empty
+from blockstream.module.empty import empty
 from blockstream.system.limits import cpu_count
 
 #: What the interval of the ratio has to reach: no cost that can be told from noise.

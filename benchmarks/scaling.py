@@ -24,9 +24,9 @@ from typing import Any
 from benchmarks import t5_xxl
 from benchmarks._results import load, path_of, table, write
 from benchmarks.streaming import PROBE_NBYTES, best_way, raw_speeds, run
-from blockstream.arena import Arena
-from blockstream.budget import format_nbytes, parse_nbytes
-from blockstream.segments import Extent
+from blockstream.budget.amounts import format_nbytes, parse_nbytes
+from blockstream.engine.arena import Arena
+from blockstream.plan.segments import Extent
 
 BUDGET = "1.2GiB"
 TIMES = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0)

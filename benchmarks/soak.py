@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import t5_xxl
 from benchmarks._beside import moving_limit, taking
 from benchmarks._results import load, table, write
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
 from blockstream.system.memory import held, trim_heap
 from tests.support.cgroup import limited
 

@@ -27,8 +27,8 @@ from benchmarks._beside import moving_limit, taking
 from benchmarks._results import load, write
 from benchmarks.full_size import command, sets, weights
 from benchmarks.soak import BURSTS, FLAT_NBYTES, TAKEN_NBYTES
-from blockstream.budget import format_nbytes, parse_nbytes
-from blockstream.ledger import read_records
+from blockstream.budget.amounts import format_nbytes, parse_nbytes
+from blockstream.engine.ledger import read_records
 from tests.support.cgroup import Limited, limited
 
 #: The group's limit moves between these, in full and small.

@@ -30,9 +30,9 @@ from benchmarks import t5_xxl
 from benchmarks._results import load, summary, table, write
 from benchmarks.bench_reader import raw_s
 from benchmarks.contestant import WAYS
-from blockstream.arena import Arena
-from blockstream.budget import format_nbytes, parse_nbytes
-from blockstream.segments import Extent
+from blockstream.budget.amounts import format_nbytes, parse_nbytes
+from blockstream.engine.arena import Arena
+from blockstream.plan.segments import Extent
 from tests.support.cgroup import limited
 
 BUDGET = "3.3GiB"

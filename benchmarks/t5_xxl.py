@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.catalog import MANIFEST_NAME
-from blockstream.checkpoint.synth import synthesise
-from blockstream.nn.empty import empty
+from blockstream.checkpoint.read.catalog import MANIFEST_NAME
+from blockstream.checkpoint.write.synthesis import synthesise
+from blockstream.module.empty import empty
 
 _XL = {"d_model": 2048, "d_kv": 64, "num_heads": 32, "d_ff": 5120}
 SIZES = {

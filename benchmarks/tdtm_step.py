@@ -24,7 +24,7 @@ import torch
 from blockstream_tdtm import Options, TemporalMerging
 from torch import Tensor
 
-from blockstream.pipeline import new_run
+from blockstream.plugins.protocols import new_run
 from examples.train_tiny.evaluate import environment
 from movd.attention import Attention, attention_hooks
 from movd.layers import TemporalRope

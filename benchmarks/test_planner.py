@@ -8,8 +8,8 @@ import time
 import pytest
 
 from benchmarks.policies import equal, unequal
-from blockstream.plan import Plan, make_plan
-from blockstream.segments import Schedule, Stage
+from blockstream.plan.planner import Plan, make_plan
+from blockstream.plan.segments import Schedule, Stage
 
 KINDS = {"equal": lambda blocks: equal(1.7, blocks=blocks), "unequal": unequal}
 #: The most processor seconds that planning may take, by the number of segments.

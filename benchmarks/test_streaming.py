@@ -17,7 +17,7 @@ import torch
 from benchmarks import t5_xxl
 from benchmarks.contestant import WAYS
 from benchmarks.streaming import BUDGET, PASSES, run
-from blockstream.budget import parse_nbytes
+from blockstream.budget.amounts import parse_nbytes
 from blockstream.testing import drop_page_cache
 from tests.support.cgroup import why_not
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .segments import AtMost, Exactly, Unknown
+from blockstream.plan.segments import AtMost, Exactly, Unknown
 
 if TYPE_CHECKING:
-    from .nn.empty import empty
-    from .nn.session import Session, session
-    from .nn.stream import from_pretrained, open, stream
+    from blockstream.module.empty import empty
+    from blockstream.streaming.session import Session, session
+    from blockstream.streaming.stream import from_pretrained, open, stream
 
 __all__ = [
     "AtMost",
@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Session": "session",
-    "empty": "empty",
-    "from_pretrained": "stream",
-    "open": "stream",
-    "session": "session",
-    "stream": "stream",
+    "Session": "streaming.session",
+    "empty": "module.empty",
+    "from_pretrained": "streaming.stream",
+    "open": "streaming.stream",
+    "session": "streaming.session",
+    "stream": "streaming.stream",
 }
 
 
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
     """Import what needs torch on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".nn.{_LAZY[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value
 

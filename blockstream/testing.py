@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from blockstream.nn.session import Session
+    from blockstream.streaming.session import Session
 
 __all__ = ["StreamBenchmark", "StreamedRuns", "drop_page_cache", "stream_benchmark"]
 
@@ -89,7 +89,7 @@ class StreamBenchmark:
         of `Session.stage`: `dtype`, `example_inputs`. Opening, planning and dropping the weights from the
         page cache (`cold`) are not timed. `extra_info` gets the medians of the figures, and every round's.
         """
-        from blockstream.nn.session import Session
+        from blockstream.streaming.session import Session
 
         runs = StreamedRuns()
         opened: list[tuple[Session, float]] = []

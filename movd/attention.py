@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ModelError
-from blockstream.nn.chunks import chunks
-from blockstream.pipeline import AttentionKernel, AttentionKind, AttentionLayer, Merge
+from blockstream.module.chunks import chunks
+from blockstream.plugins.protocols import AttentionKernel, AttentionKind, AttentionLayer, Merge
 
 #: cos and sin [T, head_dim / 2] of the frames' angles.
 Rope = tuple[Tensor, Tensor]

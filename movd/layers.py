@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from blockstream.nn.chunks import chunks
+from blockstream.module.chunks import chunks
 from movd.attention import Rope
 
 

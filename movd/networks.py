@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.pipeline import Run
-from blockstream.store import StoreAround
+from blockstream.engine.store import StoreAround
+from blockstream.plugins.protocols import Run
 from movd.attention import attention_hooks
 from movd.options import MovdOptions
 from movd.stdit3 import STDiT3

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from blockstream.budget import parse_nbytes
+from blockstream.budget.amounts import parse_nbytes
 from blockstream.errors import ConfigError
 from movd.sizes import ASPECT_RATIOS, RESOLUTIONS, check_frames, size_of
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from blockstream.nn.flops import count_flops
-from blockstream.pipeline import AttentionLayer, Merge, Run
+from blockstream.module.flops import count_flops
+from blockstream.plugins.protocols import AttentionLayer, Merge, Run
 from movd.attention import attention_hooks, attention_layers
 from movd.stdit3 import STDiT3
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from blockstream.errors import ConfigError
-from blockstream.pipeline import Run
-from blockstream.runner import NOWHERE
-from blockstream.segments import AtMost, Exactly, Passes
+from blockstream.plan.segments import AtMost, Exactly, Passes
+from blockstream.plugins.protocols import Run
+from blockstream.run.runner import NOWHERE
 from blockstream.system.floor import cache_folder
 from blockstream.system.machine import versions
 from movd.captions import official_prompt
@@ -37,7 +37,7 @@ from movd.video import to_frames, write_image, write_video
 from movd.weights import Weights
 
 if TYPE_CHECKING:
-    from blockstream.nn.session import Session
+    from blockstream.streaming.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ REFERENCE = "reference"
 
 
 class MovdPipeline:
-    """One run of Open-Sora v1.2. See `blockstream.pipeline.Pipeline`."""
+    """One run of Open-Sora v1.2. See `blockstream.plugins.protocols.Pipeline`."""
 
     def __init__(self, options: MovdOptions) -> None:
         self.options = options

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
 
 if TYPE_CHECKING:

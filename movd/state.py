@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from blockstream.errors import CheckpointError, ConfigError
-from blockstream.outputs import STATE, write_atomic, write_json
+from blockstream.run.outputs import STATE, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 

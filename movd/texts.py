@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from blockstream.errors import EngineError
-from blockstream.outputs import write_atomic
+from blockstream.run.outputs import write_atomic
 
 log = logging.getLogger(__name__)
 

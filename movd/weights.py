@@ -19,8 +19,8 @@ from torch import nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
-from blockstream.nn.empty import empty
-from blockstream.nn.model_plan import imagined_model, unstored
+from blockstream.module.empty import empty
+from blockstream.streaming.model_plan import imagined_model, unstored
 from movd.official import check_keys
 from movd.options import TINY, ModelOptions, MovdOptions
 from movd.released import OPENSORA_VAE, STDIT3_XL_2

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blockstream.arena import HUGE_PAGE, PAGE, Arena
+from blockstream.engine.arena import HUGE_PAGE, PAGE, Arena
 from blockstream.errors import BudgetError
-from blockstream.segments import Extent
+from blockstream.plan.segments import Extent
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 
@@ -70,7 +70,7 @@ def test_pages_are_private_anonymous_and_go_back_when_discarded():
 
 @linux
 def test_several_threads_commit_an_extent_piece_by_piece(monkeypatch):
-    monkeypatch.setattr("blockstream.arena.COMMIT_NBYTES", 5 << 20)
+    monkeypatch.setattr("blockstream.engine.arena.COMMIT_NBYTES", 5 << 20)
     arena = Arena(64 << 20)
     before = rss_anon()
     assert arena.commit([Extent(4096, 16 << 20), Extent(20 << 20, 16 << 20)], threads=3)
@@ -80,7 +80,7 @@ def test_several_threads_commit_an_extent_piece_by_piece(monkeypatch):
 
 
 def test_committing_stops_when_no_more_may_be_taken(monkeypatch):
-    monkeypatch.setattr("blockstream.arena.COMMIT_NBYTES", 1 << 20)
+    monkeypatch.setattr("blockstream.engine.arena.COMMIT_NBYTES", 1 << 20)
     arena = Arena(16 << 20)
     arena.view(Extent(0, 4 << 20))
     assert not arena.commit([Extent(0, 16 << 20)], threads=2, may=lambda: arena.touched_nbytes < 8 << 20)

@@ -6,13 +6,13 @@ import logging
 
 import pytest
 
-from blockstream import entrypoints
-from blockstream.choices import Choice, Chosen
 from blockstream.errors import BudgetError, PluginError
-from blockstream.hookspecs import hookimpl
-from blockstream.pipeline import AttentionLayer, Merge
-from blockstream.plugins import Plugins
-from blockstream.retention import NONE, RetentionPolicy
+from blockstream.plan.retention import NONE, RetentionPolicy
+from blockstream.plugins import entrypoints
+from blockstream.plugins.choices import Choice, Chosen
+from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins.manager import Plugins
+from blockstream.plugins.protocols import AttentionLayer, Merge
 
 from .support.packages import site_on_path
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockstream import budget
+from blockstream.budget import amounts as budget
 from blockstream.errors import ConfigError
 from blockstream.system.limits import Headroom, Limit
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks._beside import moving_limit, taking
-from blockstream.checkpoint.synth import synthesise
+from blockstream.checkpoint.write.synthesis import synthesise
 
 from .nn.test_budget import BLOCK, Model
 from .support.cgroup import limited, why_not

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from blockstream.budget import headroom_part
+from blockstream.budget.amounts import headroom_part
+from blockstream.budget.governor import GUARD_NBYTES, Governor, margin_nbytes
 from blockstream.errors import BudgetError
-from blockstream.governor import GUARD_NBYTES, Governor, margin_nbytes
 from blockstream.system.limits import Headroom, Limit
 from blockstream.system.memory import Held
 
@@ -52,7 +52,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     made = Machine()
-    monkeypatch.setattr("blockstream.budget.held", lambda: Held(made.held, made.held))
+    monkeypatch.setattr("blockstream.budget.amounts.held", lambda: Held(made.held, made.held))
     return made
 
 
@@ -200,7 +200,7 @@ def test_what_was_outside_once_stays_reserved_until_the_next_stage(machine):
 
 def test_what_the_heap_gives_back_counts_but_for_what_a_visit_takes_again(machine, monkeypatch):
     governor = watched(machine, "1000MiB")
-    monkeypatch.setattr("blockstream.governor.trim_heap", lambda: setattr(machine, "held", 300 * MIB))
+    monkeypatch.setattr("blockstream.budget.governor.trim_heap", lambda: setattr(machine, "held", 300 * MIB))
     free = governor.weights_nbytes()
     governor.begin_stage()
 

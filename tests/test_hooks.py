@@ -10,11 +10,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from blockstream import hookspecs
-from blockstream.ledger import Span
-from blockstream.pipeline import AttentionLayer
-from blockstream.plugins import KNOWN_HOOKS, Plugins
-from blockstream.segments import Exactly, Segment, Stage
+from blockstream.engine.ledger import Span
+from blockstream.plan.segments import Exactly, Segment, Stage
+from blockstream.plugins import hookspecs
+from blockstream.plugins.manager import KNOWN_HOOKS, Plugins
+from blockstream.plugins.protocols import AttentionLayer
 
 PAGE = Path(__file__).parent.parent / "docs" / "hooks.md"
 SECTION = re.compile(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", re.S | re.M)

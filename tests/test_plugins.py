@@ -7,21 +7,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from blockstream import entrypoints
-from blockstream.builtin import retention_policies
-from blockstream.config import make_config
 from blockstream.errors import ConfigError, PluginError
-from blockstream.hookspecs import hookimpl
-from blockstream.pipeline import AttentionLayer
-from blockstream.plugins import Plugins, activate
-from blockstream.retention import NONE, PREFIX, SPREAD
+from blockstream.plan.retention import NONE, PREFIX, SPREAD
+from blockstream.plugins import entrypoints
+from blockstream.plugins.builtin import retention_policies
+from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins.manager import Plugins, activate
+from blockstream.plugins.protocols import AttentionLayer
+from blockstream.run.config import make_config
 
 from .support.packages import site_on_path
 
 LAYER = AttentionLayer("attn", "temporal", T=4, S=3, C=8, heads=2)
 
 SAMPLERS = """
-    from blockstream.hookspecs import Choice, hookimpl
+    from blockstream.plugins.hookspecs import Choice, hookimpl
 
     @hookimpl
     def samplers():
@@ -142,7 +142,7 @@ def test_the_built_in_plugin_needs_no_metadata(monkeypatch):
 
 def test_a_plugin_may_be_an_object_in_a_module(site):
     source = """
-        from blockstream.hookspecs import Choice, hookimpl
+        from blockstream.plugins.hookspecs import Choice, hookimpl
 
         class Leaps:
             @hookimpl
@@ -157,7 +157,7 @@ def test_a_plugin_may_be_an_object_in_a_module(site):
 
 def test_model_families_are_found_by_plugin_and_by_bare_name(site):
     source = """
-        from blockstream.hookspecs import ModelFamily, hookimpl
+        from blockstream.plugins.hookspecs import ModelFamily, hookimpl
 
         @hookimpl
         def model_families():
@@ -176,7 +176,7 @@ def test_a_bare_family_is_looked_for_in_every_visible_plugin(site, monkeypatch):
     site.plugin(
         "zzz",
         """
-        from blockstream.hookspecs import ModelFamily, hookimpl
+        from blockstream.plugins.hookspecs import ModelFamily, hookimpl
 
         @hookimpl
         def model_families():
@@ -227,7 +227,7 @@ def test_nothing_is_traced_unless_asked(monkeypatch, capsys):
 # Activated for a run
 
 RUN = """
-    from blockstream.hookspecs import Choice, hookimpl
+    from blockstream.plugins.hookspecs import Choice, hookimpl
 
     class Kernel:
         def __init__(self, name):
@@ -288,7 +288,7 @@ def test_the_built_in_policies_are_those_of_the_planner():
 
 
 def test_the_built_in_sampler_is_euler():
-    from blockstream.nn.euler import sample
+    from blockstream.plugins.euler import sample
 
     choice = Plugins().find("sampler", "euler")[1]
     assert choice.build(SimpleNamespace()) is sample

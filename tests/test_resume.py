@@ -7,12 +7,12 @@ import json
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from blockstream.choices import Choice, Chosen
-from blockstream.config import RunConfig
 from blockstream.errors import ConfigError
-from blockstream.outputs import OutputFolder
-from blockstream.plugins import Plugins
-from blockstream.resume import finished, keep_ledger, resumed
+from blockstream.plugins.choices import Choice, Chosen
+from blockstream.plugins.manager import Plugins
+from blockstream.run.config import RunConfig
+from blockstream.run.outputs import OutputFolder
+from blockstream.run.resume import finished, keep_ledger, resumed
 
 
 class Options(BaseModel):

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blockstream import runner
-from blockstream.choices import Choice, Chosen
-from blockstream.config import RunConfig
+from blockstream.engine.ledger import read_ledger, unaccounted
 from blockstream.errors import ConfigError
-from blockstream.hookspecs import hookimpl
-from blockstream.ledger import read_ledger, unaccounted
-from blockstream.nn.empty import empty
-from blockstream.plugins import Plugins
+from blockstream.module.empty import empty
+from blockstream.plugins.choices import Choice, Chosen
+from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins.manager import Plugins
+from blockstream.run import runner
+from blockstream.run.config import RunConfig
 
 
 class Net(nn.Module):
@@ -109,7 +109,7 @@ def test_measured_spans_tile_the_run(config, tmp_path):
 
 
 def test_products_of_int8_are_pinned_in_the_written_config(config, tmp_path):
-    from blockstream.nn.int8 import resolve
+    from blockstream.module.layers.int8 import resolve
 
     runner.run(config(), tmp_path / "out")
     assert f"int8: {resolve('auto')}\n" in (tmp_path / "out" / "config.yaml").read_text()
@@ -141,7 +141,7 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(config, tmp_path):
 
 
 def test_a_second_run_of_a_folder_in_use_is_refused(config, tmp_path):
-    from blockstream.outputs import OutputFolder
+    from blockstream.run.outputs import OutputFolder
 
     with OutputFolder(tmp_path / "out"), pytest.raises(ConfigError, match="another run"):
         runner.run(config(), tmp_path / "out")
@@ -203,5 +203,5 @@ def test_default_folders_do_not_collide(config, tmp_path, monkeypatch):
 
 
 def test_the_runner_imports_no_torch_by_itself():
-    code = "import sys, blockstream.runner; sys.exit('torch' in sys.modules)"
+    code = "import sys, blockstream.run.runner; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,7 @@ pytest_plugins = ["pytester"]
 MODEL = """
 import torch
 from torch import nn
-from blockstream.checkpoint.synth import synthesise
+from blockstream.checkpoint.write.synthesis import synthesise
 
 
 class Model(nn.Module):
@@ -116,7 +116,7 @@ def test_pytest_loads_nothing_of_the_engine_with_the_fixture(pytester):
         import sys
 
         def test_it():
-            assert "torch" not in sys.modules and "blockstream.engine" not in sys.modules
+            assert "torch" not in sys.modules and "blockstream.engine.engine" not in sys.modules
         """,
     )
     done.assert_outcomes(passed=1)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blockstream.difference import Difference
 from blockstream.errors import BudgetError, EngineError
-from blockstream.nn import verifying
-from blockstream.nn.tables import TableReader
-from blockstream.verify import verify
+from blockstream.module.row_tables import TableReader
+from blockstream.verify import sessions as verifying
+from blockstream.verify.comparison import verify
+from blockstream.verify.difference import Difference
 
 from .support.toy_pipeline import PASSES, Flip, ToyPipeline, config, save
 

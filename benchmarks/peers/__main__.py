@@ -39,9 +39,9 @@ from benchmarks.peers.environments import PROJECT, Environment, NoRoomError, che
 from benchmarks.peers.models import MODELS, checkpoint, nbytes
 from benchmarks.peers.ways import WAYS
 from benchmarks.streaming import drop_cached
-from blockstream.arena import Arena
-from blockstream.budget import parse_nbytes
-from blockstream.segments import Extent
+from blockstream.budget.amounts import parse_nbytes
+from blockstream.engine.arena import Arena
+from blockstream.plan.segments import Extent
 from tests.support.cgroup import limited
 
 TIMEOUT_S = 600

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from benchmarks import t5_xxl
-from blockstream.checkpoint.synth import synthesise
-from blockstream.nn.empty import empty
-from blockstream.nn.spec import tensor_spec
+from blockstream.checkpoint.write.synthesis import synthesise
+from blockstream.module.empty import empty
+from blockstream.module.spec import tensor_spec
 
 SHARD_NBYTES = 2 << 30
 DTYPES = {"bf16": "BF16", "fp32": "F32"}

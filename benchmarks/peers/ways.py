@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks import t5_xxl
 from benchmarks.contestant import BESIDE_NBYTES
 from benchmarks.peers.models import Model, config_of
-from blockstream.nn.empty import empty
+from blockstream.module.empty import empty
 
 Forward = Callable[..., Any]
 

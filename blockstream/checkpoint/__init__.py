@@ -1,6 +1,6 @@
 """Bytes of checkpoints: headers to extents, direct reads, the packed form. Never imports torch."""
 
-from .catalog import Checkpoint
-from .entries import FileStamp, TensorEntry
+from blockstream.checkpoint.read.catalog import Checkpoint
+from blockstream.checkpoint.read.entries import FileStamp, TensorEntry
 
 __all__ = ["Checkpoint", "FileStamp", "TensorEntry"]

@@ -8,8 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blockstream.config import RunConfig
-    from blockstream.config.yamlfile import Document
+    from blockstream.run.config import RunConfig
+    from blockstream.run.yamlfile import Document
 
 
 def add_config(
@@ -39,7 +39,7 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 
 def read_document(name: str, sets: list[str]) -> Document:
     """Return the document of a config; a packaged example is announced on stderr."""
-    from blockstream.config import read_config
+    from blockstream.run.config import read_config
 
     document = read_config(name, sets)
     if document.packaged is not None:
@@ -49,7 +49,7 @@ def read_document(name: str, sets: list[str]) -> Document:
 
 def load_config(name: str, sets: list[str]) -> RunConfig:
     """Return the validated configuration of a config."""
-    from blockstream.config import make_config
+    from blockstream.run.config import make_config
 
     return make_config(read_document(name, sets))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
 from blockstream.system.machine import cpu_name
 
 from .common import add_json, print_json

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from blockstream import entrypoints
-from blockstream.entrypoints import Installed, nearest
 from blockstream.errors import BlockstreamError, ConfigError, PluginError
+from blockstream.plugins import entrypoints
+from blockstream.plugins.entrypoints import Installed, nearest
 
 #: The built-in commands: module and summary, so that help imports none of them.
 BUILT_IN = {

@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from blockstream import entrypoints
 from blockstream.errors import ConfigError
+from blockstream.plugins import entrypoints
 
 from .plugin_templates import KINDS, files_of
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockstream.outputs import write_atomic
+from blockstream.run.outputs import write_atomic
 
 if TYPE_CHECKING:
-    from blockstream.checkpoint.manifest import Rounded
+    from blockstream.checkpoint.read.manifest import Rounded
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 #: The most matrices whose errors are printed.
@@ -42,11 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pack; asked again after an interruption, go on with it."""
-    from blockstream.budget import format_nbytes
+    from blockstream.budget.amounts import format_nbytes
     from blockstream.checkpoint import Checkpoint
-    from blockstream.checkpoint.pack import pack
-    from blockstream.nn.architectures import find, of_folder
-    from blockstream.nn.spec import packing
+    from blockstream.checkpoint.write.packer import pack
+    from blockstream.module.architectures import find, of_folder
+    from blockstream.module.spec import packing
 
     source = Checkpoint.open(args.src)
     folder = args.src if args.src.is_dir() else args.src.parent

@@ -32,17 +32,17 @@ def _plan(ref: str, sets: list[str]) -> dict[str, Any]:
     if is_config(ref):
         config = load_config(ref, sets)
 
-        from blockstream import runner
+        from blockstream.run import runner
 
         return runner.plan(config)
-    from blockstream.nn.model_plan import plan_model
+    from blockstream.streaming.model_plan import plan_model
 
     return plan_model(ref, sets)
 
 
 def is_config(ref: str) -> bool:
     """Return whether a name is a config's: a YAML file, or a packaged example."""
-    from blockstream.entrypoints import examples
+    from blockstream.plugins.entrypoints import examples
 
     packaged = examples()
     return Path(ref).suffix in (".yaml", ".yml") or ref in packaged or f"{ref}.yaml" in packaged

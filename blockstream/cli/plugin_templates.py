@@ -81,7 +81,7 @@ from functools import partial
 
 from pydantic import BaseModel, Field
 
-from blockstream.hookspecs import Choice, hookimpl
+from blockstream.plugins.hookspecs import Choice, hookimpl
 
 
 class Options(BaseModel):
@@ -111,7 +111,7 @@ def samplers():
     """List the sampler: a config names it, its options are checked, `build` makes it."""
     return [Choice("$name", lambda options: partial(sample, stride=options.stride), Options)]
 ''',
-    imports="import pytest\nfrom $module import sample\n\nfrom blockstream.plugins import Plugins",
+    imports="import pytest\nfrom $module import sample\n\nfrom blockstream.plugins.manager import Plugins",
     found='assert plugins.offers("sampler", "$name")["$name"].options(stride=3).stride == 3',
     tests='''
 class Steady:
@@ -164,7 +164,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from blockstream.hookspecs import Choice, hookimpl
+from blockstream.plugins.hookspecs import Choice, hookimpl
 
 
 class Options(BaseModel):
@@ -196,7 +196,8 @@ def attention_transforms():
 ''',
     imports=(
         "import torch\nfrom $module import Options, Sharpen\n\n"
-        "from blockstream.pipeline import AttentionLayer\nfrom blockstream.plugins import Plugins"
+        "from blockstream.plugins.manager import Plugins\n"
+        "from blockstream.plugins.protocols import AttentionLayer"
     ),
     found='assert plugins.offers("attention", "$name")["$name"].options().scale > 1',
     tests="""
@@ -225,8 +226,8 @@ POLICY = Kind(
 
 from __future__ import annotations
 
-from blockstream.hookspecs import Choice, hookimpl
-from blockstream.retention import RetentionPolicy
+from blockstream.plugins.hookspecs import Choice, hookimpl
+from blockstream.plan.retention import RetentionPolicy
 
 
 def retain_slowest(stage, room):
@@ -247,7 +248,8 @@ def retention_policies():
 ''',
     imports=(
         "from $module import retain_slowest\n\n"
-        "from blockstream.plugins import Plugins\nfrom blockstream.segments import Segment, Stage"
+        "from blockstream.plan.segments import Segment, Stage\n"
+        "from blockstream.plugins.manager import Plugins"
     ),
     found='assert plugins.offers("policy", "$name")["$name"].build(None)[0].name == "$name"',
     tests="""
@@ -270,7 +272,7 @@ from __future__ import annotations
 
 import time
 
-from blockstream.hookspecs import hookimpl
+from blockstream.plugins.hookspecs import hookimpl
 
 _begun = {}
 _rows = []
@@ -301,7 +303,7 @@ def run_finished(run, report):
     lines = ["stage,pass,seconds", *(f"{name},{index},{s:.6f}" for name, index, s in _rows)]
     (run.out / "passes.csv").write_text("\\n".join(lines) + "\\n")
 ''',
-    imports="from types import SimpleNamespace\n\nfrom blockstream.plugins import Plugins",
+    imports="from types import SimpleNamespace\n\nfrom blockstream.plugins.manager import Plugins",
     found='assert "pass_finished" in plugins.hooks_of("$name")',
     tests="""
 def test_every_pass_is_a_row(tmp_path):

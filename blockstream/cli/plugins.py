@@ -6,8 +6,8 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from blockstream import entrypoints
 from blockstream.errors import BlockstreamError
+from blockstream.plugins import entrypoints
 
 from .common import add_json, print_json
 
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _inspect(name: str) -> dict[str, Any]:
     """Return the hooks a plugin implements and what it offers, or the error it fails with."""
-    from blockstream.choices import KINDS
-    from blockstream.plugins import Plugins
+    from blockstream.plugins.choices import KINDS
+    from blockstream.plugins.manager import Plugins
 
     plugins = Plugins()
     try:

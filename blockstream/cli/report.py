@@ -28,11 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw each folder's run, print its figures, several side by side."""
-    from blockstream.outputs import write_atomic
     from blockstream.report.page import compare_html
     from blockstream.report.record import read_run
     from blockstream.report.summary import print_comparison, print_record
     from blockstream.report.write import draw
+    from blockstream.run.outputs import write_atomic
 
     if args.compare is not None and args.compare.suffix != ".html":
         raise ConfigError(f"--compare {args.compare}: name a .html file")

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("name a config, e.g. blockstream run movd.yaml, or --resume DIR")
     config = load_config(args.config or str(args.resume / "config.yaml"), args.sets)
 
-    from blockstream import runner
     from blockstream.report.progress import Progress
     from blockstream.report.summary import print_run
+    from blockstream.run import runner
 
     with Progress() as progress:
         report = runner.run(

@@ -22,10 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the schema with the built-in choices, those of CONFIG's plugins and of --plugin."""
-    from blockstream.config import choose
-    from blockstream.config.schema import config_schema, offered_by
-    from blockstream.config.validation import Problem, raise_problems
-    from blockstream.plugins import Plugins
+    from blockstream.plugins.manager import Plugins
+    from blockstream.run.config import choose
+    from blockstream.run.json_schema import config_schema, offered_by
+    from blockstream.run.validation import Problem, raise_problems
 
     plugins = Plugins()
     names = ["builtin"] if "builtin" in plugins.visible else []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from blockstream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from blockstream.nn.architectures import Architecture
+    from blockstream.module.architectures import Architecture
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
@@ -33,10 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint, its config.json and what else its family's folders have."""
-    from blockstream.budget import format_nbytes, parse_nbytes
-    from blockstream.checkpoint.synth import synthesise
-    from blockstream.nn.architectures import find
-    from blockstream.nn.spec import tensor_spec
+    from blockstream.budget.amounts import format_nbytes, parse_nbytes
+    from blockstream.checkpoint.write.synthesis import synthesise
+    from blockstream.module.architectures import find
+    from blockstream.module.spec import tensor_spec
 
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: write 0 or more")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_small(architecture: Architecture, folder: Path) -> list[Path]:
     """Write the folder's files beside the weights; return them."""
-    from blockstream.nn.pretrained import CONFIG
+    from blockstream.module.pretrained import CONFIG
 
     if architecture.config is not None:
         try:

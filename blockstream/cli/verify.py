@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     from blockstream.report.progress import Progress
     from blockstream.report.tables import print_verify
-    from blockstream.verify import verify
+    from blockstream.verify.comparison import verify
 
     with Progress() as progress:
         report = verify(config, by_segment=args.segments, observers=[progress], notice=_notice)
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from blockstream.budget import format_nbytes
-    from blockstream.checkpoint.catalog import MANIFEST_NAME
-    from blockstream.checkpoint.pack import verify_pack
+    from blockstream.budget.amounts import format_nbytes
+    from blockstream.checkpoint.read.catalog import MANIFEST_NAME
+    from blockstream.checkpoint.write.packer import verify_pack
 
     folder = Path(args.config)
     if not (folder / MANIFEST_NAME).is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from blockstream.accounting.sampling import Steps
+from blockstream.report.sampling import Steps
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 540, 230, 56, 14, 12, 32
 #: Samplings drawn; more look alike.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from blockstream.accounting.curve import seconds
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
+from blockstream.report.curve import seconds
 
 from .passes import pass_rows
 from .record import RunRecord

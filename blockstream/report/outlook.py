@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from blockstream.accounting.curve import seconds
-from blockstream.accounting.forecast import in_words
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
+from blockstream.report.curve import seconds
+from blockstream.report.forecast import in_words
 
 from .tables import grid, lines
 

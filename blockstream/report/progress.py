@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from blockstream.budget import format_nbytes
-from blockstream.hookspecs import hookimpl
-from blockstream.ledger import Span
-from blockstream.segments import Stage
+from blockstream.budget.amounts import format_nbytes
+from blockstream.engine.ledger import Span
+from blockstream.plan.segments import Stage
+from blockstream.plugins.hookspecs import hookimpl
 from blockstream.system.memory import held
 
 #: A run shorter than this shows nothing, in seconds.

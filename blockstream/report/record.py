@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blockstream.accounting.sampling import Steps, samplings
+from blockstream.engine.ledger import Note, Records, Span, read_records
 from blockstream.errors import ConfigError
-from blockstream.ledger import Note, Records, Span, read_records
+from blockstream.report.sampling import Steps, samplings
 
 #: What is shown of a result.
 _SUFFIXES = (".mp4", ".png")

@@ -8,10 +8,10 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-from blockstream import latency
-from blockstream.ledger import Span
-from blockstream.plan import Plan
-from blockstream.segments import Stage
+from blockstream.engine.ledger import Span
+from blockstream.plan import latency
+from blockstream.plan.planner import Plan
+from blockstream.plan.segments import Stage
 
 
 def stage_summaries(plan: Plan, spans: Iterable[Span]) -> list[dict[str, Any]]:

@@ -7,18 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
 
-from .facts import (
-    comparison_facts,
-    equation_table,
-    gbps,
-    name_of,
-    pass_table,
-    secs,
-    stage_table,
-    stages_of,
-)
+from .facts import comparison_facts, equation_table, gbps, name_of, pass_table, secs, stage_table, stages_of
 from .record import RunRecord
 from .tables import grid, lines
 

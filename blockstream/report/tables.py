@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blockstream.budget import format_nbytes
-from blockstream.difference import Difference
+from blockstream.budget.amounts import format_nbytes
+from blockstream.verify.difference import Difference
 
 
 def grid(rows: Sequence[Sequence[str]]) -> Table:

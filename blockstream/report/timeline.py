@@ -10,8 +10,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from blockstream.accounting.curve import seconds
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
+from blockstream.report.curve import seconds
 
 from .record import Bar, RunRecord
 from .thin import thin_bars, thin_samples

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from blockstream.outputs import write_atomic
+from blockstream.run.outputs import write_atomic
 
 from .page import report_html
 from .record import RunRecord, read_run

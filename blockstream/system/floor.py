@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import BudgetError
 
 from .memory import held

@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from blockstream.budget import format_nbytes
+from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
 
 from .mounts import FileSystem, file_system

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
+from blockstream.engine.store import StoreAround
 from blockstream.errors import ConfigError
-from blockstream.pipeline import Merge, Run
-from blockstream.store import StoreAround
+from blockstream.plugins.protocols import Merge, Run
 from movd.attention import attention_layers
 from movd.coreml.manifest import Export, open_export
 from movd.coreml.packaged import Predict, interpreted

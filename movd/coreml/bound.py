@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.int8 import SCALE
-from blockstream.nn.partition import Place
-from blockstream.nn.prepared import Prepared, read_entry
-from blockstream.nn.reference import Reference, bound
+from blockstream.checkpoint.write.rounding import SCALE
+from blockstream.module.partition import Place
+from blockstream.module.prepared import Prepared, read_entry
+from blockstream.verify.reference import Reference, bound
 
 
 class Bound:

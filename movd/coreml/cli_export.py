@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(made.manifest.model_dump(mode="json"))
         return 0
 
-    from blockstream.budget import format_nbytes
+    from blockstream.budget.amounts import format_nbytes
 
     manifest = made.manifest
     nbytes = sum(item.nbytes for item in (*manifest.packages, *manifest.tables))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from blockstream.errors import CheckpointError, ConfigError
-from blockstream.outputs import write_json
+from blockstream.run.outputs import write_json
 from movd.coreml.manifest import Export, describe_package
 
 #: The names coremltools has for what Core ML may compute on.

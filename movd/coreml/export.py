@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockstream.budget import format_nbytes
-from blockstream.config import RunConfig
+from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
-from blockstream.outputs import LOCK, OutputFolder, write_atomic, write_json
+from blockstream.run.config import RunConfig
+from blockstream.run.outputs import LOCK, OutputFolder, write_atomic, write_json
 from blockstream.system.machine import versions
 from movd.coreml.convert import MULTIFUNCTION, Form, convert, join
 from movd.coreml.manifest import (

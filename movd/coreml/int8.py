@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blockstream.checkpoint.int8 import MOST, Rounder
+from blockstream.checkpoint.write.rounding import MOST, Rounder
 
 #: Weights of no more elements are left as they are.
 LEAST_ELEMENTS = 512

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blockstream.engine.store import Handle, Store, StoreAround
 from blockstream.errors import BlockstreamError, ModelError, SegmentLoadError
-from blockstream.segments import Extent
-from blockstream.store import Handle, Store, StoreAround
+from blockstream.plan.segments import Extent
 from blockstream.system.floor import cache_folder
 from movd.coreml.backend import PackagesBackend
 from movd.coreml.compiled import CompiledPackages, CoreML, Loaded, Runtime

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blockstream.checkpoint.index import read_json, safe_name
+from blockstream.checkpoint.read.index import read_json, safe_name
 from blockstream.errors import CheckpointError, ConfigError
 
 MANIFEST_NAME = "manifest.json"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockstream.config import RunConfig
 from blockstream.errors import ConfigError
-from blockstream.pipeline import AttentionLayer, Merge
-from blockstream.plugins import activate
+from blockstream.plugins.manager import activate
+from blockstream.plugins.protocols import AttentionLayer, Merge
+from blockstream.run.config import RunConfig
 from movd.attention import attention_layers
 from movd.coreml.bound import Bound
 from movd.coreml.manifest import Preset, preset_name

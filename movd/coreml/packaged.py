@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint, FileStamp, TensorEntry
-from blockstream.checkpoint.entries import unreadable
+from blockstream.checkpoint.read.entries import unreadable
 from blockstream.errors import CheckpointError
 from movd.coreml.interpreter import Blob, Function, Package, evaluate, read_records
 from movd.coreml.interpreter.types import PACKED_BITS, TORCH, TensorType

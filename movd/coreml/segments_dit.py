@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from blockstream.pipeline import AttentionLayer, Merge
+from blockstream.plugins.protocols import AttentionLayer, Merge
 from movd.attention import attention_hooks, attention_layers
 from movd.coreml.blocks import Block, mlp
 from movd.coreml.manifest import Preset, Variant

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockstream.config import RunConfig, load_config
+from blockstream.run.config import RunConfig, load_config
 from movd.coreml.compare import TOLERANCES, Chained, Compared, Opened, Values, difference, mean_difference
 from movd.coreml.export import CONFIG_NAME
 from movd.coreml.int8 import dequantised, dequantised_half, is_quantised

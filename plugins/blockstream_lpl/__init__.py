@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockstream.choices import Choice
-from blockstream.hookspecs import hookimpl
+from blockstream.plugins.choices import Choice
+from blockstream.plugins.hookspecs import hookimpl
 
 from .sampler import LinearProportionalLeap, Options, passes, sample
 

@@ -17,7 +17,7 @@ from .rules import Fixed, Measured, Published, Rule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from blockstream.pipeline import Flow
+    from blockstream.plugins.protocols import Flow
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from blockstream.hookspecs import hookimpl
-from blockstream.pipeline import AttentionKind, AttentionLayer, Merge, current_run
+from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins.protocols import AttentionKind, AttentionLayer, Merge, current_run
 
 from . import merging
 

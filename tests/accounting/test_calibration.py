@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.accounting import calibration
-from blockstream.checkpoint.entries import FileStamp
+from blockstream.checkpoint.read.entries import FileStamp
+from blockstream.system import calibration
 
 STAMP = FileStamp(Path("/models/a.safetensors"), 1000, 1, 0, 8, "ab" * 32)
 ABOUT = calibration.execute_costs_of([STAMP], "F32", 2, "float32[1, 4]")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.accounting.curve import Point, advice, budget_curve, enough, knee, seconds
-from blockstream.layout import align_up
-from blockstream.plan import least_arena, make_plan
-from blockstream.retention import POLICIES
+from blockstream.plan.layout import align_up
+from blockstream.plan.planner import least_arena, make_plan
+from blockstream.plan.retention import POLICIES
+from blockstream.report.curve import Point, advice, budget_curve, enough, knee, seconds
 from tests.support.fakes import UNIT, schedule, stage
 
 MIB = 1 << 20

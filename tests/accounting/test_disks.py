@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.accounting import calibration
-from blockstream.accounting.disks import Requests, disk_speed, requests
-from blockstream.accounting.outcome import disk_account
-from blockstream.checkpoint.reader import BLOCK
+from blockstream.checkpoint.read.reader import BLOCK
+from blockstream.report.outcome import disk_account
+from blockstream.system import calibration
+from blockstream.system.disks import Requests, disk_speed, requests
 from blockstream.system.mounts import file_system
 from blockstream.system.probe import WAYS, DiskSpeed, Trials
 
@@ -53,7 +53,7 @@ def measured(monkeypatch):
         found["speed"] = speeds(**by_way)
         return seen
 
-    monkeypatch.setattr("blockstream.accounting.disks.disk", disk)
+    monkeypatch.setattr("blockstream.system.disks.disk", disk)
     return set_speed
 
 

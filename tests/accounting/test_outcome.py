@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from blockstream import latency
-from blockstream.accounting.outcome import (
-    attention_account,
-    budget_account,
-    doing,
-    predicted_for,
-    stage_accounts,
-)
-from blockstream.ledger import Ledger, Span
-from blockstream.plan import make_plan
+from blockstream.engine.ledger import Ledger, Span
+from blockstream.plan import latency
+from blockstream.plan.planner import make_plan
+from blockstream.plan.retention import NONE, PREFIX
+from blockstream.plan.segments import AtMost, Visit
+from blockstream.report.outcome import attention_account, budget_account, doing, predicted_for, stage_accounts
 from blockstream.report.stages import stage_summaries
-from blockstream.retention import NONE, PREFIX
-from blockstream.segments import AtMost, Visit
 from blockstream.system.memory import Held, MemoryWatch
 from tests.report.runs import write_ledger
 from tests.support.fakes import UNIT, schedule, stage

@@ -6,11 +6,11 @@ import pytest
 import torch
 from blockstream_lpl import LinearProportionalLeap
 
-from blockstream.accounting.sampling import WatchedMerge, WatchedSampler, cosine, samplings
+from blockstream.engine.ledger import Ledger, Note
 from blockstream.errors import PluginError
-from blockstream.ledger import Ledger, Note
-from blockstream.nn.euler import sample as euler
-from blockstream.pipeline import AttentionLayer, Merge
+from blockstream.plugins.euler import sample as euler
+from blockstream.plugins.protocols import AttentionLayer, Merge
+from blockstream.report.sampling import WatchedMerge, WatchedSampler, cosine, samplings
 from tests.plugins.flows import Formula, bending, straight, turning
 
 Z = torch.linspace(-1, 1, 24).reshape(1, 2, 3, 2, 2)

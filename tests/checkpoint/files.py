@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from blockstream.arena import Arena
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.layout import Request, SegmentLayout
-from blockstream.checkpoint.placement import lay_out
-from blockstream.checkpoint.reader import Reader
-from blockstream.checkpoint.store import FileHandle, FileStore
-from blockstream.segments import Extent
+from blockstream.checkpoint.file_store import FileHandle, FileStore
+from blockstream.checkpoint.read.placement import lay_out
+from blockstream.checkpoint.read.reader import Reader
+from blockstream.checkpoint.read.requests import Request, SegmentLayout
+from blockstream.engine.arena import Arena
+from blockstream.plan.segments import Extent
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8, "BF16": np.uint16}
 NAMES = {np.dtype(v): k for k, v in NUMPY.items() if k != "BF16"}

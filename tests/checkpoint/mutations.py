@@ -19,9 +19,9 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from blockstream.checkpoint.entries import FileStamp
-from blockstream.checkpoint.safetensors_header import _header_nbytes, parse_header
-from blockstream.checkpoint.torch_zip import scan
+from blockstream.checkpoint.read.entries import FileStamp
+from blockstream.checkpoint.read.safetensors_header import _header_nbytes, parse_header
+from blockstream.checkpoint.read.torch_zip import scan
 from blockstream.errors import CheckpointError
 
 PATH = Path("damaged")

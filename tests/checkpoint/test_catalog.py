@@ -150,7 +150,7 @@ def test_reading_safetensors_needs_no_torch(tmp_path):
     write(tmp_path / "model.safetensors", arrays((2,)))
     code = (
         "import sys; from blockstream.checkpoint import Checkpoint; "
-        "import blockstream.checkpoint.store, blockstream.checkpoint.pack; "
+        "import blockstream.checkpoint.file_store, blockstream.checkpoint.write.packer; "
         f"Checkpoint.open({str(tmp_path)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

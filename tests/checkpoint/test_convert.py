@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockstream.checkpoint.convert import STEP, can_convert, convert
+from blockstream.checkpoint.read.convert import STEP, can_convert, convert
 
 TORCH = {
     "F64": torch.float64,

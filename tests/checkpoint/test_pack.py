@@ -13,13 +13,13 @@ import torch
 from safetensors.numpy import load_file
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint import pack as module
-from blockstream.checkpoint.catalog import MANIFEST_NAME, SYNTHETIC_NAME
-from blockstream.checkpoint.layout import Request
-from blockstream.checkpoint.pack import JOURNAL_NAME, pack, verify_pack
-from blockstream.checkpoint.placement import BLOCK, lay_out
-from blockstream.checkpoint.safetensors_header import read_header
-from blockstream.checkpoint.synth import synthesise
+from blockstream.checkpoint.read.catalog import MANIFEST_NAME, SYNTHETIC_NAME
+from blockstream.checkpoint.read.placement import BLOCK, lay_out
+from blockstream.checkpoint.read.requests import Request
+from blockstream.checkpoint.read.safetensors_header import read_header
+from blockstream.checkpoint.write import packer as module
+from blockstream.checkpoint.write.packer import JOURNAL_NAME, pack, verify_pack
+from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import CheckpointError
 
 from .files import arrays, bound, cached_pages, store_of, write
@@ -116,7 +116,7 @@ def test_packing_again_does_nothing_and_packing_something_else_is_refused(tmp_pa
 
 KILLED = """
 import os, signal, sys
-from blockstream.checkpoint.pack import pack
+from blockstream.checkpoint.write.packer import pack
 def pwrite(descriptor, view, offset, calls=[0]):
     calls[0] += 1
     if calls[0] == int(sys.argv[3]):

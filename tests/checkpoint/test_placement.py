@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.checkpoint.convert import convert
-from blockstream.checkpoint.entries import ITEM_NBYTES, FileStamp, TensorEntry, tensor_nbytes
-from blockstream.checkpoint.layout import Move, Read, Request, SegmentLayout
-from blockstream.checkpoint.placement import (
+from blockstream.checkpoint.read.convert import convert
+from blockstream.checkpoint.read.entries import ITEM_NBYTES, FileStamp, TensorEntry, tensor_nbytes
+from blockstream.checkpoint.read.placement import (
     ALIGN,
     BLOCK,
     GAP_NBYTES,
@@ -20,6 +19,7 @@ from blockstream.checkpoint.placement import (
     _joined,
     lay_out,
 )
+from blockstream.checkpoint.read.requests import Move, Read, Request, SegmentLayout
 from blockstream.errors import CheckpointError
 
 FILES = {name: FileStamp(Path(name), 64 << 20, 0, 0, 8, "") for name in ("a", "b")}

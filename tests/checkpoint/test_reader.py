@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.checkpoint import reader as module
-from blockstream.checkpoint.reader import (
+from blockstream.checkpoint.read import reader as module
+from blockstream.checkpoint.read.reader import (
     BLOCK,
     Reader,
     Wanted,

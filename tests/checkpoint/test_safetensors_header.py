@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save as library_save
 
-from blockstream.checkpoint.entries import MOST
-from blockstream.checkpoint.safetensors_header import MOST_HEADER_NBYTES, read_header
+from blockstream.checkpoint.read.entries import MOST
+from blockstream.checkpoint.read.safetensors_header import MOST_HEADER_NBYTES, read_header
 from blockstream.errors import CheckpointError
 
 from .files import arrays, safetensors_bytes

@@ -8,17 +8,18 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from blockstream.arena import PAGE, Arena
-from blockstream.checkpoint import Checkpoint, placement
-from blockstream.checkpoint import store as store_module
-from blockstream.checkpoint.convert import convert
-from blockstream.checkpoint.layout import Request
-from blockstream.checkpoint.placement import lay_out
-from blockstream.checkpoint.reader import BLOCK, pread, probe_memory_align
-from blockstream.checkpoint.store import FileStore
+from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint import file_store as store_module
+from blockstream.checkpoint.file_store import FileStore
+from blockstream.checkpoint.read import placement
+from blockstream.checkpoint.read.convert import convert
+from blockstream.checkpoint.read.placement import lay_out
+from blockstream.checkpoint.read.reader import BLOCK, pread, probe_memory_align
+from blockstream.checkpoint.read.requests import Request
+from blockstream.engine.arena import PAGE, Arena
+from blockstream.engine.store import Handle, Store
 from blockstream.errors import CheckpointError, EngineError, SegmentLoadError
-from blockstream.segments import Extent
-from blockstream.store import Handle, Store
+from blockstream.plan.segments import Extent
 
 from .files import arrays, bound, cached_pages, drop_cache, layout_of, store_of, write
 

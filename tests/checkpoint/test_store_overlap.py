@@ -7,15 +7,15 @@ import threading
 import numpy as np
 import pytest
 
-from blockstream.arena import Arena
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.layout import Request
-from blockstream.checkpoint.placement import lay_out
-from blockstream.checkpoint.reader import BLOCK, Reader, pread
-from blockstream.checkpoint.store import FileStore
+from blockstream.checkpoint.file_store import FileStore
+from blockstream.checkpoint.read.placement import lay_out
+from blockstream.checkpoint.read.reader import BLOCK, Reader, pread
+from blockstream.checkpoint.read.requests import Request
+from blockstream.engine.arena import Arena
+from blockstream.engine.store import OverlappingStore
 from blockstream.errors import SegmentLoadError
-from blockstream.segments import Extent
-from blockstream.store import OverlappingStore
+from blockstream.plan.segments import Extent
 
 from .files import arrays, bound, write
 

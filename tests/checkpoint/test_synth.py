@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blockstream.checkpoint import Checkpoint, synth
-from blockstream.checkpoint.catalog import SYNTHETIC_NAME
-from blockstream.checkpoint.safetensors_writer import TensorSpec
-from blockstream.checkpoint.synth import synthesise
-from blockstream.checkpoint.torch_zip import read_records
-from blockstream.checkpoint.torch_zip_writer import state_dict_pickle, write_torch_zip
-from blockstream.checkpoint.writer import FileWriter
+from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.read.catalog import SYNTHETIC_NAME
+from blockstream.checkpoint.read.torch_zip import read_records
+from blockstream.checkpoint.write import synthesis as synth
+from blockstream.checkpoint.write.safetensors_writer import TensorSpec
+from blockstream.checkpoint.write.synthesis import synthesise
+from blockstream.checkpoint.write.torch_zip_writer import state_dict_pickle, write_torch_zip
+from blockstream.checkpoint.write.writer import FileWriter
 from blockstream.errors import CheckpointError
 
 from .files import cached_pages

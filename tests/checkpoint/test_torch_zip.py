@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import blockstream.nn.torch_zip as torch_side
+import blockstream.module.torch_pickle as torch_side
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.torch_zip import read_records, scan
+from blockstream.checkpoint.read.torch_zip import read_records, scan
 from blockstream.errors import CheckpointError
 
 from .mutations import check_torch_zip, damaged_torch_zip, torch_zip

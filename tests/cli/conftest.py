@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-import blockstream
+from blockstream import run
 from blockstream.cli.main import main
 
 from ..support.packages import site_on_path
@@ -14,7 +14,7 @@ from ..support.packages import site_on_path
 PIPELINE = """
     from pydantic import BaseModel
 
-    from blockstream.hookspecs import Choice, hookimpl
+    from blockstream.plugins.hookspecs import Choice, hookimpl
 
     class Options(BaseModel):
         prompt: str = "a cat"
@@ -50,8 +50,8 @@ def site(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runner(monkeypatch):
-    """A stand-in for blockstream.runner: remembers its calls, returns or raises what it is told."""
-    module = ModuleType("blockstream.runner")
+    """A stand-in for blockstream.run.runner: remembers its calls, returns or raises what it is told."""
+    module = ModuleType("blockstream.run.runner")
     module.calls = []
     module.result = {}
 
@@ -65,7 +65,7 @@ def runner(monkeypatch):
         return function
 
     module.run, module.plan = call("run"), call("plan")
-    monkeypatch.setattr(blockstream, "runner", module, raising=False)
+    monkeypatch.setattr(run, "runner", module, raising=False)
     return module
 
 

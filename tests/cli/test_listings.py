@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from blockstream.config import OWN_KEYS
+from blockstream.run.config import OWN_KEYS
 
 
 def schema(command, *argv: str):

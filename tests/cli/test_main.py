@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from blockstream.cli.main import BUILT_IN, main
-from blockstream.config import OWN_KEYS, make_config
-from blockstream.config.yamlfile import parse
 from blockstream.errors import BudgetError, ConfigError
+from blockstream.run.config import OWN_KEYS, make_config
+from blockstream.run.yamlfile import parse
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 HEAVY = ("torch", "transformers", "diffusers", "matplotlib", "numpy", "rich", "pydantic", "yaml")

@@ -12,10 +12,10 @@ import torch
 
 import blockstream
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint import pack as module
-from blockstream.checkpoint.catalog import JOURNAL_NAME, MANIFEST_NAME
-from blockstream.checkpoint.pack import verify_pack
-from blockstream.checkpoint.writer import FileWriter
+from blockstream.checkpoint.read.catalog import JOURNAL_NAME, MANIFEST_NAME
+from blockstream.checkpoint.write import packer as module
+from blockstream.checkpoint.write.packer import verify_pack
+from blockstream.checkpoint.write.writer import FileWriter
 
 from .folders import t5_config, t5_folder
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import blockstream
-from blockstream.checkpoint import Checkpoint, synth
-from blockstream.checkpoint.writer import FileWriter
+from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.write import synthesis as synth
+from blockstream.checkpoint.write.writer import FileWriter
 
 from .folders import t5_config
 
@@ -94,8 +95,8 @@ def test_a_diffusers_config_is_known_by_its_class(command, tmp_path):
     ("family", "tensors"), [("t5-v1_1-xxl", 219), ("stdit3-xl-2", 973), ("opensora-vae", 517)]
 )
 def test_the_families_of_movd_are_known_by_name_and_by_their_own_config(family, tensors, tmp_path):
-    from blockstream.nn.architectures import find
-    from blockstream.nn.spec import tensor_spec
+    from blockstream.module.architectures import find
+    from blockstream.module.spec import tensor_spec
 
     named = find(family)
     spec = tensor_spec(named.module(), "F32")

@@ -10,12 +10,13 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from blockstream.choices import Choice
-from blockstream.config import OWN_KEYS, RunConfig, load_config, make_config, read_config, schema
-from blockstream.config.yamlfile import parse
 from blockstream.errors import ConfigError, PluginError
-from blockstream.hookspecs import hookimpl
-from blockstream.plugins import Plugins
+from blockstream.plugins.choices import Choice
+from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins.manager import Plugins
+from blockstream.run import json_schema as schema
+from blockstream.run.config import OWN_KEYS, RunConfig, load_config, make_config, read_config
+from blockstream.run.yamlfile import parse
 from tests.support.packages import site_on_path
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.config.yamlfile import MAX_NBYTES, dump, parse, read, with_set
 from blockstream.errors import ConfigError
+from blockstream.run.yamlfile import MAX_NBYTES, dump, parse, read, with_set
 
 
 def data(text: str):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstream.errors import BudgetError, EngineError
-from blockstream.plan import Observed, least_arena, make_plan, remaining
-from blockstream.retention import POLICIES, PREFIX, SPREAD, adjust_spread
-from blockstream.segments import Exactly, Extent, Schedule, Unknown, Visit
-from blockstream.simulate import Estimate
+from blockstream.plan.planner import Observed, least_arena, make_plan, remaining
+from blockstream.plan.retention import POLICIES, PREFIX, SPREAD, adjust_spread
+from blockstream.plan.segments import Exactly, Extent, Schedule, Unknown, Visit
+from blockstream.plan.simulate import Estimate
 
 from ..support.fakes import UNIT, Gates, engine_on, schedule, stage
 from ..support.interleaving import WAIT, Waits, meanwhile

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.plan import make_plan
-from blockstream.retention import NONE, PREFIX, SPREAD
-from blockstream.segments import AtMost, Unknown
+from blockstream.plan.planner import make_plan
+from blockstream.plan.retention import NONE, PREFIX, SPREAD
+from blockstream.plan.segments import AtMost, Unknown
 
 from ..support.fakes import UNIT, engine_on, schedule, stage
 

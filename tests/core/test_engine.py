@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from blockstream.errors import EngineError
-from blockstream.retention import NONE, PREFIX, SPREAD
-from blockstream.segments import AtMost, Unknown, Visit
+from blockstream.plan.retention import NONE, PREFIX, SPREAD
+from blockstream.plan.segments import AtMost, Unknown, Visit
 
 from ..support.fakes import UNIT, Gates, engine_on, stage
 from ..support.interleaving import WAIT, planned, run_pass

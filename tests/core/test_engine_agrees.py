@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.plan import least_arena, make_plan
-from blockstream.retention import NONE, POLICIES, PREFIX, SPREAD
-from blockstream.segments import AtMost, Exactly, Schedule, Segment, Stage, Unknown
-from blockstream.simulate import simulate
+from blockstream.plan.planner import least_arena, make_plan
+from blockstream.plan.retention import NONE, POLICIES, PREFIX, SPREAD
+from blockstream.plan.segments import AtMost, Exactly, Schedule, Segment, Stage, Unknown
+from blockstream.plan.simulate import simulate
 
 from ..support.fakes import UNIT, run_engine, schedule, stage
 

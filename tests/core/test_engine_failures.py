@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from blockstream.engine import Engine
+from blockstream.engine.engine import Engine
 from blockstream.errors import EngineError, SegmentLoadError
 
 from ..support.fakes import UNIT, FakeStore, Gates, engine_on, stage

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockstream import latency
-from blockstream.segments import Exactly, Segment, Stage
+from blockstream.plan import latency
+from blockstream.plan.segments import Exactly, Segment, Stage
 
 from ..support.fakes import stage
 

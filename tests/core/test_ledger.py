@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.engine import Engine
-from blockstream.ledger import FLUSH_S, KINDS, Ledger, Span, Spans, read_ledger, read_records, unaccounted
-from blockstream.plan import make_plan
-from blockstream.retention import NONE, SPREAD
-from blockstream.segments import AtMost, Visit
+from blockstream.engine.engine import Engine
+from blockstream.engine.ledger import (
+    FLUSH_S,
+    KINDS,
+    Ledger,
+    Span,
+    Spans,
+    read_ledger,
+    read_records,
+    unaccounted,
+)
+from blockstream.plan.planner import make_plan
+from blockstream.plan.retention import NONE, SPREAD
+from blockstream.plan.segments import AtMost, Visit
 
 from ..support.fakes import UNIT, FakeStore, VirtualClock, schedule, stage
 from .test_engine_agrees import plans

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from blockstream.engine import Engine
+from blockstream.engine.engine import Engine
+from blockstream.engine.store import Loading, OverlappingStore, StagesStore, begin
 from blockstream.errors import SegmentLoadError
-from blockstream.segments import Extent
-from blockstream.store import Loading, OverlappingStore, StagesStore, begin
+from blockstream.plan.segments import Extent
 
 from ..support.fakes import UNIT, FakeHandle, FakeStore, stage
 from ..support.interleaving import WAIT, planned, run_pass

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream import latency
-from blockstream.plan import Observed, make_plan
-from blockstream.retention import NONE
-from blockstream.segments import Exactly
-from blockstream.simulate import SIMULATED_VISITS, estimate, predict, simulate
+from blockstream.plan import latency
+from blockstream.plan.planner import Observed, make_plan
+from blockstream.plan.retention import NONE
+from blockstream.plan.segments import Exactly
+from blockstream.plan.simulate import SIMULATED_VISITS, estimate, predict, simulate
 from tests.support.fakes import UNIT, schedule, stage
 
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream import latency
 from blockstream.errors import BudgetError
-from blockstream.layout import align_up
-from blockstream.plan import least_arena, make_plan
-from blockstream.retention import NONE, POLICIES, PREFIX, SPREAD
-from blockstream.scheduler import Scheduler
-from blockstream.segments import Exactly, Schedule, Segment, Stage, Visit
-from blockstream.simulate import estimate, simulate
+from blockstream.plan import latency
+from blockstream.plan.layout import align_up
+from blockstream.plan.planner import least_arena, make_plan
+from blockstream.plan.retention import NONE, POLICIES, PREFIX, SPREAD
+from blockstream.plan.scheduler import Scheduler
+from blockstream.plan.segments import Exactly, Schedule, Segment, Stage, Visit
+from blockstream.plan.simulate import estimate, simulate
 
 from ..support.fakes import UNIT, schedule, stage
 from .test_engine_agrees import plans

@@ -7,13 +7,13 @@ import random
 import pytest
 
 from blockstream.errors import EngineError
-from blockstream.extents import LiveExtents
-from blockstream.layout import lay_out_stage
-from blockstream.loads import State
-from blockstream.plan import Plan, StagePlan, make_plan
-from blockstream.retention import NONE, PREFIX, SPREAD
-from blockstream.scheduler import Scheduler
-from blockstream.segments import Extent, Schedule, Visit
+from blockstream.plan.extents import LiveExtents
+from blockstream.plan.layout import lay_out_stage
+from blockstream.plan.loads import State
+from blockstream.plan.planner import Plan, StagePlan, make_plan
+from blockstream.plan.retention import NONE, PREFIX, SPREAD
+from blockstream.plan.scheduler import Scheduler
+from blockstream.plan.segments import Extent, Schedule, Visit
 
 from ..support.fakes import UNIT, schedule, stage
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 
 from blockstream.errors import EngineError
-from blockstream.loads import State
-from blockstream.plan import least_arena, make_plan
-from blockstream.retention import POLICIES
-from blockstream.scheduler import Scheduler
-from blockstream.segments import AtMost, Exactly, Schedule, Segment, Stage, Unknown
+from blockstream.plan.loads import State
+from blockstream.plan.planner import least_arena, make_plan
+from blockstream.plan.retention import POLICIES
+from blockstream.plan.scheduler import Scheduler
+from blockstream.plan.segments import AtMost, Exactly, Schedule, Segment, Stage, Unknown
 
 from ..support.fakes import UNIT
 

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from blockstream.nn.euler import sample
+from blockstream.plugins.euler import sample
 from movd.rflow import OpenSoraFlow, add_noise, timesteps, transform_times
 
 pytestmark = pytest.mark.golden

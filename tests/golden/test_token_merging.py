@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blockstream.pipeline import Merge
+from blockstream.plugins.protocols import Merge
 from movd.attention import attention_hooks
 from movd.official import load_official
 from movd.stdit3 import STDiT3, STDiT3Config

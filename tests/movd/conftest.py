@@ -2,9 +2,9 @@
 
 import pytest
 
-from blockstream import runner
-from blockstream.config import make_config
-from blockstream.nn import known
+from blockstream.run import runner
+from blockstream.run.config import make_config
+from blockstream.streaming import known
 from tests.support.movd_models import write_models
 
 

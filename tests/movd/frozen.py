@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from blockstream.nn.euler import sample
+from blockstream.plugins.euler import sample
 from movd.rflow import OpenSoraFlow, timesteps
 from tests.movd import tiny
 

@@ -8,10 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-from blockstream import runner
-from blockstream.choices import Choice, Chosen
-from blockstream.config import make_config
-from blockstream.hookspecs import hookimpl
+from blockstream.plugins.choices import Choice, Chosen
+from blockstream.plugins.hookspecs import hookimpl
+from blockstream.run import runner
+from blockstream.run.config import make_config
 
 
 class Gate:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from blockstream.errors import ModelError
-from blockstream.pipeline import Merge
+from blockstream.plugins.protocols import Merge
 from movd.attention import FEW_KEYS, UNCHANGED, Attention, attention, attention_hooks, rotate
 from tests.movd import tiny
 

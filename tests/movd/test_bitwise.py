@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from blockstream import runner
-from blockstream.hookspecs import hookimpl
-from blockstream.nn.euler import sample
+from blockstream.plugins.euler import sample
+from blockstream.plugins.hookspecs import hookimpl
+from blockstream.run import runner
 from movd.captions import official_prompt
 from movd.rflow import OpenSoraFlow
 from movd.stdit3 import STDiT3, STDiT3Config
@@ -147,7 +147,7 @@ def test_other_numerics_give_another_video(config, plain, tmp_path, key):
 
 
 def test_the_written_config_runs_the_same_again(config, tmp_path, monkeypatch):
-    from blockstream.config import load_config
+    from blockstream.run.config import load_config
 
     (tmp_path / "prompts.txt").write_text("\n".join(["a red star", "a blue circle"]))
     first = {**NUMERICS, "prompts": str(tmp_path / "prompts.txt"), "threads": "auto"}

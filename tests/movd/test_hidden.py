@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from blockstream import entrypoints
-from blockstream.config import make_config, read_config
 from blockstream.errors import ConfigError
-from blockstream.plugins import Plugins
+from blockstream.plugins import entrypoints
+from blockstream.plugins.manager import Plugins
+from blockstream.run.config import make_config, read_config
 
 
 @pytest.fixture(autouse=True)

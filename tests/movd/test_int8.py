@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from blockstream import runner
 from blockstream.cli.main import main
 from blockstream.errors import CheckpointError, ConfigError
-from blockstream.verify import verify
+from blockstream.run import runner
+from blockstream.verify.comparison import verify
 from movd.weights import Weights
 from tests.support.movd_models import DIT, T5, VAE
 

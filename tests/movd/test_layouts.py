@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from blockstream import runner
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
+from blockstream.run import runner
 from movd.weights import HASHED_NBYTES, Part
 from tests.support.movd_models import write_t5, write_word_tokenizer
 
@@ -93,7 +93,7 @@ def test_a_tokenizer_json_serves_where_there_is_no_sentencepiece_model(config, o
 
 
 def test_a_packed_denoiser_gives_the_same_video(config, own, tmp_path):
-    from blockstream.checkpoint import pack as packing
+    from blockstream.checkpoint.write import packer as packing
 
     run(config, own, tmp_path / "plain")
     source = Checkpoint.open(own["dit"])
@@ -337,7 +337,7 @@ def test_the_release_s_own_configuration_is_read_and_its_keys_are_the_module_s(t
             "cal_loss": False,
         },
     }
-    from blockstream.plugins import Plugins
+    from blockstream.plugins.manager import Plugins
 
     module = Plugins().family("stdit3-xl-2" if part == "dit" else "opensora-vae").module()
     (tmp_path / "config.json").write_text(json.dumps(released[part]))

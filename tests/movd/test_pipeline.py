@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from blockstream import runner
+from blockstream.engine.ledger import Ledger
 from blockstream.errors import ConfigError
-from blockstream.ledger import Ledger
-from blockstream.plugins import activate
-from blockstream.segments import AtMost, Exactly
+from blockstream.plan.segments import AtMost, Exactly
+from blockstream.plugins.manager import activate
+from blockstream.run import runner
 from movd.captions import official_prompt
 from tests.movd.interrupted import Passes
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_made_is_refused_by_key(config, asked, said):
 
 
 def test_a_file_of_prompts_is_found_beside_its_config(tmp_path, models, monkeypatch):
-    from blockstream.config import load_config
+    from blockstream.run.config import load_config
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "prompts.txt").write_text("one\n\n  two  \n", encoding="utf-8")
@@ -169,7 +169,7 @@ def test_half_precision_weights_make_a_video(config, models, tmp_path, dtype):
 
 
 def test_stages_are_declared_with_the_passes_they_make(config, tmp_path, monkeypatch):
-    from blockstream.nn.session import Session
+    from blockstream.streaming.session import Session
 
     declared = {}
     stage = Session.stage

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from blockstream import runner
 from blockstream.errors import ConfigError
+from blockstream.run import runner
 from movd import reference
 from movd.reference import read_reference
 from movd.weights import Weights

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from blockstream import runner
 from blockstream.errors import CheckpointError, ConfigError
+from blockstream.run import runner
 from tests.movd.interrupted import Gate, Passes, raise_interrupt, with_sampler
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def _keys(models):
 @pytest.fixture(name="whole", scope="module")
 def _whole(keys, tmp_path_factory):
     """The results of runs that were not stopped, by sampler."""
-    from blockstream.config import make_config
+    from blockstream.run.config import make_config
 
     made = {}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from blockstream import runner
+from blockstream.run import runner
 from movd import pipeline
 from movd.texts import TextCache, TextFolder, Texts
 from tests.movd import tiny
@@ -211,7 +211,7 @@ def test_fifty_prompts_go_stage_by_stage_and_one_embedding_is_held_at_a_time(con
     order = []
 
     class Stages(Passes):
-        from blockstream.hookspecs import hookimpl
+        from blockstream.plugins.hookspecs import hookimpl
 
         @hookimpl
         def stage_started(self, stage):

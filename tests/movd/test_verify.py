@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from blockstream.config import make_config, read_config
-from blockstream.verify import verify
+from blockstream.run.config import make_config, read_config
+from blockstream.verify.comparison import verify
 
 SETS = ["prompts=[a red circle moving right]", "steps=2", "frames=1", "threads=1"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.config import OWN_KEYS, load_config
 from blockstream.errors import ConfigError
+from blockstream.run.config import OWN_KEYS, load_config
 from movd.options import MovdOptions
 from movd.weights import Weights
 
@@ -74,7 +74,7 @@ def test_the_phones_video_is_the_papers():
 
 @pytest.mark.skipif(not (ROOT / "movd" / "assets" / "tiny" / "dit").is_dir(), reason="no embedded weights")
 def test_its_arena_is_smaller_than_its_weights():
-    from blockstream.budget import parse_nbytes
+    from blockstream.budget.amounts import parse_nbytes
 
     config = load_config("movd.yaml")
     weights = Weights(config.pipeline.options)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import blockstream
-import blockstream.nn.session as session_module
-from blockstream.checkpoint.store import FileStore
+import blockstream.streaming.session as session_module
+from blockstream.checkpoint.file_store import FileStore
 from blockstream.errors import SegmentLoadError
-from blockstream.plan import least_arena
+from blockstream.plan.planner import least_arena
 from tests.support.costs import fix_costs
 
 from .models import aligned, save

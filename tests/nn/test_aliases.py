@@ -11,7 +11,7 @@ from torch import nn
 
 import blockstream
 from blockstream.errors import AliasError, ModelError
-from blockstream.nn.binding import tensors_in
+from blockstream.module.binding import tensors_in
 
 from . import toys
 from .conftest import streamed

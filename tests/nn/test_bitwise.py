@@ -9,10 +9,10 @@ import torch
 
 import blockstream
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.pack import pack
-from blockstream.nn.empty import empty
-from blockstream.nn.spec import packing
-from blockstream.plan import least_arena
+from blockstream.checkpoint.write.packer import pack
+from blockstream.module.empty import empty
+from blockstream.module.spec import packing
+from blockstream.plan.planner import least_arena
 
 from .models import CASES, Case, aligned, assert_same, minilm_folder, save
 

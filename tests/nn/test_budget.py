@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 import blockstream
-from blockstream.budget import held
-from blockstream.checkpoint.synth import synthesise
+from blockstream.budget.amounts import held
+from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import BudgetError
-from blockstream.loads import State
+from blockstream.plan.loads import State
 from blockstream.system.limits import Headroom, HeadroomReader, Limit
 from blockstream.system.memory import trim_heap
 from tests.support.costs import fix_costs
@@ -283,7 +283,7 @@ def test_the_named_least_runs_and_one_percent_less_is_refused(checkpoint):
     program = """
 import sys, torch, blockstream
 from blockstream.errors import BudgetError
-from blockstream.loads import State
+from blockstream.plan.loads import State
 from tests.nn.test_budget import Model, X
 
 for budget in sys.argv[2:]:
@@ -307,7 +307,7 @@ for budget in sys.argv[2:]:
 
 def test_nothing_is_mapped_before_a_budget_is_refused(checkpoint, monkeypatch):
     made = []
-    monkeypatch.setattr("blockstream.nn.session.Arena", made.append)
+    monkeypatch.setattr("blockstream.streaming.session.Arena", made.append)
     with blockstream.open(budget="60MiB") as s:
         module = s.stage("m", Model, checkpoint)
         with pytest.raises(BudgetError):
@@ -321,7 +321,7 @@ class Free:
     def __init__(self, monkeypatch) -> None:
         self.leave(1 << 40)
         monkeypatch.setattr(HeadroomReader, "read", lambda reader, system=None: self.read())
-        monkeypatch.setattr("blockstream.governor.LOOK_S", 0.0)
+        monkeypatch.setattr("blockstream.budget.governor.LOOK_S", 0.0)
 
     def leave(self, nbytes: int) -> None:
         """Have another process take all but so much."""

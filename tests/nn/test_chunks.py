@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockstream.nn.activations import Alive
-from blockstream.nn.chunks import chunks, sizing
+from blockstream.module.activations import Alive
+from blockstream.module.chunks import chunks, sizing
 from tests.movd import tiny
 
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import blockstream
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.catalog import JOURNAL_NAME, MANIFEST_NAME
+from blockstream.checkpoint.read.catalog import JOURNAL_NAME, MANIFEST_NAME
 from blockstream.cli.main import main
 from blockstream.errors import CheckpointError
-from blockstream.nn.prepared import Prepared
-from blockstream.nn.reference import Reference
+from blockstream.module.prepared import Prepared
+from blockstream.verify.reference import Reference
 
 DINO = transformers.Dinov2Config(
     hidden_size=32,

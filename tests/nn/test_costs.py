@@ -8,13 +8,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import blockstream
-from blockstream.accounting import calibration
-from blockstream.ledger import Ledger, Span
-from blockstream.nn import known
-from blockstream.nn.costs import ENOUGH, OUTSIDE, Seen, measured_costs
-from blockstream.nn.flops import count_flops, shapes_of
-from blockstream.nn.session import Session
-from blockstream.segments import Exactly, Segment, Stage, Visit
+from blockstream.engine.ledger import Ledger, Span
+from blockstream.module.flops import count_flops, shapes_of
+from blockstream.plan.segments import Exactly, Segment, Stage, Visit
+from blockstream.streaming import known
+from blockstream.streaming.costs import ENOUGH, OUTSIDE, Seen, measured_costs
+from blockstream.streaming.session import Session
+from blockstream.system import calibration
 
 
 class Block(nn.Module):

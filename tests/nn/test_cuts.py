@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import blockstream
-from blockstream.nn import cuts
-from blockstream.nn.known import Known
+from blockstream.streaming import cuts
+from blockstream.streaming.known import Known
 
 from . import toys
 from .conftest import least_of, streamed

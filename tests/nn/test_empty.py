@@ -10,7 +10,7 @@ from torch import nn
 
 import blockstream
 from blockstream.errors import ModelError
-from blockstream.nn.empty import build
+from blockstream.module.empty import build
 
 from . import toys
 

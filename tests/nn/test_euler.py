@@ -1,4 +1,4 @@
-from blockstream.nn.euler import sample
+from blockstream.plugins.euler import sample
 
 
 class Line:

@@ -8,7 +8,7 @@ from torch import nn
 
 import blockstream
 from blockstream.errors import EngineError, ModelError
-from blockstream.nn.absent import Absent
+from blockstream.module.standins import Absent
 
 from . import toys
 from .conftest import streamed

@@ -12,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import blockstream
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.pack import pack
+from blockstream.checkpoint.write.packer import pack
 from blockstream.errors import CheckpointError, ConfigError, ModelError
-from blockstream.nn import int8
-from blockstream.nn.activations import Alive
-from blockstream.nn.int8 import BLOCK_ROWS, FEW_ROWS, Int8Linear, chunk_rows, int8_linear, way_of
-from blockstream.nn.spec import packing
-from blockstream.nn.verifying import CheckedSession, ResidentSession
+from blockstream.module.activations import Alive
+from blockstream.module.layers import int8
+from blockstream.module.layers.int8 import BLOCK_ROWS, FEW_ROWS, Int8Linear, chunk_rows, int8_linear, way_of
+from blockstream.module.spec import packing
+from blockstream.verify.sessions import CheckedSession, ResidentSession
 
 from .conftest import least_of
 from .models import CASES, Case, _aligned, aligned, assert_same, save

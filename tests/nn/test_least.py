@@ -7,8 +7,8 @@ import torch
 
 import blockstream
 from blockstream.errors import BudgetError
-from blockstream.nn.least import finest_arena_nbytes
-from blockstream.nn.model_plan import plan_model
+from blockstream.streaming.least import finest_arena_nbytes
+from blockstream.streaming.model_plan import plan_model
 
 from .conftest import least_of
 from .models import CASES, assert_same, save

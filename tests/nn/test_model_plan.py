@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from blockstream.errors import BlockstreamError, BudgetError, CheckpointError, ConfigError
-from blockstream.nn.model_plan import imagined, plan_model, skeleton
-from blockstream.nn.partition import partition
+from blockstream.module.partition import partition
+from blockstream.streaming.model_plan import imagined, plan_model, skeleton
 
 BERT = {
     "architectures": ["BertModel"],

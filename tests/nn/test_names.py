@@ -146,7 +146,7 @@ def test_a_tensor_of_another_shape_is_named(twins):
 
 
 def test_a_table_of_another_shape_is_named(twins, monkeypatch):
-    monkeypatch.setattr("blockstream.nn.partition.GATHER_NBYTES", 1000)
+    monkeypatch.setattr("blockstream.module.partition.GATHER_NBYTES", 1000)
     _, folder = twins(toys.Tied)
     rewrite(folder, lambda t: {k: v[:20] if v.shape == (50, 16) else v for k, v in t.items()})
     refusal(toys.Tied, folder, r"\[20, 16\].*\[50, 16\]")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from blockstream.checkpoint.synth import synthesise
+from blockstream.checkpoint.write.synthesis import synthesise
 
 
 class Block(nn.Module):

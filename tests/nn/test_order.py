@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import blockstream
-from blockstream.nn.order import fake_order
+from blockstream.module.order import fake_order
 
 from . import models, toys
 from .toys import D, noise

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import blockstream
-from blockstream.nn.partition import partition
+from blockstream.module.partition import partition
 
 from . import models, toys
 from .toys import Block, D

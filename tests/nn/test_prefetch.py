@@ -10,7 +10,7 @@ import torch
 
 import blockstream
 from blockstream.errors import SegmentLoadError
-from blockstream.segments import AtMost, Unknown
+from blockstream.plan.segments import AtMost, Unknown
 
 from . import toys
 from .conftest import least_of, streamed

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import blockstream
 from blockstream.errors import BudgetError, ConfigError, EngineError
-from blockstream.segments import AtMost
+from blockstream.plan.segments import AtMost
 
 from . import toys
 from .conftest import least_of, streamed
@@ -180,7 +180,7 @@ def test_measured_costs_replace_guesses_after_the_first_pass(twins):
         m(noise())
         assert stage.measured
         spans = [x for x in s.ledger.spans if x.kind == "execute" and x.label == "blocks.1"]
-        from blockstream.nn.costs import measured_costs
+        from blockstream.streaming.costs import measured_costs
 
         measured = measured_costs(s.plan.schedule.stages[0], 0, s.ledger)
         (block,) = [x for x in measured.segments if x.name == "blocks.1"]

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import blockstream
-from blockstream.checkpoint.synth import synthesise
+from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import ModelError
-from blockstream.nn.tables import TableReader
-from blockstream.segments import Unknown
+from blockstream.module.row_tables import TableReader
+from blockstream.plan.segments import Unknown
 
 from . import toys
 from .conftest import least_of, streamed
@@ -136,8 +136,8 @@ def test_tied_weights_stay_tied(twins):
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_a_large_table_is_gathered_by_row_and_its_tied_head_loaded(dtype, twins, monkeypatch):
-    monkeypatch.setattr("blockstream.nn.partition.GATHER_NBYTES", 1000)
-    monkeypatch.setattr("blockstream.nn.partition.RESIDENT_NBYTES", 0)
+    monkeypatch.setattr("blockstream.module.partition.GATHER_NBYTES", 1000)
+    monkeypatch.setattr("blockstream.module.partition.RESIDENT_NBYTES", 0)
     resident, folder = twins(toys.Tied)
     if dtype:
         resident.to(torch.bfloat16)
@@ -163,7 +163,7 @@ def test_rows_used_last_are_kept_and_not_read_again(tmp_path, monkeypatch):
     made = synthesise({"t": ("F32", (40, 8))}, tmp_path / "c")
     table = load_file(made.root / "model.safetensors")["t"]
     reader = TableReader(made.entries["t"], "F32")
-    monkeypatch.setattr("blockstream.nn.tables.KEEP_NBYTES", 4 * 8 * 4)
+    monkeypatch.setattr("blockstream.module.row_tables.KEEP_NBYTES", 4 * 8 * 4)
 
     def read(*ids):
         before = reader.read_nbytes
@@ -182,7 +182,7 @@ def test_rows_used_last_are_kept_and_not_read_again(tmp_path, monkeypatch):
 
 
 def test_what_lies_outside_the_blocks_is_streamed_when_large(twins, monkeypatch):
-    monkeypatch.setattr("blockstream.nn.partition.RESIDENT_NBYTES", 0)
+    monkeypatch.setattr("blockstream.module.partition.RESIDENT_NBYTES", 0)
     resident, folder = twins(toys.Outside)
     with torch.no_grad():
         want = resident(noise())
@@ -194,7 +194,7 @@ def test_what_lies_outside_the_blocks_is_streamed_when_large(twins, monkeypatch)
 
 
 def test_a_module_without_blocks_is_streamed_layer_by_layer(twins, monkeypatch):
-    monkeypatch.setattr("blockstream.nn.partition.RESIDENT_NBYTES", 1000)
+    monkeypatch.setattr("blockstream.module.partition.RESIDENT_NBYTES", 1000)
     resident, folder = twins(toys.Plain)
     with torch.no_grad():
         want = resident(noise(2, D))

@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import blockstream
+from blockstream.engine.store import StagesStore, Store
 from blockstream.errors import ModelError, SegmentLoadError
-from blockstream.segments import Extent
-from blockstream.store import StagesStore, Store
+from blockstream.plan.segments import Extent
 from tests.support.fakes import FakeStore
 
 
@@ -95,7 +95,7 @@ def test_what_a_stages_own_store_raises_reaches_the_forward(model):
 
 
 def test_verification_does_not_hold_resident_what_another_store_loads(model):
-    from blockstream.nn.verifying import ResidentSession
+    from blockstream.verify.sessions import ResidentSession
 
     module, path = model
     options = {"segments": {}, "streamed": frozenset(), "seen": lambda *args: None, "arena": None}
@@ -106,8 +106,8 @@ def test_verification_does_not_hold_resident_what_another_store_loads(model):
 def test_a_checkpoint_of_entries_alone_streams_and_is_held_resident(model, tmp_path):
     """Files of no known form: what lies where is said by who made the entries."""
     from blockstream.checkpoint import Checkpoint, FileStamp, TensorEntry
-    from blockstream.nn.prepared import Prepared
-    from blockstream.nn.reference import Reference
+    from blockstream.module.prepared import Prepared
+    from blockstream.verify.reference import Reference
 
     module, _ = model
     path, entries = tmp_path / "weights.raw", {}

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import blockstream
-from blockstream.difference import DifferenceError
 from blockstream.errors import ModelError
-from blockstream.nn.empty import empty
-from blockstream.nn.recorder import Recorder, digest, most_apart, same
-from blockstream.nn.verifying import CheckedSession, ResidentSession
+from blockstream.module.empty import empty
+from blockstream.verify.difference import DifferenceError
+from blockstream.verify.recorder import Recorder, digest, most_apart, same
+from blockstream.verify.sessions import CheckedSession, ResidentSession
 
 from .models import CASES, aligned, assert_same, save
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from blockstream.errors import ConfigError
-from blockstream.plugins import Plugins
+from blockstream.plugins.manager import Plugins
 
 from .flows import Formula, bending, euler, straight, turning
 

@@ -7,7 +7,7 @@ from blockstream_lpl import sample
 from benchmarks.lpl_toy import decibels
 from benchmarks.rivals import ab2, euler_steps
 from benchmarks.toy_flows import Mixture, MixtureFlow
-from blockstream.nn import euler
+from blockstream.plugins import euler
 
 
 @pytest.mark.parametrize("shift", [0.48, 2.42, 6.0])

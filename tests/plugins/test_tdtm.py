@@ -6,8 +6,8 @@ import torch
 from blockstream_tdtm import Options, TemporalMerging
 from pydantic import ValidationError
 
-from blockstream.pipeline import AttentionLayer, current_run, new_run
-from blockstream.plugins import Plugins
+from blockstream.plugins.manager import Plugins
+from blockstream.plugins.protocols import AttentionLayer, current_run, new_run
 from movd.attention import attention_hooks
 from movd.official import load_official
 from movd.stdit3 import STDiT3, STDiT3Config

@@ -6,14 +6,14 @@ import json
 import math
 from pathlib import Path
 
-from blockstream.accounting.outcome import sampler_account, stage_accounts
-from blockstream.ledger import Ledger, Span
-from blockstream.plan import Plan, make_plan
-from blockstream.report.plans import plan_record
+from blockstream.engine.ledger import Ledger, Span
+from blockstream.plan.plain import plan_record
+from blockstream.plan.planner import Plan, make_plan
+from blockstream.plan.retention import POLICIES
+from blockstream.plan.segments import AtMost, Exactly, Schedule, Segment, Stage
+from blockstream.plan.simulate import simulate
+from blockstream.report.outcome import sampler_account, stage_accounts
 from blockstream.report.stages import stage_summaries
-from blockstream.retention import POLICIES
-from blockstream.segments import AtMost, Exactly, Schedule, Segment, Stage
-from blockstream.simulate import simulate
 
 MIB = 1 << 20
 LABEL = 'text <script>alert("t5")</script>'

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from blockstream.ledger import Span
-from blockstream.plugins import Plugins
+from blockstream.engine.ledger import Span
+from blockstream.plan.segments import AtMost, Exactly, Segment, Stage, Unknown
+from blockstream.plugins.manager import Plugins
 from blockstream.report.progress import Progress, _duration
-from blockstream.segments import AtMost, Exactly, Segment, Stage, Unknown
 
 SEGMENTS = tuple(Segment(name, 100) for name in "abcd")
 DIT = Stage("dit", SEGMENTS, passes=AtMost(10))

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from blockstream.engine.ledger import Ledger
 from blockstream.errors import ConfigError
-from blockstream.ledger import Ledger
 from blockstream.report.passes import pass_rows
 from blockstream.report.record import read_run
 
@@ -35,15 +35,15 @@ def test_bars_know_what_the_plan_retained(finished, plan):
 
 
 def test_a_new_plan_counts_from_when_it_was_made(tmp_path, plan):
-    from blockstream.report.plans import plan_record
+    from blockstream.plan.plain import plan_record
 
     now = [0.0]
     ledger = Ledger(tmp_path / "ledger.jsonl", clock=lambda: now[0])
     first, later = plan_record(plan), plan_record(plan)
     first["stages"][0]["retained"] = []
     later["stages"][0]["retained"] = [0]
-    from blockstream.ledger import Span
-    from blockstream.segments import Visit
+    from blockstream.engine.ledger import Span
+    from blockstream.plan.segments import Visit
 
     ledger.note("plan", first)
     now[0] = 5.0

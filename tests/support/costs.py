@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blockstream.nn import planning
+from blockstream.streaming import replanner as planning
 
 
 def fix_costs(monkeypatch, load_s: float = 2, execute_s: float = 1) -> None:

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from blockstream.engine import Engine
-from blockstream.ledger import Span
-from blockstream.plan import Plan
-from blockstream.segments import Exactly, Extent, Passes, Schedule, Segment, Stage
+from blockstream.engine.engine import Engine
+from blockstream.engine.ledger import Span
+from blockstream.plan.planner import Plan
+from blockstream.plan.segments import Exactly, Extent, Passes, Schedule, Segment, Stage
 
 UNIT = 4096
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 
-from blockstream.plan import make_plan
-from blockstream.retention import NONE
+from blockstream.plan.planner import make_plan
+from blockstream.plan.retention import NONE
 
 from .fakes import UNIT, schedule, stage
 

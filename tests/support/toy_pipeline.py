@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blockstream.choices import Choice, Chosen
-from blockstream.config import RunConfig
-from blockstream.nn.empty import empty
-from blockstream.plugins import Plugins
+from blockstream.module.empty import empty
+from blockstream.plugins.choices import Choice, Chosen
+from blockstream.plugins.manager import Plugins
+from blockstream.run.config import RunConfig
 
 WIDTH, WORDS, PASSES = 64, 20_000, 3
 
@@ -109,7 +109,7 @@ class Flip:
     """Flips a bit of a parameter of one segment as it is loaded, `times` times or always."""
 
     def __init__(self, monkeypatch, stage: str, segment: str, param: str, times: int = 1 << 30) -> None:
-        from blockstream.checkpoint.store import FileStore
+        from blockstream.checkpoint.file_store import FileStore
 
         self.left = times
         begin = FileStore.begin

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstream import budget
+from blockstream.budget import amounts as budget
 from blockstream.errors import BudgetError
 from blockstream.system import floor
 from blockstream.system.floor import cache_folder, lower_bound, runtime_floor

@@ -8,14 +8,7 @@ import sys
 
 import pytest
 
-from blockstream.system.limits import (
-    Headroom,
-    Limit,
-    SystemMemory,
-    cpu_count,
-    headroom,
-    page_cache_nbytes,
-)
+from blockstream.system.limits import Headroom, Limit, SystemMemory, cpu_count, headroom, page_cache_nbytes
 from tests.support.cgroup import limited, why_not
 from tests.support.machine import V1_CPU, V1_MEMORY, V1_UNLIMITED, V2, V2_UNIFIED, Machine
 

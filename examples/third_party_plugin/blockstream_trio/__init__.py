@@ -6,8 +6,8 @@ from collections import defaultdict
 
 from pydantic import BaseModel, Field
 
-from blockstream.hookspecs import Choice, hookimpl
-from blockstream.retention import RetentionPolicy
+from blockstream.plan.retention import RetentionPolicy
+from blockstream.plugins.hookspecs import Choice, hookimpl
 
 
 class Every(BaseModel):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from blockstream_trio.ab2 import sample
 
-from blockstream.plugins import Plugins
-from blockstream.segments import Segment, Stage
+from blockstream.plan.segments import Segment, Stage
+from blockstream.plugins.manager import Plugins
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from blockstream.checkpoint.entries import unreadable
-from blockstream.checkpoint.index import read_json, safe_name
+from blockstream.checkpoint.read.entries import unreadable
+from blockstream.checkpoint.read.index import read_json, safe_name
 from blockstream.errors import CheckpointError
 
 from .program import Function, read_function

@@ -18,7 +18,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from blockstream.checkpoint.entries import unreadable
+from blockstream.checkpoint.read.entries import unreadable
 from blockstream.errors import CheckpointError
 
 from .program import Blob

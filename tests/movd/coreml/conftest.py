@@ -2,7 +2,7 @@
 
 import pytest
 
-from blockstream.config import make_config
+from blockstream.run.config import make_config
 from movd.coreml.tools import available
 from tests.support.movd_models import write_dit, write_t5, write_vae
 

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from blockstream import runner
-from blockstream.budget import parse_nbytes
-from blockstream.choices import Chosen
-from blockstream.config import load_config, make_config
+from blockstream.budget.amounts import parse_nbytes
 from blockstream.errors import CheckpointError, ConfigError, SegmentLoadError
-from blockstream.verify import verify
+from blockstream.plugins.choices import Chosen
+from blockstream.run import runner
+from blockstream.run.config import load_config, make_config
+from blockstream.verify.comparison import verify
 from movd import pipeline
 from movd.coreml import packaged
 from tests.movd.coreml.conftest import need_coremltools
@@ -79,7 +79,7 @@ def test_the_embedded_models_video_comes_from_packages_in_an_arena_smaller_than_
 
 
 def test_the_interpreter_computes_on_views_of_the_arena(exported_tiny, monkeypatch, tmp_path):
-    from blockstream.nn.session import Session
+    from blockstream.streaming.session import Session
 
     places = set()
 
@@ -99,7 +99,8 @@ def test_the_interpreter_computes_on_views_of_the_arena(exported_tiny, monkeypat
 def test_what_is_retained_or_gathered_by_row_does_not_change_a_bit(
     exported_tiny, frames, monkeypatch, tmp_path
 ):
-    from blockstream.nn import partition, tables
+    from blockstream.module import partition
+    from blockstream.module import row_tables as tables
 
     reads = []
     gather = tables.TableReader.gather
@@ -276,7 +277,7 @@ def test_a_manifest_that_does_not_describe_its_packages_is_refused(coreml_config
 
 def test_weights_that_change_while_they_are_used_end_the_run(coreml_config, copied, tmp_path):
     class Changes:
-        from blockstream.hookspecs import hookimpl
+        from blockstream.plugins.hookspecs import hookimpl
 
         @hookimpl
         def stage_started(self, stage):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from blockstream.config import load_config
 from blockstream.errors import CheckpointError, ConfigError, ModelError
+from blockstream.run.config import load_config
 from movd.coreml import export as module
 from movd.coreml.compare import Opened
 from movd.coreml.convert import Form, convert

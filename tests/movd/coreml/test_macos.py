@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from blockstream import runner
 from blockstream.errors import CheckpointError, ConfigError, ModelError, SegmentLoadError
+from blockstream.run import runner
 from movd.coreml import macos
 from movd.coreml.compiled import UNITS, CompiledPackages, CoreML
 from movd.coreml.interpreter import Package, evaluate
@@ -115,7 +115,7 @@ def test_a_prediction_that_is_another_result_ends_the_run(config, runtime, tmp_p
 
 
 def test_operations_are_counted_without_core_ml(config, runtime, exported):
-    from blockstream.nn.flops import count_flops
+    from blockstream.module.flops import count_flops
     from movd.networks import Network
     from movd.weights import Weights
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from blockstream.cli.main import main
-from blockstream.config import make_config
-from blockstream.plugins import activate
+from blockstream.plugins.manager import activate
+from blockstream.run.config import make_config
 from movd.attention import attention_hooks
 from movd.coreml.int8 import dequantised, is_quantised
 from movd.coreml.networks import Networks, What, gather_frames

@@ -1,0 +1,1 @@
+"""Reading checkpoints: headers to entries, entries to extents, extents to memory. Bytes only."""

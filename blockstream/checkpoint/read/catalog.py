@@ -1,0 +1,212 @@
+"""Open a checkpoint of any supported form and list its tensors: where each one's bytes lie.
+
+Nothing but headers is read and nothing stays open. Sharded and single safetensors, torch zip files
+(`.bin`, `.pt`, `.pth`; their table of tensors comes from torch, in `blockstream.module.torch_pickle`) and
+packed folders all become the same `Checkpoint`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from blockstream.errors import CheckpointError
+
+from .entries import FileStamp, TensorEntry, unreadable
+from .index import read_index, read_json
+from .safetensors_header import read_header
+
+#: "raw": files of no such form, whose entries were given and not found by `open`.
+Form = Literal["safetensors", "torch", "packed", "raw"]
+
+#: A file of this name marks a folder whose weights were synthesised, and says from what.
+SYNTHETIC_NAME = "synthetic.json"
+#: The manifest of a packed checkpoint.
+MANIFEST_NAME = "blockstream.json"
+#: What stands beside the files of a pack while it is unfinished.
+JOURNAL_NAME = "blockstream.unfinished.json"
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+#: One of several shards, which alone are no checkpoint.
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
+#: What a folder is looked through for, in this order; the first that is there wins.
+_INDEXES = (
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.bin.index.json",
+)
+_SINGLES = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint by name, and the files they lie in.
+
+    `root` is the path that was opened. `synthetic` is what the marker of a synthesised folder says,
+    None for real weights. Two names may share bytes in a torch file (tied weights), never in a
+    safetensors file.
+    """
+
+    root: Path
+    form: Form
+    entries: Mapping[str, TensorEntry]
+    synthetic: Mapping[str, Any] | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Return the checkpoint at a file, an index or a folder.
+
+        Raises CheckpointError naming what is there when no supported form is, or the first thing
+        wrong with a header.
+        """
+        path = Path(path)
+        try:
+            return cls._open(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    @classmethod
+    def _open(cls, path: Path) -> Checkpoint:
+        if not path.exists():
+            raise CheckpointError(f"{path}: there is no such file or folder; check the path")
+        folder = path if path.is_dir() else path.parent
+        marker = folder / SYNTHETIC_NAME
+        synthetic = dict(read_json(marker)) if marker.is_file() else None
+        if (folder / MANIFEST_NAME).is_file() and path in (folder, folder / MANIFEST_NAME):
+            from .manifest import open_pack
+
+            return cls(path, "packed", open_pack(folder).entries(), synthetic)
+        form, entries = _open_plain(_find(path) if path.is_dir() else path)
+        return cls(path, form, entries, synthetic)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the tensors' names in the order their bytes lie, file by file."""
+        by_place = sorted(self.entries.items(), key=lambda item: (str(item[1].file.path), item[1].offset))
+        return tuple(name for name, _ in by_place)
+
+    @property
+    def files(self) -> tuple[FileStamp, ...]:
+        """Return the files that hold tensors, each once, in the order of their names."""
+        return tuple(sorted({e.file for e in self.entries.values()}, key=lambda f: str(f.path)))
+
+    @property
+    def scales(self) -> frozenset[str]:
+        """Return the names of the scales of int8 matrices (`checkpoint.int8`)."""
+        named = (f"{name}_scale" for name, e in self.entries.items() if e.dtype == "I8")
+        return frozenset(name for name in named if name in self.entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors, shared ones counted once."""
+        return sum({(e.file, e.offset): e.nbytes for e in self.entries.values()}.values())
+
+    def __getitem__(self, name: str) -> TensorEntry:
+        """Return a tensor's entry; CheckpointError names the nearest names there are."""
+        try:
+            return self.entries[name]
+        except KeyError:
+            near = get_close_matches(name, self.entries, 3, 0.5)
+            hint = f"the nearest are {', '.join(near)}" if near else "none is like it"
+            raise CheckpointError(
+                f"{self.root}: has no tensor {name!r} among its {len(self.entries)}; {hint}"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def _find(folder: Path) -> Path:
+    """Return the file of a folder that stands for its checkpoint."""
+    if (folder / JOURNAL_NAME).is_file():
+        raise CheckpointError(
+            f"{folder}: is a pack that was not finished; run the same pack again to finish it"
+        )
+    for name in (*_INDEXES, *_SINGLES):
+        if (folder / name).is_file():
+            return folder / name
+    for pattern in ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin"):
+        found = sorted(p for p in folder.glob(pattern) if p.is_file())
+        if len(found) == 1 and not _SHARD.search(found[0].name):
+            return found[0]
+        if len(found) == 1:
+            raise CheckpointError(
+                f"{folder}: holds the one shard {found[0].name} and no index; fetch the rest"
+            )
+        if found:
+            raise CheckpointError(
+                f"{folder}: holds {len(found)} files {pattern} ({found[0].name}, "
+                f"{found[1].name}, ...) and no index; name the one to open"
+            )
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"{folder}: holds no safetensors file, no .bin file and no pack, but {there}; "
+        "name the folder or file of the weights"
+    )
+
+
+def _open_plain(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
+    """Return form and entries of one file or of the shards an index names."""
+    if path.name.endswith(".index.json"):
+        index = read_index(path)
+        shards = sorted(set(index.values()))
+        missing = [s.name for s in shards if not s.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{path}: names {len(missing)} of {len(shards)} files that are not there "
+                f"({', '.join(missing[:3])}); fetch them"
+            )
+        form: Form = "torch" if shards[0].suffix in _TORCH_SUFFIXES else "safetensors"
+        by_shard = {shard: _read_file(shard)[1] for shard in shards}
+        return form, _of_index(path, index, by_shard)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is not a file; name a checkpoint's file or folder")
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
+    """Return form and entries of one file, its form told by its name, else by its first bytes."""
+    if path.suffix != ".safetensors":
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+        if path.suffix in _TORCH_SUFFIXES or magic == b"PK\x03\x04":
+            return "torch", _torch_entries(path)
+    return "safetensors", read_header(path).entries
+
+
+def _torch_entries(path: Path) -> dict[str, TensorEntry]:
+    # By name, so that this module needs torch only for torch's own format.
+    reader = importlib.import_module("blockstream.module.torch_pickle")
+    entries: dict[str, TensorEntry] = reader.read_entries(path)
+    return entries
+
+
+def _of_index(
+    path: Path, index: Mapping[str, Path], by_shard: Mapping[Path, Mapping[str, TensorEntry]]
+) -> dict[str, TensorEntry]:
+    """Return the shards' entries, where the index says; raises for one that is not there."""
+    absent = [name for name, shard in index.items() if name not in by_shard[shard]]
+    if absent:
+        raise CheckpointError(
+            f"{path}: places {len(absent)} tensors in files that do not hold them (the first: "
+            f"{absent[0]!r} in {index[absent[0]].name}); fetch index and files again"
+        )
+    found = {name: by_shard[shard][name] for name, shard in index.items()}
+    for entries in by_shard.values():  # what the index forgot is there all the same
+        for name, entry in entries.items():
+            found.setdefault(name, entry)
+    return found

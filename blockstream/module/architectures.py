@@ -1,0 +1,84 @@
+"""Which module a name, a config.json or a checkpoint's folder stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from blockstream.errors import ConfigError, ModelError
+from blockstream.plugins.manager import Plugins
+
+from .empty import empty
+from .pretrained import CONFIG, from_config, read_config
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A module to be built without weights, its config.json, and what else its folder has."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    config: Mapping[str, Any] | None = None
+    write_extras: Callable[[Path], None] | None = None
+
+    def module(self) -> nn.Module:
+        """Return the module, parameters on meta, in eval mode."""
+        with empty():
+            return self.build().eval()
+
+
+def find(ref: str, plugins: Plugins | None = None) -> Architecture:
+    """Return the architecture of a family's name, a config.json, or a folder that has one.
+
+    Raises ConfigError naming the nearest family, ModelError for a config nobody knows.
+    """
+    plugins = plugins or Plugins()
+    path = Path(ref)
+    if path.is_file():
+        return _of_config(path, plugins)
+    if (path / CONFIG).is_file():
+        return _of_config(path / CONFIG, plugins)
+    try:
+        family = plugins.family(ref)
+    except ConfigError as error:
+        there = f"{path} is a folder without a {CONFIG}, and " if path.is_dir() else ""
+        raise ConfigError(f"{there}{error}; or name a config.json, or a folder that has one") from error
+    return Architecture(family.name, family.module, family.config, family.write_extras)
+
+
+def of_folder(folder: Path, plugins: Plugins | None = None) -> Architecture:
+    """Return the architecture of a checkpoint's folder: a plugin's family, else transformers or diffusers.
+
+    Raises ModelError when its config.json is missing, or one that nobody knows.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {CONFIG}; name its architecture with --model")
+    return _of_config(path, plugins or Plugins())
+
+
+def _of_config(path: Path, plugins: Plugins) -> Architecture:
+    config = read_config(path)
+    name = str(config.get("_class_name") or config.get("model_type") or path.parent.name)
+    for plugin in plugins.visible:
+        plugins.load(plugin)
+        for family in plugins.families(plugin).values():
+            if family.from_config is None:
+                continue
+            with empty():
+                known = family.from_config(config) is not None
+            if known:
+                build = partial(_built, family.from_config, config)
+                return Architecture(name, build, config, family.write_extras)
+    return Architecture(name, from_config(path), config)
+
+
+def _built(build: Callable[[Mapping[str, Any]], nn.Module | None], config: Mapping[str, Any]) -> nn.Module:
+    module = build(config)
+    assert module is not None, "a family that knew a config knows it still"
+    return module

@@ -1,0 +1,247 @@
+"""Bind a loaded segment: its parameters become cached views of the arena.
+
+The views of a segment at one room are made once. Binding assigns them into the modules'
+`_parameters`, unbinding puts the stand-ins back: no allocation, no copy. Before a segment goes,
+whoever still holds its storage is found by counting references.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from blockstream.checkpoint.read.requests import SegmentLayout
+from blockstream.engine.arena import Arena
+from blockstream.engine.store import Handle, Loading, Store, begin
+from blockstream.errors import AliasError, ModelError
+from blockstream.plan.segments import Extent
+
+from .dtypes import to_torch
+from .standins import Absent
+
+#: What holds no tensors that a result could be about, and how far attributes of attributes are followed.
+_PLAIN = (str, bytes, int, float, bool, type, FunctionType, nn.Module)
+DEEPEST = 4
+
+
+class Spot(NamedTuple):
+    """One place of a parameter: the module, its name there, the stand-in while it is not loaded."""
+
+    module: nn.Module
+    name: str
+    absent: Absent
+
+
+class _Views:
+    """The parameters of one segment at one room of the arena."""
+
+    def __init__(self, arena: Arena, offset: int, layout: SegmentLayout) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            # One storage for the whole room: its references are counted in one call.
+            room = torch.frombuffer(arena.view(Extent(offset, layout.nbytes)), dtype=torch.uint8)
+            self.params = {
+                name: nn.Parameter(
+                    room[p.offset : p.offset + p.nbytes].view(to_torch(p.dtype)).view(p.shape),
+                    requires_grad=False,
+                )
+                for name, p in layout.tensors.items()
+            }
+        self._room = room
+        self.begin = arena.address + offset
+        self.end = self.begin + layout.nbytes
+        self._storage = room.untyped_storage()
+        self._listed = list(self.params.values())
+        self._uses = self._count_uses()
+        self._references: int | None = None
+
+    def _count_uses(self) -> int:
+        uses: int = torch._C._storage_Use_Count(self._storage._cdata)
+        return uses
+
+    def settle(self) -> None:
+        """Take the references that binding itself holds as the ones that may be."""
+        if self._references is None:
+            self._references = sum(map(sys.getrefcount, self._listed))
+
+    def held_elsewhere(self) -> bool:
+        """Return whether anything but the bound modules holds a view, or a parameter itself."""
+        return self._count_uses() != self._uses or sum(map(sys.getrefcount, self._listed)) != self._references
+
+    @property
+    def version(self) -> int:
+        """Return the count of writes through torch."""
+        return self._room._version
+
+
+class Binding:
+    """The parameters of one segment, wherever they are bound. Compute thread only."""
+
+    def __init__(
+        self, name: str, spots: Sequence[tuple[str, Sequence[Spot]]], layout: SegmentLayout, arena: Arena
+    ) -> None:
+        """`spots` lists (parameter's name in the layout, its places)."""
+        self.name = name
+        self.layout = layout
+        self._arena = arena
+        self._by_room: dict[int, _Views] = {}
+        self._spots = spots
+        #: (module._parameters, name, parameter's name, stand-in) of every place.
+        self._assignments: list[tuple[dict[str, Any], str, str, Absent]] = [
+            (s.module._parameters, s.name, param, s.absent) for param, places in spots for s in places
+        ]
+        modules = {id(s.module): s.module for _, places in spots for s in places}
+        self._recurrent = [m for m in modules.values() if isinstance(m, nn.RNNBase)]
+        self._views: _Views | None = None
+        self._version = 0
+        self.bound_by: object | None = None
+
+    def bind(self, by: object, offset: int) -> None:
+        """Assign the views at a room; nothing to do if `by` has it bound already."""
+        if self.bound_by is by:
+            return
+        views = self._by_room.get(offset)
+        if views is None:
+            views = self._by_room[offset] = _Views(self._arena, offset, self.layout)
+        for table, name, param, _ in self._assignments:
+            table[name] = views.params[param]
+        self._flatten()
+        self.bound_by, self._views, self._version = by, views, views.version
+        views.settle()
+
+    def unbind(self, by: object) -> None:
+        """Put the stand-ins back if `by` has the segment bound."""
+        if self.bound_by is not by:
+            return
+        for table, name, _, absent in self._assignments:
+            table[name] = absent
+        self._flatten()
+        self.bound_by = self._views = None
+
+    def check(self, output: Any, module: str) -> None:
+        """Raise AliasError if anything shares the segment's memory, ModelError if it was written to.
+
+        `output` is what `module` returned; it is looked through to name the culprit.
+        """
+        views = self._views
+        if views is None:
+            return
+        if views.version != self._version:
+            self._version = views.version
+            raise ModelError(
+                f"module {module!r} writes to its weights; streamed weights are read-only, as the next load "
+                "would lose what was written"
+            )
+        if not views.held_elsewhere():
+            return
+        path = next((p for p, t in tensors_in(output) if self._holds(t)), None)
+        if path is None:
+            gc.collect()  # cycles that forward left behind are no alias
+            if not views.held_elsewhere():
+                return
+        where = f"its output{path}" if path is not None else "a cache, list or autograd graph"
+        raise AliasError(
+            f"module {module!r}: {where} shares memory with the weights of segment {self.name!r}, which are "
+            "about to be replaced; return or keep a copy (.clone())"
+        )
+
+    def forget(self) -> None:
+        """Drop the views, so that the arena can go."""
+        self._by_room.clear()
+        self._views = None
+
+    def _holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor's memory is the segment's."""
+        assert self._views is not None
+        address = address_of(tensor)
+        return address is not None and self._views.begin <= address < self._views.end
+
+    def _flatten(self) -> None:
+        """Rebuild the lists recurrent layers keep of their weights."""
+        for module in self._recurrent:
+            names = module._flat_weights_names
+            module.__dict__["_flat_weights"] = [module._parameters.get(n) for n in names]
+
+
+class BoundHandle:
+    """A loaded segment that can be bound. Implements `blockstream.engine.store.Handle`."""
+
+    def __init__(self, inner: Handle, binding: Binding, room: Extent) -> None:
+        self._inner, self.binding, self._room = inner, binding, room
+
+    def bind(self) -> None:
+        """Make the segment's parameters those of the modules."""
+        self.binding.bind(self, self._room.offset)
+
+    def release(self) -> None:
+        """Unbind and give the segment up."""
+        self.binding.unbind(self)
+        self._inner.release()
+
+
+class BoundLoading:
+    """A load whose handle binds parameters. Implements `blockstream.engine.store.Loading`."""
+
+    def __init__(self, inner: Loading, binding: Binding, room: Extent) -> None:
+        self._inner, self._binding, self._room = inner, binding, room
+
+    def finish(self, nearly: Callable[[], None]) -> BoundHandle:
+        """Return the segment once it is there."""
+        return BoundHandle(self._inner.finish(nearly), self._binding, self._room)
+
+    def abandon(self) -> None:
+        """Give the load up."""
+        self._inner.abandon()
+
+
+class BindingStore:
+    """A store whose handles bind parameters. Implements `blockstream.engine.store.OverlappingStore`."""
+
+    def __init__(self, inner: Store, bindings: dict[tuple[str, str], Binding]) -> None:
+        self._inner, self._bindings = inner, bindings
+
+    def load(self, stage: str, segment: str, room: Extent | None) -> BoundHandle:
+        """Load a segment into a room of the arena. Loader thread."""
+        return self.begin(stage, segment, room).finish(lambda: None)
+
+    def begin(self, stage: str, segment: str, room: Extent | None) -> BoundLoading:
+        """Begin to load a segment. Loader thread."""
+        assert room is not None, "segments of modules live in the arena"
+        loading = begin(self._inner, stage, segment, room)
+        return BoundLoading(loading, self._bindings[stage, segment], room)
+
+    def close(self) -> None:
+        """Close the store within."""
+        self._inner.close()
+
+
+def tensors_in(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield (path, tensor) of the tensors in nested containers and in objects' attributes, each once."""
+    seen: set[int] = set()
+    stack = [("", value, 0)]
+    while stack:
+        path, item, depth = stack.pop()
+        if item is None or isinstance(item, _PLAIN) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield path, item
+        elif isinstance(item, Mapping):
+            stack += [(f"{path}[{key!r}]", x, depth) for key, x in item.items()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            stack += [(f"{path}[{i}]", x, depth) for i, x in enumerate(item)]
+        elif hasattr(item, "__dict__") and depth < DEEPEST:
+            stack += [(f"{path}.{key}", x, depth + 1) for key, x in vars(item).items()]
+
+
+def address_of(tensor: Tensor) -> int | None:
+    """Return the address of a tensor's first element; None where it has none."""
+    try:
+        return tensor.data_ptr()
+    except (NotImplementedError, RuntimeError, ModelError):  # sparse, wrapper subclasses, stand-ins
+        return None

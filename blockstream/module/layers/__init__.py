@@ -1,0 +1,1 @@
+"""Layers that compute from the form their weights have on disk."""

@@ -1,0 +1,257 @@
+"""One module made ready to stream: which tensors each segment reads, what stands in for them.
+
+`Prepared` owns every change made to the module besides its hooks, and undoes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockstream.checkpoint import Checkpoint, TensorEntry
+from blockstream.checkpoint.read.entries import ITEM_NBYTES
+from blockstream.checkpoint.read.placement import lay_out
+from blockstream.checkpoint.read.reader import ReadFile, pread
+from blockstream.checkpoint.read.requests import Request, SegmentLayout
+from blockstream.engine.arena import Arena
+from blockstream.errors import CheckpointError
+from blockstream.module.layers.int8 import Int8Layers, Product, resolve
+
+from .binding import Binding, Spot
+from .conversions import Source
+from .dtypes import to_torch
+from .match import match, require_parameters
+from .order import Calls
+from .partition import Part, Place, partition
+from .row_tables import TableReader
+from .standins import Absent, RowTable
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16", *(name for name in ITEM_NBYTES if name.startswith("F8"))})
+
+
+class Prepared:
+    """A module, its parts and the layouts of their segments.
+
+    Layers that the checkpoint holds in int8 become `Int8Linear`, computing `int8` products; nothing else of
+    the module is changed until `install`, and `restore` undoes both exactly. Raises
+    CheckpointError or ModelError when the checkpoint is not the module's. For `packing` it only says how
+    the module is cut: what the library computes of a checkpoint is not refused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        checkpoint: Checkpoint,
+        dtype: str | None,
+        *,
+        packing: bool = False,
+        int8: Product | None = None,
+    ) -> None:
+        require_parameters(module)
+        self.name = name
+        self.module = module
+        #: What marks synthetic weights; None for real ones.
+        self.synthetic = checkpoint.synthetic
+        self.form = checkpoint.form
+        self.matched = match(module, checkpoint, packing=packing)
+        self._modules = dict(module.named_modules())
+        #: How layers with int8 weights multiply.
+        self.int8 = int8 or resolve("auto")
+        self._int8 = Int8Layers(module, self.matched.sources, checkpoint.root, self.int8)
+        self._int8.apply()
+        self._requests = {
+            path: _request(path, param, self.matched.sources[path], self._dtype_for(path, dtype))
+            for path, param in module.named_parameters(remove_duplicate=False)
+        }
+        #: The calls of one forward, once it has been run without data.
+        self.calls: Calls | None = None
+        self._readers: list[TableReader] = []
+        self._undo: list[tuple[dict[str, Any], str, Any]] = []
+        self._values: list[tuple[Tensor, Tensor]] = []
+        self.cut()
+
+    def cut(self, finer: int | None = None) -> None:
+        """Cut the module into segments, none above `finer` bytes where that can be helped."""
+        self._int8.apply()
+        cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=finer)
+        self.parts = cut.parts
+        self._tables = cut.tables
+        #: The order the module itself names, as paths; empty if it names none.
+        self.declared = cut.order
+        self.layouts: dict[str, SegmentLayout] = {part.name: self._lay_out(part) for part in self.parts}
+        for places in self._tables:  # not read whole, but held to the same rules
+            request = self._requests[places[0].path]
+            lay_out(f"table.{request.param}", [request])
+            if len(request.tensors) > 1:
+                raise CheckpointError(
+                    f"table {request.param!r} is made of {len(request.tensors)} tensors and cannot be read "
+                    "row by row; save it as one tensor"
+                )
+
+    def finest(self) -> list[tuple[int, bool]]:
+        """Return (bytes, whether it stays) of the segments of the finest cut, in registration order."""
+        cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=1)
+        return [(self._lay_out(part).nbytes, part.resident) for part in cut.parts]
+
+    def _lay_out(self, part: Part) -> SegmentLayout:
+        return lay_out(part.name, [self._requests[places[0].path] for places in part.params])
+
+    @property
+    def outside(self) -> list[str]:
+        """Return the modules that use what stays resident: they may be called by themselves."""
+        resident = [part for part in self.parts if part.resident]
+        return list(dict.fromkeys(x.module for part in resident for places in part.params for x in places))
+
+    @property
+    def tables(self) -> list[str]:
+        """Return the parameters that are gathered row by row."""
+        return [places[0].path for places in self._tables]
+
+    @property
+    def gathered_nbytes(self) -> int:
+        """Return the bytes read so far for rows of tables."""
+        return sum(r.read_nbytes for r in self._readers)
+
+    def dtype_of(self, path: str) -> torch.dtype:
+        """Return the dtype a parameter has while it is bound."""
+        return to_torch(_dtype(self._requests[path]))
+
+    # -- changes to the module ---------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put stand-ins in the place of all parameters and load the stored buffers."""
+        self._absent: dict[Place, Absent] = {}
+        try:
+            for places in self._tables:
+                self._install_table(places)
+            for part in self.parts:
+                for places in part.params:
+                    self._stand_in(places, f"parameter {places[0].path!r} of segment {part.name!r}")
+            self._load_buffers()
+        except BaseException:
+            self.restore()
+            raise
+
+    def bindings(self, arena: Arena) -> dict[tuple[str, str], Binding]:
+        """Return what binds each segment, by (stage, segment)."""
+        made = {}
+        for part in self.parts:
+            spots = [
+                (
+                    self._requests[places[0].path].param,
+                    [Spot(self._modules[x.module], x.name, self._absent[x]) for x in places],
+                )
+                for places in part.params
+            ]
+            made[self.name, part.name] = Binding(part.name, spots, self.layouts[part.name], arena)
+        return made
+
+    def restore(self) -> None:
+        """Give the module back its own parameters and buffers; close the tables. Idempotent."""
+        for table, name, value in reversed(self._undo):
+            table[name] = value
+        with torch.inference_mode():  # writes to tensors of any mode
+            for buffer, value in self._values:
+                buffer.copy_(value)
+        self._undo.clear()
+        self._values.clear()
+        for reader in self._readers:
+            reader.close()
+        self._int8.undo()
+
+    def _dtype_for(self, path: str, dtype: str | None) -> str | None:
+        """Return the dtype asked for, float32 where the module says it must stay so; scales stay theirs."""
+        if dtype not in ("F16", "BF16") or path in self._int8.scales:
+            return None if path in self._int8.scales else dtype
+        kept = list(getattr(self.module, "_keep_in_fp32_modules_strict", None) or ())
+        if dtype == "F16":
+            kept += getattr(self.module, "_keep_in_fp32_modules", None) or ()
+        return "F32" if any(re.search(rf"(^|\.){name}($|\.)", path) for name in kept) else dtype
+
+    def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
+        path = places[0].path
+        request = self._requests[path]
+        absent: Absent = kind.of(request.shape or (), self.dtype_of(path), what)
+        for place in places:
+            self._replace(self._modules[place.module]._parameters, place.name, absent)
+            self._absent[place] = absent
+        return absent
+
+    def _install_table(self, places: tuple[Place, ...]) -> None:
+        request = self._requests[places[0].path]
+        reader = TableReader(request.tensors[0], _dtype(request))
+        self._readers.append(reader)
+        table = self._stand_in(places, f"table {places[0].path!r}, which is read row by row and", RowTable)
+        assert isinstance(table, RowTable)
+        table.rows = reader.gather
+
+    def _replace(self, table: dict[str, Any], name: str, value: Any) -> None:
+        self._undo.append((table, name, table[name]))
+        table[name] = value
+
+    def _load_buffers(self) -> None:
+        """Load the buffers the checkpoint holds, in their own dtype, as `load_state_dict` would."""
+        for prefix, module in self.module.named_modules():
+            for name, buffer in module._buffers.items():
+                path = f"{prefix}.{name}" if prefix else name
+                source = self.matched.sources.get(path)
+                if buffer is None or source is None or name in module._non_persistent_buffers_set:
+                    continue
+                value = _read_tensor(path, source, tuple(buffer.shape)).to(buffer.dtype)
+                if buffer.is_meta:
+                    self._replace(module._buffers, name, value)
+                else:
+                    self._values.append((buffer, buffer.clone()))
+                    with torch.no_grad():
+                        buffer.copy_(value)
+
+
+def _request(path: str, param: Tensor, source: Source, dtype: str | None) -> Request:
+    """Return the request for one parameter; only floating tensors take another dtype."""
+    converted = dtype if dtype is not None and source.dtype in _FLOATS else None
+    return Request(path, source.tensors, converted, tuple(param.shape))
+
+
+def _dtype(request: Request) -> str:
+    return request.dtype or request.tensors[0].dtype
+
+
+def _nbytes(request: Request) -> int:
+    return prod(request.shape or ()) * ITEM_NBYTES[_dtype(request)]
+
+
+def _read_tensor(path: str, source: Source, shape: tuple[int, ...]) -> Tensor:
+    """Return a small tensor read from its file."""
+    if len(source.tensors) != 1 or source.tensors[0].shape != shape:
+        entry = source.tensors[0]
+        raise CheckpointError(
+            f"{entry.file.path}: {entry.name!r} has shape {list(entry.shape)} and buffer {path!r} has "
+            f"{list(shape)}; is this the checkpoint of another model?"
+        )
+    return read_entry(source.tensors[0])
+
+
+def read_entry(entry: TensorEntry) -> Tensor:
+    """Return one tensor of a checkpoint, read through the page cache."""
+    entry.file.check()
+    tensor = torch.empty(entry.shape, dtype=to_torch(entry.dtype))
+    if not entry.nbytes:
+        return tensor
+    room = tensor.reshape(-1).view(torch.uint8).numpy().data
+    file = ReadFile(entry.file.path, direct=False)
+    try:
+        done = 0
+        while done < entry.nbytes:
+            n = pread(file.descriptor, room[done:], entry.offset + done)
+            if n == 0:
+                raise CheckpointError(f"{entry.file.path}: ends inside {entry.name!r}; fetch it again")
+            done += n
+    finally:
+        os.close(file.descriptor)
+    return tensor

@@ -1,1 +1,0 @@
-"""The torch adapter: the only place of the package that imports torch."""

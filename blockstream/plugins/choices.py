@@ -1,0 +1,148 @@
+"""What plugins offer by name: choices a YAML file can make, and families of models.
+
+A `Choice` is what a plugin returns; a `Chosen` is one a config has made, its options validated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockstream.errors import PluginError
+
+from .blame import blamed, blaming
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import CoreSchema
+    from torch import nn
+
+    from blockstream.plan.retention import RetentionPolicy
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing a config may name: a pipeline, backend, sampler, transform or retention policy.
+
+    `build(options)` makes it; `options` is its pydantic model (None: it has no options, and
+    `build(None)` is called). `summary` is one line for `blockstream plugins --hooks`. What is heavy
+    is imported inside `build`.
+    """
+
+    name: str
+    build: Callable[[Any], Any]
+    options: type[BaseModel] | None = None
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """An architecture by name, for `synth`, `pack` and `plan`.
+
+    `module()` returns the full-size module with its parameters on the meta device; `config` is what its
+    config.json holds. `from_config(config)` builds the module of a folder's config.json, None when that is
+    another architecture's. `write_extras(folder)` adds what a folder has beside weights: a tokenizer.
+    """
+
+    name: str
+    module: Callable[[], nn.Module]
+    summary: str = ""
+    config: Mapping[str, Any] | None = None
+    from_config: Callable[[Mapping[str, Any]], nn.Module | None] | None = None
+    write_extras: Callable[[Path], None] | None = None
+
+
+def _as_it_is(built: Any, who: str) -> Any:
+    return built
+
+
+def _blamed_policies(built: Any, who: str) -> Any:
+    def one(policy: RetentionPolicy) -> RetentionPolicy:
+        adjust = None if policy.adjust is None else blamed(f"{who}: adjust()", policy.adjust)
+        return replace(policy, retain=blamed(f"{who}: retain()", policy.retain), adjust=adjust)
+
+    return [one(policy) for policy in built]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of choice: its key in the YAML, the hook that lists it, what `build` returns.
+
+    `with_blame(built, who)` returns what was built, its later failures blamed on `who`.
+    """
+
+    key: str
+    hook: str
+    what: str
+    fits: Callable[[Any], bool]
+    with_blame: Callable[[Any, str], Any] = _as_it_is
+
+
+def _is_policies(built: Any) -> bool:
+    from blockstream.plan.retention import RetentionPolicy
+
+    return (
+        isinstance(built, list | tuple) and bool(built) and all(isinstance(p, RetentionPolicy) for p in built)
+    )
+
+
+def _is_something(built: Any) -> bool:
+    return built is not None
+
+
+#: The kinds of choice by their key in the YAML.
+KINDS: dict[str, Kind] = {
+    kind.key: kind
+    for kind in (
+        Kind("pipeline", "pipelines", "a Pipeline", _is_something),
+        Kind("backend", "backends", "a Backend", _is_something),
+        Kind("sampler", "samplers", "a function sample(flow, z, i=0, memory=None)", callable),
+        Kind("attention", "attention_transforms", "an object with hookimpls", _is_something),
+        Kind("policy", "retention_policies", "a sequence of RetentionPolicy", _is_policies, _blamed_policies),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice a config has made: `ref` is the name as written, `plugin` the one that offers it."""
+
+    key: str
+    ref: str
+    plugin: str
+    choice: Choice
+    options: BaseModel | None = None
+
+    def build(self) -> Any:
+        """Return what the choice builds from its options.
+
+        Raises PluginError, naming the plugin, when `build` raises or returns something else; errors
+        of the package raised on purpose pass unchanged.
+        """
+        kind = KINDS[self.key]
+        who = f"plugin {self.plugin!r}, build() of {kind.key} {self.choice.name!r}"
+        with blaming(who):
+            built = self.choice.build(self.options)
+        if not kind.fits(built):
+            raise PluginError(f"{who}: returned {built!r}, expected {kind.what}")
+        return kind.with_blame(built, self.who)
+
+    @property
+    def who(self) -> str:
+        """Return whom to blame when what was built fails."""
+        return f"plugin {self.plugin!r}, {self.key} {self.choice.name!r}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        """Let a pydantic model hold a choice as it is."""
+        from pydantic_core import core_schema
+
+        return core_schema.is_instance_schema(cls)
+
+    def written(self) -> str | dict[str, Any]:
+        """Return the choice as YAML has it: a name, or a mapping of the name and every option."""
+        if self.options is None or not type(self.options).model_fields:
+            return self.ref
+        return {"name": self.ref, **self.options.model_dump(mode="json", by_alias=True)}

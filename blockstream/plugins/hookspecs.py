@@ -1,0 +1,155 @@
+"""The hooks a plugin may implement. Docstrings only; docs/hooks.md shows each with an example.
+
+A plugin is a module (or object) named by an entry point of the group `blockstream`. It is imported
+when a config or a command names it, never otherwise. Mark implementations with `hookimpl` and take
+the arguments you need, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from .choices import Choice, ModelFamily
+
+if TYPE_CHECKING:
+    from blockstream.engine.ledger import Span
+    from blockstream.plan.segments import Stage
+
+    from .protocols import AttentionKernel, AttentionLayer, Merge
+
+__all__ = ["Choice", "ModelFamily", "hookimpl", "hookspec"]
+
+hookspec = pluggy.HookspecMarker("blockstream")
+hookimpl = pluggy.HookimplMarker("blockstream")
+
+
+# What a config can name. Called when the plugin is loaded; return quickly and import nothing heavy:
+# that is for `Choice.build`.
+
+
+@hookspec
+def pipelines() -> Sequence[Choice]:  # type: ignore[empty-body]
+    """List the pipelines of this plugin: what `pipeline:` may name.
+
+    `build(options)` returns a Pipeline. `options` is the model of every key of the YAML that is not
+    the engine's own. Its validators find the folder that relative paths start from in
+    `info.context["base"]` and leave paths absolute, so that the dumped config can be run again.
+    """
+
+
+@hookspec
+def model_families() -> Sequence[ModelFamily]:  # type: ignore[empty-body]
+    """List the architectures that `synth` and `plan` know by name.
+
+    `module()` returns the full-size module with its parameters on the meta device.
+    """
+
+
+@hookspec
+def backends() -> Sequence[Choice]:  # type: ignore[empty-body]
+    """List the backends of this plugin: what `backend:` may name.
+
+    `build(options)` returns what executes a pipeline's segments: compiled models, an interpreter,
+    another runtime. A pipeline refuses a backend it has no segments for.
+    """
+
+
+@hookspec
+def samplers() -> Sequence[Choice]:  # type: ignore[empty-body]
+    """List the samplers of this plugin: what `sampler:` may name.
+
+    `build(options)` returns a `Sampler`: `sample(flow, z, i=0, memory=None) -> z`, one function
+    with one loop that calls `flow.step_done(i, z, memory)` after each step. `memory` holds tensors
+    and numbers only, so that a run resumes from it.
+    """
+
+
+@hookspec
+def attention_transforms() -> Sequence[Choice]:  # type: ignore[empty-body]
+    """List the attention transforms of this plugin: what `attention:` may name.
+
+    `build(options)` returns an object with hookimpls `token_merge`, `attention_kernel` or both. It
+    is registered for the run; the first of the list in the YAML is asked first.
+    """
+
+
+@hookspec
+def retention_policies() -> Sequence[Choice]:  # type: ignore[empty-body]
+    """List the retention policies of this plugin: what `policy:` may name.
+
+    `build(options)` returns the `RetentionPolicy` values that compete: the plan of least predicted
+    time wins. Each is a pure function of a stage and the bytes there are.
+    """
+
+
+# Asked once a run for each attention layer.
+
+
+@hookspec(firstresult=True)
+def token_merge(layer: AttentionLayer) -> Merge | None:
+    """Run one attention layer on fewer tokens.
+
+    Called once a run for each `AttentionLayer` (kind, T, S, C, heads, text tokens); the step is
+    read from the run context when the layer computes. Return Merge(merge, unmerge, positions):
+    merge maps [B, T, S, C] to the tokens attended to, unmerge maps the result back, positions
+    are the merged tokens' frame indices for rotary embeddings. Both must trace. None: unchanged.
+    """
+
+
+@hookspec(firstresult=True)
+def attention_kernel(layer: AttentionLayer) -> AttentionKernel | None:
+    """Compute one attention layer by another kernel.
+
+    Called once a run for each `AttentionLayer`. Return fn(q, k, v, layout) with q, k, v of
+    [B, heads, N, D] and layout the layer; it returns [B, heads, N, D]. None: PyTorch's own.
+    """
+
+
+# Observers. Their results are ignored; what they raise ends the run, under the plugin's name.
+
+
+@hookspec
+def run_started(run: Any) -> None:
+    """Observe that a run begins: its config is resolved and nothing has been loaded yet.
+
+    `run` has `config` (the RunConfig), `out` (the folder it writes, a Path), `budget_nbytes`, and
+    `predicted_s`: the predicted seconds of each stage by name, in order, kept up to date.
+    """
+
+
+@hookspec
+def run_finished(run: Any, report: dict[str, Any]) -> None:
+    """Observe that a run has ended well. `report` is what report.json holds."""
+
+
+@hookspec
+def stage_started(stage: Stage) -> None:
+    """Observe that a stage begins, on the compute thread. `stage.passes` says how many passes."""
+
+
+@hookspec
+def stage_finished(stage: Stage) -> None:
+    """Observe that a stage has ended, on the compute thread: a sampler may end it early."""
+
+
+@hookspec
+def pass_started(stage: Stage, pass_index: int) -> None:
+    """Observe that a pass (one forward of the stage) begins, on the compute thread."""
+
+
+@hookspec
+def pass_finished(stage: Stage, pass_index: int) -> None:
+    """Observe that a pass has ended, on the compute thread."""
+
+
+@hookspec
+def segment_loaded(span: Span) -> None:
+    """Observe that a segment has been read, on the loader thread. Return at once."""
+
+
+@hookspec
+def segment_executed(span: Span) -> None:
+    """Observe that a segment has computed, on the compute thread. Return at once."""

@@ -1,0 +1,189 @@
+"""The protocols a pipeline, a flow, a sampler and an attention transform fulfil, and the run context.
+
+A model supplies a `Flow`, never a loop; a sampler is one function with one loop over a flow. An
+attention transform is resolved once a run for each `AttentionLayer`; what depends on the step reads
+it from `current_run()` when the layer computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from blockstream.engine.ledger import Span
+    from blockstream.plan.segments import Stage
+    from blockstream.run.config import RunConfig
+    from blockstream.streaming.session import Session
+
+AttentionKind = Literal["spatial", "temporal", "cross", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One attention layer as a transform sees it, shapes of this run included.
+
+    `T` frames, `S` tokens a frame, `C` channels, `heads`, `text_tokens` keys of the text (0 where
+    none are attended to). `name` is the module's path in its model.
+    """
+
+    name: str
+    kind: AttentionKind
+    T: int
+    S: int
+    C: int
+    heads: int
+    text_tokens: int = 0
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A pair that shortens what a layer attends to and restores its length.
+
+    `merge` maps [B, T, S, C] to [B, T', S, C], `unmerge` maps the layer's result back to
+    [B, T, S, C]; `positions` [T'] are the merged tokens' frame indices for rotary embeddings.
+    `active` is asked when the layer computes; while False the layer runs as if there were no merge.
+    """
+
+    merge: Callable[[Tensor], Tensor]
+    unmerge: Callable[[Tensor], Tensor]
+    positions: Tensor
+    active: Callable[[], bool] = _always
+
+
+#: fn(q, k, v, layout) -> [B, heads, N, D]; q, k, v are [B, heads, N, D], layout is the AttentionLayer.
+AttentionKernel = Callable[["Tensor", "Tensor", "Tensor", AttentionLayer], "Tensor"]
+
+
+class Flow(Protocol):
+    """What a sampler may know of a model: its times and its velocity.
+
+    `times` [N] are the model's times from 1 (noise) towards 0 (data), decreasing; `len(times)` as an
+    index means t = 0. `straight` says whether the training target is a straight line (rectified
+    flow); samplers that extrapolate refuse a flow that is not.
+    """
+
+    times: Sequence[float]
+    straight: bool
+
+    def velocity(self, z: Tensor, i: int) -> Tensor:
+        """Return v(z, times[i]) with guidance and masks applied. One pass of the model."""
+
+    def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
+        """Return z moved along v from times[i] to times[to]; `to == len(times)` is t = 0."""
+
+    def remaining(self, n: int) -> None:
+        """Take note that at most `n` more calls of `velocity` follow, from now on.
+
+        Called as soon as it is known, after a velocity: with 0, what was read for more passes goes.
+        """
+
+    def step_done(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
+        """Mark the step from index `i` as taken: the point that saves, reports and may cancel."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what a resumed run needs beside z: tensors and numbers only."""
+
+
+class Sampler(Protocol):
+    """One function with one loop."""
+
+    def __call__(self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the sample reached from `z` at index `i`; calls `flow.step_done` after each step."""
+
+
+class Pipeline(Protocol):
+    """What turns a config into results: it declares its stages, then runs on them.
+
+    `declare` adds the stages to a session in the order they run, `run` calls their modules and writes
+    the results under `run.out`; it returns what report.json holds under "output".
+    """
+
+    def declare(self, session: Session, run: Run) -> None:
+        """Add the stages: `session.stage(name, model, checkpoint, passes=...)`."""
+
+    def run(self, session: Session, run: Run) -> Mapping[str, Any]:
+        """Make the results."""
+
+
+class Run(Protocol):
+    """What a pipeline may know and use of the run it is part of."""
+
+    config: RunConfig
+    out: Path
+    resumed: bool
+    sampler: Sampler
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Name what is done outside the segments, for the ledger."""
+
+    def token_merge(self, layer: AttentionLayer) -> Merge | None:
+        """Return the merge a plugin has for a layer."""
+
+    def merges_at(self, layers: Sequence[AttentionLayer], steps: int) -> Sequence[Mapping[str, Merge]]:
+        """Return which layers will merge at each of a sampling's steps, by name: what a plan starts from."""
+
+    def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
+        """Return the kernel a plugin has for a layer."""
+
+
+class Observer(Protocol):
+    """Who is told what a session does: the hooks of the run's plugins, called by keyword."""
+
+    def stage_started(self, *, stage: Stage) -> Any:
+        """Take note that a stage begins."""
+
+    def stage_finished(self, *, stage: Stage) -> Any:
+        """Take note that a stage has ended."""
+
+    def pass_started(self, *, stage: Stage, pass_index: int) -> Any:
+        """Take note that a pass begins."""
+
+    def pass_finished(self, *, stage: Stage, pass_index: int) -> Any:
+        """Take note that a pass has ended."""
+
+    def segment_loaded(self, *, span: Span) -> Any:
+        """Take note of a load, on the loader thread."""
+
+    def segment_executed(self, *, span: Span) -> Any:
+        """Take note of a visit."""
+
+
+@dataclass
+class RunContext:
+    """What may change while a run goes on and transforms may read: the sampler's step and their number."""
+
+    step: int | None = None
+    steps: int | None = None
+
+
+_current: ContextVar[RunContext | None] = ContextVar("blockstream_run", default=None)
+
+
+def current_run() -> RunContext:
+    """Return the context of the run in progress; one is begun when there is none."""
+    context = _current.get()
+    if context is None:
+        context = RunContext()
+        _current.set(context)
+    return context
+
+
+@contextmanager
+def new_run() -> Iterator[RunContext]:
+    """Begin a context of its own for the length of the block."""
+    token = _current.set(RunContext())
+    try:
+        yield current_run()
+    finally:
+        _current.reset(token)

@@ -1,0 +1,139 @@
+"""A plan for people and programs: what stays and why, times, memory by cause, what more memory buys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from blockstream.budget.amounts import format_nbytes
+from blockstream.plan.layout import align_up
+from blockstream.plan.plain import passes_are, why_retained
+from blockstream.plan.planner import Plan, StagePlan
+from blockstream.plan.retention import RetentionPolicy
+from blockstream.plan.segments import Stage
+from blockstream.plan.simulate import StagePrediction
+
+from .curve import advice, budget_curve, enough, knee
+
+SCHEMA = 1
+
+#: A finer cut is worth a word when it needs this much less.
+FINER = 0.02
+
+
+def plan_account(
+    made: Plan,
+    policies: Sequence[RetentionPolicy],
+    costs_from: Mapping[str, str],
+    runtime_nbytes: int,
+    activations_beside: Callable[[int], int],
+    budget_nbytes: int | None = None,
+    arena_nbytes: int | None = None,
+    finest_arena_nbytes: int | None = None,
+) -> dict[str, Any]:
+    """Return what `plan --json` prints.
+
+    `costs_from` says by stage where its costs come from, `runtime_nbytes` what the process holds before
+    any weight, `activations_beside(arena)` the bytes kept free beside an arena. `budget_nbytes` and
+    `arena_nbytes` are the limits asked for, None where there is none, `finest_arena_nbytes` the least that
+    segments could be cut for. Asks the planner some 15 times.
+    """
+
+    def budget_of(arena: int) -> int:
+        return runtime_nbytes + arena + activations_beside(arena)
+
+    points = budget_curve(made.schedule, policies, lookahead=made.lookahead, also=[made.arena_nbytes])
+    bend, last = knee(points), enough(points)
+    said, own = advice(points, budget_of), points[0].arena_nbytes
+    finest = own if finest_arena_nbytes is None else min(own, finest_arena_nbytes)
+    if budget_of(finest) < (1 - FINER) * budget_of(own):
+        said.insert(1, f"{format_nbytes(budget_of(finest), up=True)} with segments cut finer")
+    stages = [
+        _stage_account(stage, planned, predicted, costs_from.get(stage.name, ""))
+        for stage, planned, predicted in zip(
+            made.schedule.stages, made.stages, made.predicted.stages, strict=True
+        )
+    ]
+    causes = {
+        "runtime": runtime_nbytes,
+        "weights": made.arena_nbytes,
+        "activations": activations_beside(made.arena_nbytes),
+    }
+    return {
+        "schema": SCHEMA,
+        "budget": {"nbytes": budget_nbytes, "arena_nbytes": arena_nbytes},
+        "stages": stages,
+        "predicted_s": made.predicted.wall_s,
+        "stall_s": sum(s["stall_s"] for s in stages),
+        "read_nbytes": made.predicted.read_nbytes,
+        "peak_nbytes": sum(causes.values()),
+        "by_cause": causes,
+        "curve": [
+            {
+                "budget_nbytes": budget_of(p.arena_nbytes),
+                "arena_nbytes": p.arena_nbytes,
+                "predicted_s": p.predicted_s,
+                "read_nbytes": p.read_nbytes,
+            }
+            for p in points
+        ],
+        "knee_nbytes": None if bend is None else budget_of(bend.arena_nbytes),
+        "enough_nbytes": budget_of(last.arena_nbytes),
+        "least_nbytes": budget_of(finest),
+        "advice": said,
+    }
+
+
+def _stage_account(
+    stage: Stage, planned: StagePlan, predicted: StagePrediction, costs_from: str
+) -> dict[str, Any]:
+    everything = set(planned.retained) >= set(stage.visited)
+    largest = max((stage.segments[i] for i in stage.visited), key=lambda s: s.nbytes)
+    retained = [i for i in stage.visited if i in set(planned.retained)]
+    return {
+        "name": stage.name,
+        "passes": predicted.passes,
+        "passes_are": passes_are(stage.passes),
+        "policy": planned.policy,
+        "segments": len(stage.visited),
+        "visits": len(stage.order),
+        "nbytes": stage.nbytes,
+        "largest": {"name": largest.name, "nbytes": largest.nbytes},
+        "kinds": _kinds(stage),
+        "retained": [stage.segments[i].name for i in retained],
+        "retained_nbytes": sum(align_up(stage.segments[i].nbytes) for i in retained),
+        "why": {stage.segments[i].name: why_retained(stage, i, planned.policy, everything) for i in retained},
+        "slots": planned.slots if not everything else 0,
+        "predicted_s": predicted.wall_s,
+        "execute_s": predicted.execute_s,
+        "load_s": predicted.load_s,
+        "stall_s": predicted.stall_s,
+        "read_nbytes": predicted.read_nbytes,
+        "costs_from": costs_from,
+    }
+
+
+def _kinds(stage: Stage) -> list[dict[str, Any]]:
+    """Return the segments by kind: those whose names differ in a number only."""
+    kinds: dict[str, list[int]] = {}
+    for i in stage.visited:
+        kinds.setdefault(re.sub(r"\d+", "*", stage.segments[i].name), []).append(stage.segments[i].nbytes)
+    return [
+        {"name": name, "count": len(sizes), "nbytes": sum(sizes), "largest_nbytes": max(sizes)}
+        for name, sizes in kinds.items()
+    ]
+
+
+def in_words(kinds: Sequence[Mapping[str, Any]]) -> str:
+    """Return kinds of segments for people: "28 x spatial_blocks.* of 81 MiB"."""
+    said = []
+    for kind in kinds:
+        equal = kind["nbytes"] > 0.99 * kind["count"] * kind["largest_nbytes"]
+        size = f"{'' if equal else 'at most '}{format_nbytes(kind['largest_nbytes'])}"
+        said.append(
+            f"{kind['count']} x {kind['name']} of {size}"
+            if kind["count"] > 1
+            else f"{kind['name']} of {size}"
+        )
+    return ", ".join(said)

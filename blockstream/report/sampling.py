@@ -1,0 +1,154 @@
+"""Watch a sampler and attention transforms from outside: steps, leaps, straightness, merging.
+
+Nothing they compute is changed. What is seen goes to the ledger as notes, for reports to read.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from blockstream.engine.ledger import Ledger, Note
+from blockstream.errors import PluginError
+from blockstream.plugins.blame import blaming
+from blockstream.plugins.protocols import AttentionLayer, Flow, Merge, Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WatchedSampler:
+    """A sampler that notes each step: from which index to which, and how straight the flow was there.
+
+    What it raises or returns wrongly is blamed on `who`; what the model raises inside it is not.
+    """
+
+    def __init__(self, sampler: Sampler, ledger: Ledger, who: str = "sampler") -> None:
+        self._sampler = sampler
+        self._ledger = ledger
+        self._who = who
+        self._runs = 0
+
+    def __call__(self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
+        """Return what the sampler returns.
+
+        Raises PluginError when the sampler fails or does not return a tensor of the shape of `z`.
+        """
+        number, self._runs = self._runs, self._runs + 1
+        watched = _WatchedFlow(flow, self._ledger, number)
+        with blaming(self._who, unless=lambda error: error is watched.raised):
+            out = self._sampler(watched, z, i, memory)
+        if getattr(out, "shape", None) != z.shape:
+            shown = list(out.shape) if hasattr(out, "shape") else reprlib.repr(out)
+            raise PluginError(f"{self._who}: returned {shown}, expected a tensor of shape {list(z.shape)}")
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+
+class _WatchedFlow:
+    """A flow that notes the cosine of each velocity with the one before, and where each step goes."""
+
+    def __init__(self, flow: Flow, ledger: Ledger, run: int) -> None:
+        self._flow = flow
+        self._ledger = ledger
+        self._run = run
+        self._before: Tensor | None = None
+        self._cosine: float | None = None
+        #: The last thing the flow itself raised: no fault of the sampler.
+        self.raised: Exception | None = None
+
+    def velocity(self, z: Tensor, i: int) -> Tensor:
+        v: Tensor = self._watched(self._flow.velocity)(z, i)
+        self._cosine = None if self._before is None else cosine(v, self._before)
+        self._before = v.detach().clone()
+        return v
+
+    def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
+        times = self._flow.times
+        step = {
+            "run": self._run,
+            "i": i,
+            "to": to,
+            "of": len(times),
+            "t": float(times[i]),
+            "cosine": self._cosine,
+        }
+        self._ledger.note("step", step)
+        return cast("Tensor", self._watched(self._flow.advance)(z, v, i, to))
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._flow, name)
+        return self._watched(value) if callable(value) else value
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                self.raised = error
+                raise
+
+        return call
+
+
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Return the cosine between two tensors taken whole, None where one is zero or not finite."""
+    a, b = a.detach().flatten().float(), b.flatten().float()
+    value = float((a @ b) / (a.norm() * b.norm()))
+    return value if -2 < value < 2 else None
+
+
+class WatchedMerge:
+    """Notes when merging begins and ends, asked as the layers compute."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._now: bool | None = None
+        #: The names of the layers that have a merge.
+        self.layers: set[str] = set()
+
+    def watch(self, layer: AttentionLayer, merge: Merge) -> Merge:
+        """Return the merge of a layer, its answers noted when they change."""
+        self.layers.add(layer.name)
+
+        def active() -> bool:
+            on = merge.active()
+            if on != self._now:
+                self._now = on
+                self._ledger.note("merging", on)
+            return on
+
+        return replace(merge, active=active)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one sampling: the indices computed, of how many, and where it leapt."""
+
+    indices: tuple[int, ...]
+    of: int
+    leaps: tuple[tuple[int, int], ...]
+    times: tuple[float, ...]
+    cosine: tuple[float | None, ...]
+
+
+def samplings(notes: Sequence[Note]) -> list[Steps]:
+    """Return the steps of each sampling that a ledger's notes tell of, in order."""
+    runs: dict[int, list[Mapping[str, Any]]] = {}
+    for note in notes:
+        if note.kind == "step" and isinstance(note.value, Mapping):
+            runs.setdefault(int(note.value.get("run", 0)), []).append(note.value)
+    return [
+        Steps(
+            tuple(int(s["i"]) for s in steps),
+            int(steps[-1]["of"]),
+            tuple((int(s["i"]), int(s["to"])) for s in steps if s["to"] > s["i"] + 1),
+            tuple(float(s["t"]) for s in steps),
+            tuple(s["cosine"] for s in steps),
+        )
+        for _, steps in sorted(runs.items())
+    ]

@@ -1,0 +1,237 @@
+"""Run or plan a config: the folder, the plugins, the session and the report around a pipeline."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockstream.budget.amounts import cpu_count, parse_nbytes, resolve_budget
+from blockstream.engine.ledger import Ledger, unaccounted
+from blockstream.plugins.manager import Plugins, activate
+from blockstream.plugins.protocols import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
+from blockstream.report.forecast import plan_account
+from blockstream.report.outcome import (
+    attention_account,
+    budget_account,
+    disk_account,
+    sampler_account,
+    stage_accounts,
+)
+from blockstream.report.sampling import WatchedMerge, WatchedSampler
+from blockstream.report.write import draw_finished
+from blockstream.system.machine import versions
+from blockstream.system.memory import held
+
+from .config import RunConfig
+from .outputs import OutputFolder, write_atomic, write_json
+from .resume import finished, keep_ledger, resumed
+
+if TYPE_CHECKING:
+    from blockstream.streaming.session import Session
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+
+#: The folder of a run that is only planned: nothing of an earlier run is found there, nothing is written.
+NOWHERE = Path(os.devnull) / "run"
+
+
+class RunInProgress:
+    """A run as its pipeline and its observers see it; see `pipeline.Run` and the hook `run_started`."""
+
+    def __init__(
+        self, config: RunConfig, out: Path, ledger: Ledger, plugins: Plugins, resumed: bool = False
+    ) -> None:
+        self.config = config
+        self.out = out
+        self.resumed = resumed
+        self.ledger = ledger
+        self.budget_nbytes = resolve_budget(config.budget).nbytes
+        self.predicted_s: dict[str, float] = {}
+        self.sampler: Sampler = WatchedSampler(config.sampler.build(), ledger, config.sampler.who)
+        self.merges = WatchedMerge(ledger)
+        self.hook = plugins.hook
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Name what is done outside the segments, for the ledger."""
+        return self.ledger.phase(name)
+
+    def token_merge(self, layer: AttentionLayer) -> Merge | None:
+        """Return the merge a plugin has for a layer."""
+        found: Merge | None = self.hook.token_merge(layer=layer)
+        return None if found is None else self.merges.watch(layer, found)
+
+    def merges_at(self, layers: Sequence[AttentionLayer], steps: int) -> list[dict[str, Merge]]:
+        """Return which layers will merge at each of a sampling's steps, by name: what a plan starts from."""
+        merges: dict[str, Merge | None] = {x.name: self.hook.token_merge(layer=x) for x in layers}
+        with new_run() as context:
+            context.steps = steps
+            found = []
+            for context.step in range(steps):
+                found.append({name: m for name, m in merges.items() if m is not None and m.active()})
+        return found
+
+    def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
+        """Return the kernel a plugin has for a layer."""
+        found: AttentionKernel | None = self.hook.attention_kernel(layer=layer)
+        return found
+
+
+def run(
+    config: RunConfig,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    observers: Sequence[object] = (),
+) -> dict[str, Any]:
+    """Run a config, write its folder and return what report.json holds.
+
+    `out` None: the config's `output`, else the next free folder out/NAME. `observers` have hookimpls.
+    With `resume` the run in the folder goes on; if nothing is left to do, its report is returned.
+    Raises ConfigError for a folder that is in use or not empty, and for a config that is not the one a
+    resumed run was begun with. A run that fails before it computes leaves nothing in its folder.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(OutputFolder(out or _folder(config), resume, overwrite))
+        if resume:
+            config = resumed(config, folder.path)
+            if (done := finished(folder.path)) is not None:
+                return done
+            keep_ledger(folder.path)
+        stack.enter_context(_telling_how_to_go_on(folder))
+        config = pinned(config)
+        write_atomic(folder.path / "config.yaml", config.dump().encode())
+        ledger = stack.enter_context(Ledger(folder.path / "ledger.jsonl"))
+        stack.enter_context(ledger.phase("setup"))
+        plugins = activate(config)
+        for n, observer in enumerate(observers):
+            plugins.register(observer, f"observer#{n}")
+        this = RunInProgress(config, folder.path, ledger, plugins, resumed=resume)
+        ledger.note("budget", this.budget_nbytes)
+        plugins.hook.run_started(run=this)
+        stack.enter_context(new_run())
+        report = _run_pipeline(this, plugins, folder)
+        ledger.compute.phase = "report"
+        write_json(folder.path / "report.json", report)
+        plugins.hook.run_finished(run=this, report=report)
+        ledger.flush()
+        draw_finished(folder.path)
+    return report
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """Return what `plan --json` prints: the plan as it would be made now. Nothing is read but headers."""
+    from blockstream.streaming.least import finest_arena_nbytes
+
+    config = pinned(config)
+    plugins = activate(config)
+    this = RunInProgress(config, NOWHERE, Ledger(), plugins)
+    with open_session(this) as session:
+        pipeline: Pipeline = config.pipeline.build()
+        pipeline.declare(session, this)
+        made = session.draft()
+        return plan_account(
+            made,
+            config.policy.build(),
+            session.costs_from,
+            runtime_nbytes=held().nbytes,
+            activations_beside=session.activations_beside,
+            budget_nbytes=this.budget_nbytes,
+            arena_nbytes=None if config.arena == "auto" else parse_nbytes(config.arena),
+            finest_arena_nbytes=finest_arena_nbytes(session),
+        )
+
+
+def _run_pipeline(this: RunInProgress, plugins: Plugins, folder: OutputFolder) -> dict[str, Any]:
+    pipeline: Pipeline = this.config.pipeline.build()
+    runtime, first = held().nbytes, None
+    with open_session(this, observer=plugins.hook) as session:
+        pipeline.declare(session, this)
+        began_s, watch = this.ledger.now(), session.watch
+        if session.names:  # a resumed run may have nothing left to compute
+            first = session.draft()
+            this.predicted_s = {s.name: s.wall_s for s in first.predicted.stages}
+            session.start()
+        folder.begun = True
+        with this.phase("run"):
+            output = pipeline.run(session, this)
+        this.ledger.compute.phase = "report"
+        watch.sample()
+        summary = session.report()
+        session.remember()
+    this.ledger.compute.mark("outside", "close")
+    wall_s = this.ledger.compute.at
+    return {
+        "schema": SCHEMA,
+        "budget": {
+            **summary["budget"],
+            **budget_account(watch, began_s, this.ledger.spans, runtime, session.activations_nbytes),
+        },
+        "stages": stage_accounts(summary["stages"], first),
+        "sampler": sampler_account(this.config.sampler.written(), this.ledger.notes),
+        "attention": attention_account(
+            [a.written() for a in this.config.attention], len(this.merges.layers), this.ledger
+        ),
+        "disk": disk_account(summary["stages"]),
+        "output": dict(output),
+        "wall_s": wall_s,
+        "unaccounted": unaccounted(this.ledger.spans, wall_s),
+        **{k: v for k, v in summary.items() if k not in ("budget", "stages", "schema")},
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def open_session(this: RunInProgress, kind: type[Session] | None = None, **options: Any) -> Session:
+    """Return the session of a run, of another `kind` if named; compute threads are set."""
+    from blockstream.module.threads import use_threads
+    from blockstream.streaming.session import Session
+
+    config = this.config
+    assert isinstance(config.threads, int)
+    use_threads(config.threads)
+    chosen = [*config.attention, *([] if config.backend is None else [config.backend])]
+    return (kind or Session)(
+        config.budget,
+        None if config.arena == "auto" else config.arena,
+        config.policy.build(),
+        variant=", ".join(json.dumps(c.written(), sort_keys=True) for c in chosen),
+        int8=config.int8,
+        ledger=this.ledger,
+        **options,
+    )
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: OutputFolder) -> Iterator[None]:
+    """Say on Ctrl-C how the run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.begun:
+            log.warning("%s is unfinished; go on with: blockstream run --resume %s", *2 * (folder.path,))
+        raise
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """Return the config with its numerics written out: compute threads and products of int8."""
+    from blockstream.module.layers.int8 import resolve
+
+    threads = cpu_count().threads if config.threads == "auto" else config.threads
+    return config.model_copy(update={"threads": threads, "int8": resolve(config.int8)})
+
+
+def _folder(config: RunConfig) -> Path:
+    """Return the folder a config names, else the next free one under out/."""
+    if config.output is not None:
+        return Path(config.output)
+    stem = Path(config.source).stem
+    names = (stem, *(f"{stem}-{n}" for n in range(2, 10_000)))
+    return next(p for p in (Path("out") / name for name in names) if not p.exists())

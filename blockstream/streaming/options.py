@@ -1,0 +1,33 @@
+"""What users write, as values: numbers of passes, policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blockstream.errors import ConfigError
+from blockstream.plan.retention import POLICIES, RetentionPolicy
+from blockstream.plan.segments import Exactly, Passes, Unknown
+
+#: Passes expected of a stage that does not say: enough for what is kept to pay.
+EXPECTED_PASSES = 8
+
+
+def parse_passes(passes: int | Passes | None) -> Passes:
+    """Return a number of passes: exact for an int, unknown for None."""
+    if passes is None:
+        return Unknown(EXPECTED_PASSES)
+    return Exactly(passes) if isinstance(passes, int) else passes
+
+
+def parse_policies(policy: str | RetentionPolicy | Sequence[RetentionPolicy]) -> Sequence[RetentionPolicy]:
+    """Return the policies that a name or policies stand for: "auto" compares the built-in ones."""
+    if isinstance(policy, RetentionPolicy):
+        return (policy,)
+    if not isinstance(policy, str):
+        return tuple(policy)
+    if policy == "auto":
+        return POLICIES
+    found = [p for p in POLICIES if p.name == policy]
+    if not found:
+        raise ConfigError(f"policy {policy!r}: write auto, {', '.join(p.name for p in POLICIES)}")
+    return tuple(found)

@@ -1,0 +1,262 @@
+"""The sessions `verify` runs a pipeline in: one that streams and checks, one that holds whole stages.
+
+Both record the output of every call. A stage whose weights fit in memory is compared with a second run in
+which they are resident; of another, each visit is compared as it is made, in the first.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from blockstream.budget.amounts import format_nbytes, headroom
+from blockstream.checkpoint import Checkpoint
+from blockstream.engine.store import StoreAround
+from blockstream.errors import BudgetError, ModelError
+from blockstream.module.dtypes import parse_dtype
+from blockstream.module.empty import build
+from blockstream.module.partition import Place
+from blockstream.module.prepared import Prepared
+from blockstream.plan.planner import least_arena
+from blockstream.plan.segments import Schedule
+from blockstream.streaming.session import Session, _of_module
+
+from .recorder import Recorder, Seen
+from .reference import Reference, bound, nbytes_of
+from .segment_check import SegmentCheck
+
+#: What is left free beside resident weights: this part of the headroom, and at least so much.
+BESIDE_PART = 0.15
+BESIDE_NBYTES = 64 << 20
+
+
+class CheckedSession(Session):
+    """A session that streams, records, and checks visit by visit what cannot be compared whole.
+
+    `by_segment`: the names of stages to check so; None: those that do not fit in memory, True: all.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        by_segment: frozenset[str] | bool | None = None,
+        seen: Seen | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.recorder = Recorder(seen)
+        self.checks: dict[str, SegmentCheck] = {}
+        #: By stage: what its weights take, and module path -> name of its segments.
+        self.nbytes: dict[str, int] = {}
+        self.segments: dict[str, dict[str, str]] = {}
+        #: The stages whose weights are synthetic.
+        self.synthetic: set[str] = set()
+        #: What was free before anything was read, and the least arena of the stages checked by segment.
+        self.free_nbytes = headroom().nbytes
+        self.arena_nbytes = 0
+        self._by_segment = by_segment
+        self._begun = False
+
+    def start(self) -> None:
+        """Plan and begin to read; decide how each stage is compared."""
+        super().start()
+        if self._begun:
+            return
+        self._begun = True
+        chosen = self._chosen()
+        for stage in self._stages:
+            entries = {p.entry: p.name for p in stage.prepared.parts if p.entry is not None}
+            self.segments[stage.name] = entries
+            self.recorder.attach(stage.name, stage.prepared.module, entries)
+            if stage.prepared.synthetic is not None:
+                self.synthetic.add(stage.name)
+            if stage.name in chosen:
+                self.checks[stage.name] = SegmentCheck(stage)
+
+    def close(self) -> None:
+        """Undo what was changed to look on, then close. Idempotent."""
+        self.recorder.detach()
+        for check in self.checks.values():
+            check.close()
+        super().close()
+
+    def _chosen(self) -> set[str]:
+        """Return the stages to check by segment: as asked, else those that do not fit beside the others."""
+        self.nbytes = {s.name: nbytes_of(s.prepared) for s in self._stages}
+        if self._by_segment is not None:
+            asked = self._by_segment
+            chosen = set(self.nbytes) if asked is True else set(asked or ())
+            self._least(chosen)
+            return chosen
+        chosen = set()
+        for _ in self._stages:  # each that does not fit needs slots, which may push another out
+            chosen = {n for n, nbytes in self.nbytes.items() if not self._fits(nbytes)}
+            self._least(chosen)
+        return chosen
+
+    def _fits(self, nbytes: int) -> bool:
+        return nbytes + self.arena_nbytes + beside(self.free_nbytes) <= self.free_nbytes
+
+    def _least(self, chosen: set[str]) -> None:
+        stages = [s for s in self.plan.schedule.stages if s.name in chosen]
+        self.arena_nbytes = least_arena(Schedule.of(stages)) if stages else 0
+
+
+class ResidentSession(Session):
+    """A session whose stages have all their weights in memory, from a stage's first call to its end.
+
+    `segments`: stage -> module path -> name, as the streamed run had them. Stages in `streamed` do not
+    fit and are streamed again, unchecked.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        segments: dict[str, dict[str, str]],
+        streamed: frozenset[str] = frozenset(),
+        seen: Seen | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.recorder = Recorder(seen)
+        self._segments = segments
+        self._streamed = streamed
+        self._residents: dict[str, Resident] = {}
+        self._modules: dict[str, nn.Module] = {}
+
+    def stage(self, name: str, model: Any, checkpoint: Any, *args: Any, **options: Any) -> nn.Module:
+        """Add a stage as `Session.stage` does and return its module; nothing is read yet."""
+        if name in self._streamed:
+            module = super().stage(name, model, checkpoint, *args, **options)
+        else:
+            module = self._resident(name, model, checkpoint, *args, **options)
+        self._modules[name] = module
+        return module
+
+    def start(self) -> None:
+        """Begin to record; streamed stages begin to read."""
+        if self._stages:
+            super().start()
+        if self._modules:
+            for name, module in self._modules.items():
+                self.recorder.attach(name, module, self._segments[name])
+            self._modules.clear()
+
+    def end(self, name: str) -> None:
+        """End a stage: its weights go."""
+        if name in self._residents:
+            self._residents[name].free()
+        else:
+            super().end(name)
+
+    def close(self) -> None:
+        """Give every module back as it was. Idempotent."""
+        self.recorder.detach()
+        for resident in self._residents.values():
+            resident.close()
+            _of_module.pop(resident.prepared.module, None)
+        super().close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the streamed stages."""
+        return tuple(s.name for s in self._stages)
+
+    def _resident(
+        self,
+        name: str,
+        model: Any,
+        checkpoint: Any,
+        passes: Any = 1,
+        dtype: Any = None,
+        example_inputs: Any = None,
+        around: StoreAround | None = None,
+        pace: Sequence[float] = (),
+    ) -> nn.Module:
+        if around is not None:
+            raise ModelError(f"stage {name!r} has a store of its own: its weights cannot be held resident")
+        module = build(model)
+        opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+        prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
+        self._residents[name] = Resident(prepared, self._make_room)
+        _of_module[module] = weakref.ref(self)
+        return module
+
+    def _make_room(self, wanted: Resident) -> None:
+        """Free the stages before one that is about to be read: one at a time is in memory."""
+        for resident in self._residents.values():
+            if resident is not wanted:
+                resident.free()
+        free, nbytes = headroom().nbytes, nbytes_of(wanted.prepared)
+        if nbytes > free:
+            raise BudgetError(
+                f"the {format_nbytes(nbytes)} of stage {wanted.prepared.name!r} no longer fit in the "
+                f"{format_nbytes(free)} that are free; verify with --segments"
+            )
+
+
+class Resident:
+    """One module without streaming: stand-ins until its first call, then all weights, read another way."""
+
+    def __init__(self, prepared: Prepared, make_room: Any) -> None:
+        self.prepared = prepared
+        self._make_room = make_room
+        self._reference = Reference(prepared)
+        self._places = _places(prepared.module)
+        self._loaded = ExitStack()
+        self._is_loaded = False
+        self._hooks: list[RemovableHandle] = []
+        prepared.install()
+        self._reference.fill_buffers()
+        for module in prepared.module.modules():
+            self._hooks.append(module.register_forward_pre_hook(self._before, prepend=True))
+
+    def free(self) -> None:
+        """Drop the weights; a later call reads them again."""
+        self._loaded.close()
+        self._is_loaded = False
+
+    def close(self) -> None:
+        """Give the module back as it was. Idempotent."""
+        self.free()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.prepared.restore()
+        self._reference.close()
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if not self._is_loaded:
+            self._make_room(self)
+            params = {places: self._reference.parameter(places[0].path) for places in self._places}
+            self._loaded.enter_context(bound(self.prepared.module, params))
+            self._is_loaded = True
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Have torch's own generator begin at one place, for a pipeline that draws from it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def beside(free_nbytes: int) -> int:
+    """Return the bytes left free beside resident weights, for activations."""
+    return max(BESIDE_NBYTES, int(BESIDE_PART * free_nbytes))
+
+
+def _places(module: nn.Module) -> list[tuple[Place, ...]]:
+    """Return the places of each parameter, those of a tied one together."""
+    places: dict[int, list[Place]] = {}
+    for path, owner in module.named_modules():
+        for name, param in owner._parameters.items():
+            if param is not None:
+                places.setdefault(id(param), []).append(Place(path, name))
+    return [tuple(at) for at in places.values()]
