@@ -1,7 +1,7 @@
 """Sliding tile attention by torch's flex_attention: one compiled kernel that skips blocks of keys.
 
-Tokens are brought to tile order, where a window is whole blocks; only blocks with padding in them are masked. The
-first call compiles, for seconds.
+Tokens are brought to tile order, where a window is whole blocks; only blocks with padding in them are
+masked. The first call compiles, for seconds.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Flex:
                 tiling.tile,
             )
             grid = [torch.arange(n) for n in padded.canvas]
-            t, h, w = (x.reshape(-1)[torch.tensor(padded.order())] for x in torch.meshgrid(*grid, indexing="ij"))
+            t, h, w = (
+                x.reshape(-1)[torch.tensor(padded.order())] for x in torch.meshgrid(*grid, indexing="ij")
+            )
             T, H, W = tiling.canvas
             real = (t < T) & (h < H) & (w < W)
             places = ((t * H + h) * W + w).where(real, torch.tensor(0))
@@ -107,10 +109,14 @@ class Flex:
             seen = torch.zeros(tiles, *tiling.tiles, dtype=torch.bool)
             for n, tile in enumerate(product(*map(range, tiling.tiles))):
                 box = tiling.seen(window, tile)
-                t, h, w = (slice(low // s, -(-high // s)) for (low, high), s in zip(box, tiling.tile, strict=True))
+                t, h, w = (
+                    slice(low // s, -(-high // s)) for (low, high), s in zip(box, tiling.tile, strict=True)
+                )
                 seen[n, t, h, w] = True
             blocks = seen.flatten(1).repeat_interleave(per_tile, 0).repeat_interleave(per_tile, 1)
-            blocks = torch.nn.functional.pad(blocks, (0, behind // self.block, 0, behind // self.block), value=True)
+            blocks = torch.nn.functional.pad(
+                blocks, (0, behind // self.block, 0, behind // self.block), value=True
+            )
             held = keep.cpu().unflatten(0, (-1, self.block))
             some, whole = blocks & held.any(1) & ~held.all(1), blocks & held.all(1)
             self._masks[key] = tuple(x.to(keep.device) for part in (some, whole) for x in _listed(part))

@@ -1,7 +1,7 @@
 """Sliding tile attention by gathered windows: no mask, no compiler, any device and any canvas.
 
-Queries of tiles that see the same keys are computed together, on a copy of those keys. What is never seen is never
-multiplied.
+Queries of tiles that see the same keys are computed together, on a copy of those keys. What is never seen is
+never multiplied.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The rule of sliding tile attention: which tiles of keys a tile of queries sees. Integers only.
 
-A canvas of T x H x W tokens is cut into tiles; a window says how many tiles of keys a query's tile sees along
-each axis. Rule: Fast Video Generation with Sliding Tile Attention (Zhang et al., 2025), as its authors' kernels
-have it: the window is centred on the query's tile, and shifted inward where it would leave the canvas. An even
-window is as wide as the next odd one; one that is as wide as the canvas, or wider, is all of it.
+A canvas of T x H x W tokens is cut into tiles; a window says how many tiles of keys a query's tile sees
+along each axis. Rule: Fast Video Generation with Sliding Tile Attention (Zhang et al., 2025), as its
+authors' kernels have it: the window is centred on the query's tile, and shifted inward where it would leave
+the canvas. An even window is as wide as the next odd one; one that is as wide as the canvas, or wider, is
+all of it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Box(NamedTuple):
 class Tiling:
     """A canvas (T, H, W) in tokens, cut into tiles (t, h, w).
 
-    Where a tile does not divide an axis, the last tile there is cut short: what would pad it is neither a query
-    nor a key. No published model has such a canvas; `exact` says whether this one is free of them.
+    Where a tile does not divide an axis, the last tile there is cut short: what would pad it is neither a
+    query nor a key. No published model has such a canvas; `exact` says whether this one is free of them.
     """
 
     canvas: tuple[int, int, int]
@@ -54,7 +55,7 @@ class Tiling:
         return all(n % size == 0 for n, size in zip(self.canvas, self.tile, strict=True))
 
     def order(self) -> list[int]:
-        """Return the place, in (t, h, w) order, of each token in tile order: tiles, then tokens inside each."""
+        """Return the place in (t, h, w) order of each token in tile order: tiles, then tokens in each."""
         _, H, W = self.canvas
         return [
             (t * H + h) * W + w

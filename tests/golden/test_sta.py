@@ -28,7 +28,10 @@ def test_every_tile_sees_what_the_authors_rule_lets_it_see(golden, case):
     tiles = list(torch.cartesian_prod(*(torch.arange(n) for n in tiling.tiles)).tolist())
     for head, window in enumerate(settings["windows"]):
         seen = [
-            [all(a <= b < c for b, (a, c) in zip(other, boxes(tiling, window, tile), strict=True)) for other in tiles]
+            [
+                all(a <= b < c for b, (a, c) in zip(other, boxes(tiling, window, tile), strict=True))
+                for other in tiles
+            ]
             for tile in tiles
         ]
         assert torch.equal(torch.tensor(seen), golden.expected(case)["tile_mask"][head].bool()), window
