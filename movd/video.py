@@ -13,9 +13,12 @@ from torch import Tensor
 ENCODING = {"crf": "18", "x264-params": "mbtree=0"}
 
 
-def to_frames(x: Tensor) -> np.ndarray:
-    """Return uint8 frames [T, H, W, 3] of one clip [3, T, H, W] in -1..1."""
-    pixels = x.float().clamp(-1, 1).add(1).mul(127.5).round()
+def to_frames(x: Tensor, *, truncate: bool = False) -> np.ndarray:
+    """Return uint8 frames [T, H, W, 3] of one clip [3, T, H, W] in -1..1, rounded or `truncate`d to bytes."""
+    if truncate:
+        pixels = x.float().mul(127.5).add(127.5).clamp(0, 255)
+    else:
+        pixels = x.float().clamp(-1, 1).add(1).mul(127.5).round()
     return pixels.byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import Merge
-from movd.attention import attention_layers
+from movd.attention import attention_hooks
 from movd.official import load_official
 from movd.stdit3 import STDiT3, STDiT3Config
 
@@ -49,10 +48,13 @@ def pairs(active):
 def test_merging_through_the_seam_equals_the_reference(model, golden, case):
     given, settings = golden.given(case), golden.meta["cases"][case]
     given.pop("step")
-    grid = model.grid(*given["x"].shape[2:])
+    frames, rows, columns = model.grid(*given["x"].shape[2:])
     assert settings["merged"] == (settings["step"] < settings["merge_steps"])
     with attention_hooks(
-        attention_layers(model, grid, given["y"].shape[2]),
+        model,
+        T=frames,
+        S=rows * columns,
+        text_tokens=given["y"].shape[2],
         token_merge=pairs(settings["merged"]),
     ) as changed:
         assert len(changed) == 4 * model.config.depth

@@ -1,0 +1,242 @@
+"""HunyuanVideo's denoiser: diffusers' HunyuanVideoTransformer3DModel, and the seam in its attentions.
+
+Every attention is full: all video tokens, frame by frame, then the text. Without a transform the model is
+diffusers' own, untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from blockstream.errors import ConfigError, ModelError
+from blockstream.plugins.protocols import AttentionKernel, AttentionLayer
+from movd.attention import UNCHANGED, rotate
+from movd.hunyuan.tencent import ShiftFirst
+from movd.official import BOOKKEEPING
+
+if TYPE_CHECKING:
+    from diffusers import HunyuanVideoTransformer3DModel
+
+#: hunyuanvideo-community/HunyuanVideo transformer/: 12.8 B parameters; the class's own defaults.
+HUNYUAN_VIDEO: Mapping[str, Any] = {
+    "_class_name": "HunyuanVideoTransformer3DModel",
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 20,
+    "num_single_layers": 40,
+    "num_refiner_layers": 2,
+    "mlp_ratio": 4.0,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "qk_norm": "rms_norm",
+    "guidance_embeds": True,
+    "text_embed_dim": 4096,
+    "pooled_projection_dim": 768,
+    "rope_theta": 256.0,
+    "rope_axes_dim": [16, 56, 56],
+}
+
+
+def hunyuan_denoiser(config: Mapping[str, Any], *, tencents: bool = False) -> HunyuanVideoTransformer3DModel:
+    """Build the denoiser of a config.json, in eval mode; `tencents` for weights in Tencent's layout.
+
+    Raises ConfigError for another model, and for one that needs an image.
+    """
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    kind = config.get("_class_name", "HunyuanVideoTransformer3DModel")
+    if kind != "HunyuanVideoTransformer3DModel":
+        raise ConfigError(f"_class_name {kind!r} is not 'HunyuanVideoTransformer3DModel'")
+    if config.get("image_condition_type"):
+        raise ConfigError(
+            f"image_condition_type = {config['image_condition_type']!r}: this is HunyuanVideo's "
+            "image-to-video model; the text-to-video one is taken"
+        )
+    own = {name: value for name, value in config.items() if name not in BOOKKEEPING}
+    known = inspect.signature(HunyuanVideoTransformer3DModel.__init__).parameters
+    foreign = sorted(own.keys() - known.keys())
+    if foreign:
+        raise ConfigError(f"HunyuanVideoTransformer3DModel has no {foreign}")
+    model = HunyuanVideoTransformer3DModel(**own)
+    if not model.config.guidance_embeds:
+        raise ConfigError(
+            "guidance_embeds = False: the released HunyuanVideo is distilled and embeds guidance"
+        )
+    if tencents:
+        model.norm_out = ShiftFirst(model.config.num_attention_heads * model.config.attention_head_dim)
+    for name, layer in full_attentions(model):
+        layer.set_processor(Joint(name, layer.heads))
+    return model.eval()
+
+
+def full_attentions(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return name and module of the attention of every block, in the order one pass runs them."""
+    return [
+        (f"{group}.{i}.attn", block.attn)
+        for group in ("transformer_blocks", "single_transformer_blocks")
+        for i, block in enumerate(getattr(model, group))
+    ]
+
+
+def grid(model: HunyuanVideoTransformer3DModel, T: int, H: int, W: int) -> tuple[int, int, int]:
+    """Return the tokens along time, height and width of latents [T, H, W]."""
+    p, t = model.config.patch_size, model.config.patch_size_t
+    return T // t, H // p, W // p
+
+
+def joint_layers(
+    model: HunyuanVideoTransformer3DModel, T: int, H: int, W: int, text_tokens: int
+) -> list[tuple[Joint, AttentionLayer]]:
+    """Return each attention's seam with what a transform is told of it, for latents [T, H, W].
+
+    `text_tokens` is how many tokens of text, of those passed, are real.
+    """
+    t, h, w = grid(model, T, H, W)
+    c = model.config
+    return [
+        (
+            layer.processor,
+            AttentionLayer(
+                name=name,
+                kind="full",
+                T=t,
+                S=h * w,
+                C=c.num_attention_heads * c.attention_head_dim,
+                heads=c.num_attention_heads,
+                text_tokens=text_tokens,
+            ),
+        )
+        for name, layer in full_attentions(model)
+    ]
+
+
+class Joint:
+    """An attention over video and text: diffusers' processor, and `seam` where a transform was resolved.
+
+    Merging follows the norm and the modulation, unmerging the output projection: before the gate of a
+    block of two streams, before the joint projection of one stream. Text is never merged. Merged tokens
+    are turned by the angles of their own place in the frame and of the time their merge names.
+    """
+
+    def __init__(self, name: str, heads: int) -> None:
+        from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+
+        self.name, self.heads = name, heads
+        self.seam = UNCHANGED
+        self._plain = HunyuanVideoAttnProcessor2_0()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the results for video [B, N, C] and text [B, L, C]; the mask [B, 1, 1, N + L] hides keys."""
+        merge = self.seam.merging()
+        layer = self.seam.layer
+        if layer is not None and hidden_states.shape[1] != layer.T * layer.S:
+            raise ModelError(
+                f"{layer.name} was resolved for {layer.T} frames of {layer.S} tokens, not "
+                f"{hidden_states.shape[1]} tokens; resolve the hooks for this shape"
+            )
+        if layer is None or (merge is None and self.seam.kernel is None):
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        if image_rotary_emb is None:
+            raise ModelError(f"{self.name}: no angles were passed")
+        if merge is None:
+            return _joint(
+                attn,
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask,
+                image_rotary_emb,
+                self.seam.kernel,
+                layer,
+            )
+        shorter = self.seam.merged_layer
+        assert shorter is not None
+        video = merge.merge(hidden_states.unflatten(1, (layer.T, layer.S))).flatten(1, 2)
+        rope = angles_at(image_rotary_emb, layer, merge.positions)
+        mask = (
+            None if attention_mask is None else attention_mask[..., hidden_states.shape[1] - video.shape[1] :]
+        )
+        if self.seam.merged_kernel is None:
+            video, text = self._plain(attn, video, encoder_hidden_states, mask, rope)
+        else:
+            video, text = _joint(
+                attn, video, encoder_hidden_states, mask, rope, self.seam.merged_kernel, shorter
+            )
+        return merge.unmerge(video.unflatten(1, (shorter.T, layer.S))).flatten(1, 2), text
+
+
+def angles_at(rope: tuple[Tensor, Tensor], layer: AttentionLayer, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [T' * S, D] at fractional times: the angle grows evenly from frame to frame.
+
+    The angles of a token are those of its time, its row and its column side by side; those of row and
+    column do not change along time. Between two frames the angle of time is turned by the share of the way.
+    """
+    cos, sin = (x.unflatten(0, (layer.T, layer.S)).double() for x in rope)
+    if layer.T == 1:
+        return rope
+    step = torch.atan2(
+        sin[1] * cos[0] - cos[1] * sin[0], cos[1] * cos[0] + sin[1] * sin[0]
+    )  # [S, D]: 0 where the angle is of row or column; below pi, as the fastest turns 1 rad a frame
+    first = torch.atan2(sin[0], cos[0])
+    angle = first + positions.to(step.device, torch.float64)[:, None, None] * step
+    return tuple(f(angle).flatten(0, 1).to(rope[0].dtype) for f in (torch.cos, torch.sin))  # type: ignore[return-value]
+
+
+def _joint(
+    attn: Any,
+    video: Tensor,
+    text: Tensor,
+    mask: Tensor | None,
+    rope: tuple[Tensor, Tensor],
+    kernel: AttentionKernel | None,
+    layer: AttentionLayer,
+) -> tuple[Tensor, Tensor]:
+    """Return the attention of video and text by a plugin's kernel, sample by sample where texts differ.
+
+    The kernel gets each sample's own tokens: video, then the real text. The rows of padding come back as
+    zeros: nothing reads them.
+    """
+    assert kernel is not None
+    n = video.shape[1]
+    single = attn.add_q_proj is None
+    joined = torch.cat((video, text), 1) if single else video
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+    q, k, v = (heads(f(joined)) for f in (attn.to_q, attn.to_k, attn.to_v))
+    q, k = attn.norm_q(q), attn.norm_k(k)
+    halves = tuple(x[:, 0::2] for x in rope)  # diffusers gives each angle twice, for both of a pair
+    q = torch.cat((rotate(q[:, :, :n], halves), q[:, :, n:]), 2)  # type: ignore[arg-type]
+    k = torch.cat((rotate(k[:, :, :n], halves), k[:, :, n:]), 2)  # type: ignore[arg-type]
+    if not single:
+        tq, tk, tv = (heads(f(text)) for f in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+        tq, tk = attn.norm_added_q(tq), attn.norm_added_k(tk)
+        q, k, v = torch.cat((q, tq), 2), torch.cat((k, tk), 2), torch.cat((v, tv), 2)
+    out = torch.zeros_like(q)
+    for i in range(len(q)):
+        real = q.shape[2] if mask is None else int(mask[i].sum())
+        own = replace(layer, text_tokens=real - n)
+        some = slice(i, i + 1)
+        out[some, :, :real] = kernel(q[some, :, :real], k[some, :, :real], v[some, :, :real], own)
+    y = out.transpose(1, 2).flatten(2)
+    video, text = y[:, :n], y[:, n:]
+    if getattr(attn, "to_out", None) is not None:
+        video = attn.to_out[1](attn.to_out[0](video))
+    if getattr(attn, "to_add_out", None) is not None:
+        text = attn.to_add_out(text)
+    return video, text
