@@ -24,7 +24,8 @@ from blockstream.checkpoint.read.requests import Request
 from blockstream.checkpoint.write.packer import DTYPES, pack
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.engine.arena import Arena
-from blockstream.plan.segments import Extent
+from blockstream.plan.loads import Load
+from blockstream.plan.segments import Extent, Segment, Visit
 
 
 def spec(segments: int, mib: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -86,7 +87,9 @@ def main() -> None:
                 before = files.totals.read_nbytes
                 begin = time.perf_counter()
                 for segment, layout in files.stages["m"].items():
-                    files.load("m", segment, Extent(0, layout.nbytes)).release()
+                    visit, room_of = Visit(0, 0, 0), Extent(0, layout.nbytes)
+                    sized = Segment(segment, layout.nbytes)
+                    files.begin(Load("m", visit, (0, 0), sized, room_of, retained=False)).finish()
                 seconds = time.perf_counter() - begin
                 speeds[name].append((files.totals.read_nbytes - before) / seconds / 1e9)
         rows = [("raw device", shown(raw), *("",) * 4)]

@@ -17,9 +17,10 @@ from dataclasses import dataclass, fields
 from blockstream.checkpoint.read.convert import convert
 from blockstream.checkpoint.read.entries import FileStamp
 from blockstream.checkpoint.read.reader import Batch, Reader, ReadFile, Wanted
-from blockstream.checkpoint.read.requests import Chunk, Move, Placed, Read, SegmentLayout
+from blockstream.checkpoint.read.requests import Chunk, Move, Read, SegmentLayout
 from blockstream.engine.arena import Arena
 from blockstream.errors import BlockstreamError, EngineError, SegmentLoadError
+from blockstream.plan.loads import Load
 from blockstream.plan.segments import Extent
 
 
@@ -42,48 +43,17 @@ class LoadCounts:
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
 
+@dataclass(frozen=True, slots=True)
 class FileHandle:
-    """A loaded segment: where its parameters lie in the arena, until it is released."""
+    """A loaded segment: its room of the arena and where its parameters lie in it. A `Handle`."""
 
-    def __init__(
-        self,
-        arena: Arena,
-        room: Extent,
-        layout: SegmentLayout,
-        counts: LoadCounts,
-        on_release: Callable[[FileHandle], None] | None,
-    ) -> None:
-        self.room, self.layout, self.counts = room, layout, counts
-        self._arena, self._on_release = arena, on_release
-        self._released = False
-
-    def extent(self, param: str) -> Extent:
-        """Return where a parameter lies in the arena; KeyError for one the layout lacks."""
-        placed = self.layout.tensors[param]
-        return Extent(self.room.offset + placed.offset, placed.nbytes)
-
-    def buffers(self) -> dict[str, tuple[Placed, memoryview]]:
-        """Return each parameter's place and bytes, for `frombuffer`; EngineError once released."""
-        if self._released:
-            raise EngineError(f"segment {self.layout.name!r} was released; load it again")
-        tensors = self.layout.tensors.items()
-        return {name: (placed, self._arena.view(self.extent(name))) for name, placed in tensors}
-
-    @property
-    def released(self) -> bool:
-        """Return whether the segment has been given up."""
-        return self._released
+    room: Extent
+    layout: SegmentLayout
+    counts: LoadCounts
+    ready: None = None
 
     def release(self) -> None:
-        """Give the segment up; the room is the engine's again. Idempotent.
-
-        The pages stay committed: whether the next load wants them is the engine's to know, and
-        `Arena.discard` its means; the store's `on_release` is the place to call it from.
-        """
-        if not self._released:
-            self._released = True
-            if self._on_release is not None:
-                self._on_release(self)
+        """Give the room back to the engine; its pages stay committed."""
 
 
 class FileLoading:
@@ -96,12 +66,15 @@ class FileLoading:
             self._batch = store.reader.submit([self._wanted(r) for r in layout.reads])
 
     def finish(self, nearly: Callable[[], None] = lambda: None) -> FileHandle:
-        """Return the segment, all of it read, aligned and converted; see `FileStore.load`."""
+        """Return the segment once all of it is read, aligned and converted.
+
+        Raises SegmentLoadError naming segment, file and cause; nothing writes into the room after that.
+        """
         store, layout = self._store, self._layout
         with store.explaining(self._stage, layout):
             counts = self._bring_in(nearly)
         store.totals.add(counts)
-        return FileHandle(store.arena, self._room, layout, counts, store.on_release)
+        return FileHandle(self._room, layout, counts)
 
     def abandon(self) -> None:
         """Give the load up; nothing writes into its room afterwards."""
@@ -184,7 +157,7 @@ class FileLoading:
 
 
 class FileStore:
-    """Loads segments of checkpoint files into an arena. A `blockstream.engine.store.OverlappingStore`.
+    """Loads segments of checkpoint files into an arena. A `blockstream.engine.store.Store`.
 
     `stages` maps stage -> segment -> layout. Files are opened once, here, and must still be those
     whose headers were read; each load looks again. Loads belong to one thread at a time,
@@ -197,12 +170,10 @@ class FileStore:
         stages: Mapping[str, Mapping[str, SegmentLayout]],
         *,
         reader: Reader | None = None,
-        on_release: Callable[[FileHandle], None] | None = None,
     ) -> None:
         self.arena = arena
         self.stages = {stage: dict(layouts) for stage, layouts in stages.items()}
         self.reader = reader or Reader()
-        self.on_release = on_release
         #: Sums over all loads.
         self.totals = LoadCounts()
         self._files: dict[FileStamp, ReadFile] = {}
@@ -220,29 +191,16 @@ class FileStore:
                 stamp.check()
                 self._files[stamp] = self.reader.open(stamp.path)
 
-    def add(self, stage: str, layouts: Mapping[str, SegmentLayout]) -> None:
-        """Add a stage, or more segments to one; CheckpointError if a file is not what it was."""
-        for layout in layouts.values():
-            self._open(layout)
-        self.stages.setdefault(stage, {}).update(layouts)
-
-    def load(self, stage: str, segment: str, room: Extent | None) -> FileHandle:
-        """Return the segment, its bytes at `room` of the arena.
-
-        Blocks until all is read, aligned and converted. Raises SegmentLoadError naming segment,
-        file and cause; nothing writes into the room after it has returned or raised.
-        """
-        return self.begin(stage, segment, room).finish()
-
-    def begin(self, stage: str, segment: str, room: Extent | None) -> FileLoading:
-        """Begin to read a segment into `room`, after all that was begun before; errors as of `load`."""
+    def begin(self, load: Load) -> FileLoading:
+        """Begin to read a segment into its extent of the arena, after all that was begun before."""
         try:
-            layout = self.stages[stage][segment]
+            layout = self.stages[load.stage][load.segment.name]
         except KeyError:
-            raise SegmentLoadError(f"{stage}: there is no segment {segment!r} to load") from None
-        self._check_room(stage, layout, room)
-        assert room is not None
-        return FileLoading(self, stage, layout, room)
+            raise SegmentLoadError(
+                f"{load.stage}: there is no segment {load.segment.name!r} to load"
+            ) from None
+        self._check_room(load.stage, layout, load.extent)
+        return FileLoading(self, load.stage, layout, load.extent)
 
     def file(self, stamp: FileStamp) -> ReadFile:
         """Return the open file of a stamp."""
@@ -270,8 +228,8 @@ class FileStore:
         """Join the reader's threads and close the files. Idempotent; a load under way fails."""
         self.reader.close()
 
-    def _check_room(self, stage: str, layout: SegmentLayout, room: Extent | None) -> None:
-        if room is None or room.nbytes < layout.nbytes or room.offset % layout.align:
+    def _check_room(self, stage: str, layout: SegmentLayout, room: Extent) -> None:
+        if room.nbytes < layout.nbytes or room.offset % layout.align:
             raise SegmentLoadError(
                 f"{stage}: segment {layout.name!r} needs a room of {layout.nbytes} bytes at a "
                 f"multiple of {layout.align}, it was given {room}; plan with the layout's nbytes"

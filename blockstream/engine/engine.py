@@ -46,6 +46,7 @@ class Engine:
         clock = clock or SystemClock()
         self.ledger = ledger if ledger is not None else Ledger(clock=clock.now)
         self.unplanned = 0
+        self._plan = plan
         self._scheduler = Scheduler(plan)
         self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded, self._trim)
         self._condition = self._loader.condition
@@ -59,7 +60,7 @@ class Engine:
     @property
     def plan(self) -> Plan:
         """Return the plan in force."""
-        return self._scheduler.plan
+        return self._plan
 
     def start(self) -> Engine:
         """Start loading: the first segment of the first pass is read before anyone asks for it."""
@@ -164,6 +165,7 @@ class Engine:
         with self._condition:
             self._refuse_closed()
             self._loader.release(self._scheduler.adopt(plan))
+            self._plan = plan
         self._track.mark("replan")
 
     def hold_back(self, nbytes: int | None) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from typing import NoReturn
 
 from blockstream.plan.loads import Load
 from blockstream.plan.scheduler import Scheduler
 
 from .clock import Clock
 from .ledger import Ledger, Span
-from .store import Handle, Loading, Store, begin
+from .store import Handle, Loading, Store, Whole
 
 
 class Loader:
@@ -155,7 +157,12 @@ class Loader:
                 self._begun = load, self._begin(load)
 
     def _begin(self, load: Load) -> Loading:
-        return begin(self._store, self._stage_name(load), load.segment.name, load.extent)
+        """Begin a load; what is wrong with it is raised at its end, where the segment is needed."""
+        try:
+            return self._store.begin(load)
+        except Exception as error:
+            return Whole(partial(_raise, error))
 
-    def _stage_name(self, load: Load) -> str:
-        return self._scheduler.plan.schedule.stages[load.visit.stage].name
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -1,24 +1,35 @@
-"""Where segments come from: the one seam between the engine and storage.
+"""Where segments come from: the one seam between the engine and what lies below it.
 
-The engine knows a `Store` only: `load(segment, room)` brings a segment in and returns a `Handle`,
-`Handle.release()` gives it up. A store that can begin a load while another ends, so that the disk never
-waits between two, has `begin` as well. `FileStore` (files into the arena) lives in
-`blockstream.checkpoint`; stores of compiled models have no room of ours and get `None`.
+A `Store` begins a load and gives back a `Loading`, which ends in a `Handle` or is given up. `FileStore`
+(files into the arena) lives in `blockstream.checkpoint`, `UploadStore` (an engine below into a device's
+memory) in `blockstream.device`; stores of compiled models have room of their own and leave the extent be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from functools import partial
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import Protocol
 
-from blockstream.plan.segments import Extent
+from blockstream.plan.loads import Load
 
 
-@runtime_checkable
+class Fence(Protocol):
+    """Work of a device that is on its way: what must be over before memory may be read or written."""
+
+    def is_over(self) -> bool:
+        """Return whether the work is over, without waiting."""
+
+    def wait(self) -> None:
+        """Return once the work is over."""
+
+
 class Handle(Protocol):
     """A loaded segment."""
+
+    @property
+    def ready(self) -> Fence | None:
+        """Return what whoever reads the segment waits for first; None where its bytes are there."""
 
     def release(self) -> None:
         """Give the segment up.
@@ -27,68 +38,47 @@ class Handle(Protocol):
         """
 
 
-@runtime_checkable
-class Store(Protocol):
-    """Loads segments by key.
+class Loading(Protocol):
+    """A load that has begun. It ends by one of the two, called once."""
 
-    `load` is called by the loader thread, one call at a time, never for a room that overlaps one
-    still in use. It blocks until the bytes are there, and raises `SegmentLoadError` otherwise.
+    def finish(self, nearly: Callable[[], None]) -> Handle:
+        """Return the segment once it is there, or on its way with a fence; what is wrong is raised here.
+
+        `nearly` is called when the last of the work is on its way, and again as it is done: a load begun
+        then keeps the disk busy.
+        """
+
+    def abandon(self) -> None:
+        """Give the load up; nothing writes into its extent afterwards."""
+
+
+class Store(Protocol):
+    """Loads segments.
+
+    Called by the loader thread: one load ends after another, the next may begin before. `load` says which
+    visit of which segment it is for and the extent of the arena its bytes go to, which overlaps none in
+    use; a store that has room of its own leaves the extent be.
     """
 
-    def load(self, stage: str, segment: str, room: Extent | None) -> Handle:
-        """Return the segment, its bytes at `room` of the arena when there is one."""
+    def begin(self, load: Load) -> Loading:
+        """Begin to load a segment and return at once; it comes after all that was begun before."""
 
     def close(self) -> None:
         """Release everything the store holds: descriptors, threads, maps."""
 
 
-class Loading(Protocol):
-    """A load that has begun: its bytes are on their way. It ends by one of the two, called once."""
-
-    def finish(self, nearly: Callable[[], None]) -> Handle:
-        """Return the segment, as `Store.load` does, whatever is wrong with it raised here.
-
-        `nearly` is called when its last reads are on their way, and again as they arrive: a load begun
-        then keeps the disk busy.
-        """
-
-    def abandon(self) -> None:
-        """Give the load up; nothing writes into its room afterwards."""
-
-
-@runtime_checkable
-class OverlappingStore(Store, Protocol):
-    """A store that can begin a load while the one before it ends."""
-
-    def begin(self, stage: str, segment: str, room: Extent | None) -> Loading:
-        """Begin to load a segment and return at once; what is read comes after all that was begun before."""
-
-
-class _Whole:
-    """A load by a store that cannot begin one early: all of it happens at its end. A `Loading`."""
+class Whole:
+    """A load that cannot begin early: all of it happens at its end. A `Loading`."""
 
     def __init__(self, load: Callable[[], Handle]) -> None:
         self._load = load
 
     def finish(self, nearly: Callable[[], None]) -> Handle:
+        """Load it now."""
         return self._load()
 
     def abandon(self) -> None:
-        pass
-
-
-def begin(store: Store, stage: str, segment: str, room: Extent | None) -> Loading:
-    """Begin a load where the store can, else leave it to the end. Raises nothing: `finish` does."""
-    try:
-        if isinstance(store, OverlappingStore):
-            return store.begin(stage, segment, room)
-    except Exception as error:
-        return _Whole(partial(_raise, error))
-    return _Whole(partial(store.load, stage, segment, room))
-
-
-def _raise(error: Exception) -> NoReturn:
-    raise error
+        """Do nothing: nothing has begun."""
 
 
 #: What makes a store of another one: it loads some segments its own way and passes the rest on.
@@ -103,19 +93,15 @@ class Stored(Protocol):
 
 
 class StagesStore:
-    """Loads some stages' segments by stores of their own around one that loads all others. Overlaps them."""
+    """Loads some stages' segments by stores of their own around one that loads all others. A `Store`."""
 
     def __init__(self, files: Store, stages: Iterable[Stored]) -> None:
         self._files = files
         self._own = {stage.name: stage.around(files) for stage in stages if stage.around is not None}
 
-    def load(self, stage: str, segment: str, room: Extent | None) -> Handle:
-        """Return the segment from its stage's store."""
-        return self._own.get(stage, self._files).load(stage, segment, room)
-
-    def begin(self, stage: str, segment: str, room: Extent | None) -> Loading:
+    def begin(self, load: Load) -> Loading:
         """Begin a load of a stage's store."""
-        return begin(self._own.get(stage, self._files), stage, segment, room)
+        return self._own.get(load.stage, self._files).begin(load)
 
     def close(self) -> None:
         """Close each store, also where another's close fails; the one they are around comes last."""

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint.read.requests import SegmentLayout
 from blockstream.engine.arena import Arena
-from blockstream.engine.store import Handle, Loading, Store, begin
+from blockstream.engine.store import Fence, Handle, Loading, Store
 from blockstream.errors import AliasError, ModelError
+from blockstream.plan.loads import Load
 from blockstream.plan.segments import Extent
 
 from .dtypes import to_torch
@@ -174,6 +175,11 @@ class BoundHandle:
     def __init__(self, inner: Handle, binding: Binding, room: Extent) -> None:
         self._inner, self.binding, self._room = inner, binding, room
 
+    @property
+    def ready(self) -> Fence | None:
+        """Return what the segment's readers wait for."""
+        return self._inner.ready
+
     def bind(self) -> None:
         """Make the segment's parameters those of the modules."""
         self.binding.bind(self, self._room.offset)
@@ -200,20 +206,15 @@ class BoundLoading:
 
 
 class BindingStore:
-    """A store whose handles bind parameters. Implements `blockstream.engine.store.OverlappingStore`."""
+    """A store whose handles bind parameters. Implements `blockstream.engine.store.Store`."""
 
     def __init__(self, inner: Store, bindings: dict[tuple[str, str], Binding]) -> None:
         self._inner, self._bindings = inner, bindings
 
-    def load(self, stage: str, segment: str, room: Extent | None) -> BoundHandle:
-        """Load a segment into a room of the arena. Loader thread."""
-        return self.begin(stage, segment, room).finish(lambda: None)
-
-    def begin(self, stage: str, segment: str, room: Extent | None) -> BoundLoading:
+    def begin(self, load: Load) -> BoundLoading:
         """Begin to load a segment. Loader thread."""
-        assert room is not None, "segments of modules live in the arena"
-        loading = begin(self._inner, stage, segment, room)
-        return BoundLoading(loading, self._bindings[stage, segment], room)
+        binding = self._bindings[load.stage, load.segment.name]
+        return BoundLoading(self._inner.begin(load), binding, load.extent)
 
     def close(self) -> None:
         """Close the store within."""

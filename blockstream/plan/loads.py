@@ -12,10 +12,11 @@ from .segments import Extent, Segment, Visit
 class Load:
     """One load: the visit it is for, where its bytes go, whether it stays across passes.
 
-    `key` is (stage, index of the segment): positions change their meaning with the order of a plan.
-    Compared by identity: a visit whose load was dropped may be loaded again.
+    `stage` is the stage's name, `key` (stage, index of the segment): positions change their meaning with the
+    order of a plan. Compared by identity: a visit whose load was dropped may be loaded again.
     """
 
+    stage: str
     visit: Visit
     key: tuple[int, int]
     segment: Segment

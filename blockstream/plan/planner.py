@@ -12,53 +12,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from . import simulate
+from .arrangement import Arrangement, StagePlan
 from .layout import ALIGN, StageLayout, align_up, lay_out_stage
 from .retention import POLICIES, RetentionPolicy
 from .search import Candidate, Limits, Ranked, best_of_policy, least_of
-from .segments import Exactly, Extent, Schedule, Stage, Visit
+from .segments import Exactly, Schedule, Stage
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """How one stage runs: the policy that won, the segments it retains, slots and extents."""
-
-    policy: str
-    slots: int
-    layout: StageLayout
-
-    @property
-    def retained(self) -> tuple[int, ...]:
-        """Return the indices of the retained segments, resident ones included, in layout order."""
-        return tuple(self.layout.retained)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the engine executes. `arena_nbytes` is the exact peak of the extents it uses.
-
-    `lookahead` bounds how many visits past the one computing may be loaded (None: as the slots
-    allow; 1: the paper's concurrent inference).
-    """
-
-    schedule: Schedule
-    stages: tuple[StagePlan, ...]
-    arena_nbytes: int
-    lookahead: int | None = None
-
-    def extent(self, visit: Visit) -> Extent:
-        """Return where the segment of a visit lies in the arena."""
-        return self.stages[visit.stage].layout.extent(visit.pass_index, visit.position)
-
-    def is_retained(self, visit: Visit) -> bool:
-        """Return whether the segment of a visit stays across passes."""
-        stage = self.schedule.stages[visit.stage]
-        return stage.index_at(visit.position) in self.stages[visit.stage].layout.retained
-
-    @property
-    def retains_all(self) -> bool:
-        """Return whether every stage keeps all it visits."""
-        pairs = zip(self.schedule.stages, self.stages, strict=True)
-        return all(set(stage.visited) <= set(planned.retained) for stage, planned in pairs)
+class Plan(Arrangement):
+    """What the engine executes, and what that is predicted to take."""
 
     @cached_property
     def predicted(self) -> simulate.Prediction:

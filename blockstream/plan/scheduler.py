@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from blockstream.errors import EngineError
 
+from .arrangement import Arrangement
 from .extents import LiveExtents
 from .loads import Load, State
-from .planner import Plan
 from .segments import Extent, Segment, Visit
 
 
@@ -26,7 +26,7 @@ class Scheduler:
     those still in flight are reported by `loaded` when they end.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Arrangement) -> None:
         self.plan = plan
         #: What is live together at most, the next visit's load excepted; None: as the plan has it.
         self.most_nbytes: int | None = None
@@ -199,7 +199,7 @@ class Scheduler:
             self._front = self._first_of(stage + 1)
         return freed + self._drop([x for x in self._live if x.visit.stage <= stage])
 
-    def adopt(self, plan: Plan) -> list[Load]:
+    def adopt(self, plan: Arrangement) -> list[Load]:
         """Go on with another plan of the same segments, between two visits.
 
         What the stage at the cursor retains stays where the new plan retains it at the same extent, and so
@@ -220,7 +220,7 @@ class Scheduler:
         self._front = self._cursor
         return freed + self._drop([x for x in self._live if x not in stays])
 
-    def would_move(self, plan: Plan) -> Segment | None:
+    def would_move(self, plan: Arrangement) -> Segment | None:
         """Return a segment in use that another plan has elsewhere, None when all may stay."""
         before, self.plan = self.plan, plan
         try:
@@ -237,7 +237,8 @@ class Scheduler:
         if not self._extents.is_free(extent) or self._is_held_back(visit, extent):
             return None
         retained = self.plan.is_retained(visit)
-        load = Load(visit, self._key(visit), self.plan.schedule.segment(visit), extent, retained)
+        stage = self.plan.schedule.stages[visit.stage]
+        load = Load(stage.name, visit, self._key(visit), stage.segment(visit.position), extent, retained)
         self._extents.add(extent)
         self._live[load] = State.LOADING
         if retained:
@@ -310,7 +311,7 @@ class Scheduler:
         self._swept = now
         return self._drop([x for x in self._live if x.visit.stage < now])
 
-    def _refuse_unfit(self, plan: Plan) -> None:
+    def _refuse_unfit(self, plan: Arrangement) -> None:
         mine, others = self.plan.schedule.stages, plan.schedule.stages
         named, wanted = ([[s.name for s in x.segments] for x in stages] for stages in (mine, others))
         if named != wanted:

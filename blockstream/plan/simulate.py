@@ -9,12 +9,12 @@ import heapq
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from .arrangement import Arrangement
+from .loads import Load
+from .scheduler import Scheduler
 from .segments import AtMost, Exactly, Segment, Stage, Unknown, Visit
-
-if TYPE_CHECKING:
-    from .planner import Plan
 
 #: More visits than this are predicted from their first passes: later ones repeat.
 SIMULATED_VISITS = 20_000
@@ -63,14 +63,11 @@ class Estimate:
     read_nbytes: int
 
 
-def simulate(plan: Plan) -> list[Event]:
+def simulate(plan: Arrangement) -> list[Event]:
     """Return the timeline of the expected passes, in the order of the events' starts.
 
     A stage with `AtMost` or `Unknown` passes runs its expected number and is then ended.
     """
-    from .loads import Load
-    from .scheduler import Scheduler
-
     scheduler = Scheduler(plan)
     events: list[Event] = []
     ends: list[tuple[float, int, Load | Visit]] = []
@@ -107,7 +104,7 @@ def simulate(plan: Plan) -> list[Event]:
     return events
 
 
-def predict(plan: Plan) -> Prediction:
+def predict(plan: Arrangement) -> Prediction:
     """Return the simulated timeline summed by stage; long schedules from their first passes."""
     visits = sum(len(s.order) * s.passes.expected for s in plan.schedule.stages)
     if visits <= SIMULATED_VISITS:
@@ -120,7 +117,7 @@ def predict(plan: Plan) -> Prediction:
     return Prediction(sum(s.wall_s for s in stages), stages)
 
 
-def _shortened(plan: Plan, passes: int) -> Plan:
+def _shortened(plan: Arrangement, passes: int) -> Arrangement:
     def cut(stage: Stage) -> Stage:
         n = min(stage.passes.expected, passes)
         kept: Exactly | AtMost | Unknown
@@ -152,7 +149,7 @@ def _extrapolate(passes: int, a: StagePrediction, b: StagePrediction) -> StagePr
     )
 
 
-def _sum(plan: Plan, events: list[Event]) -> Prediction:
+def _sum(plan: Arrangement, events: list[Event]) -> Prediction:
     """Sum a timeline by stage. A stage's wall time runs from the end of the stage before to its own."""
     stages = []
     begin = 0.0

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blockstream.budget.amounts import format_nbytes
+from blockstream.plan.arrangement import StagePlan
 from blockstream.plan.layout import align_up
 from blockstream.plan.plain import passes_are, why_retained
-from blockstream.plan.planner import Plan, StagePlan
+from blockstream.plan.planner import Plan
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Stage
 from blockstream.plan.simulate import StagePrediction

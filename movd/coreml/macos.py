@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blockstream.engine.store import Handle, Store, StoreAround
+from blockstream.engine.store import Loading, Store, StoreAround, Whole
 from blockstream.errors import BlockstreamError, ModelError, SegmentLoadError
-from blockstream.plan.segments import Extent
+from blockstream.plan.loads import Load
 from blockstream.system.floor import cache_folder
 from movd.coreml.backend import PackagesBackend
 from movd.coreml.compiled import CompiledPackages, CoreML, Loaded, Runtime
@@ -32,6 +33,8 @@ TOLERANCE = {"fp32": 1e-2, "fp16": 5e-2}
 
 class CoreMLHandle:
     """One segment in memory: the function it was used for last at once, others when they are asked for."""
+
+    ready = None
 
     def __init__(self, store: CoreMLStore, segment: PackagedSegment) -> None:
         self.segment = segment
@@ -70,11 +73,14 @@ class CoreMLStore:
         self._last: dict[PackagedSegment, Program] = {}
         self._lock = threading.Lock()
 
-    def load(self, stage: str, segment: str, room: Extent | None) -> Handle:
+    def begin(self, load: Load) -> Loading:
+        """Begin a load: of Core ML's all happens at its end."""
+        module = self._segments.get(load.segment.name)
+        return self._files.begin(load) if module is None else Whole(partial(self._load, load, module))
+
+    def _load(self, load: Load, module: PackagedSegment) -> CoreMLHandle:
         """Return a segment with a function in memory. Raises SegmentLoadError naming segment and cause."""
-        module = self._segments.get(segment)
-        if module is None:
-            return self._files.load(stage, segment, room)
+        stage, segment = load.stage, load.segment.name
         handle = CoreMLHandle(self, module)
         try:
             handle.model(self._last.get(module, module.programs["plain"]))

@@ -20,6 +20,7 @@ from blockstream.checkpoint.read.reader import Reader
 from blockstream.checkpoint.read.requests import Request, SegmentLayout
 from blockstream.engine.arena import Arena
 from blockstream.plan.segments import Extent
+from tests.support.fakes import a_load
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8, "BF16": np.uint16}
 NAMES = {np.dtype(v): k for k, v in NUMPY.items() if k != "BF16"}
@@ -67,11 +68,17 @@ def store_of(layout: SegmentLayout, **options: object) -> tuple[FileStore, Exten
     return FileStore(arena, {"m": {layout.name: layout}}, reader=reader), Extent(4096, layout.nbytes)
 
 
-def bound(handle: FileHandle) -> Arrays:
+def load(store: FileStore, stage: str, segment: str, room: Extent) -> FileHandle:
+    """Load a segment, all at once."""
+    return store.begin(a_load(stage, segment, room)).finish()
+
+
+def bound(store: FileStore, handle: FileHandle) -> Arrays:
     """Return copies of a handle's parameters; BF16 as its bits."""
+    room = store.arena.view(handle.room)
     return {
-        name: np.frombuffer(bytes(view), NUMPY[placed.dtype]).reshape(placed.shape)
-        for name, (placed, view) in handle.buffers().items()
+        name: np.frombuffer(bytes(room[p.offset : p.offset + p.nbytes]), NUMPY[p.dtype]).reshape(p.shape)
+        for name, p in handle.layout.tensors.items()
     }
 
 

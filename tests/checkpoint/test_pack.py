@@ -22,7 +22,7 @@ from blockstream.checkpoint.write.packer import JOURNAL_NAME, pack, verify_pack
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import CheckpointError
 
-from .files import arrays, bound, cached_pages, store_of, write
+from .files import arrays, bound, cached_pages, load, store_of, write
 
 SEGMENTS = {"block.0": ("t0", "t1"), "block/1: odd name": ("t2", "t3")}
 
@@ -91,7 +91,7 @@ def test_a_torch_checkpoint_is_packed_and_ties_are_kept_once(tmp_path):
     assert checkpoint["a"] == checkpoint["b"]
     layout = lay_out("s", [Request(n, (checkpoint[n],)) for n in ("a", "b", "c")])
     store, room = store_of(layout)
-    got = bound(store.load("m", "s", room))
+    got = bound(store, load(store, "m", "s", room))
     store.close()
     assert got["a"].tobytes() == got["b"].tobytes() == w.numpy().tobytes()
 

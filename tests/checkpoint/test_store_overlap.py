@@ -13,10 +13,10 @@ from blockstream.checkpoint.read.placement import lay_out
 from blockstream.checkpoint.read.reader import BLOCK, Reader, pread
 from blockstream.checkpoint.read.requests import Request
 from blockstream.engine.arena import Arena
-from blockstream.engine.store import OverlappingStore
 from blockstream.errors import SegmentLoadError
 from blockstream.plan.segments import Extent
 
+from ..support.fakes import a_load
 from .files import arrays, bound, write
 
 SHAPES = ((8 * BLOCK,), (100, 33), (7,))
@@ -44,8 +44,8 @@ def store_of(layouts, **options):
     return FileStore(arena, {"m": layouts}, reader=Reader(request_nbytes=BLOCK, **options)), rooms
 
 
-def expect(handle, tensors):
-    got = bound(handle)
+def expect(store, handle, tensors):
+    got = bound(store, handle)
     assert got
     for name, array in got.items():
         assert array.tobytes() == tensors[name].astype(array.dtype).tobytes()
@@ -55,11 +55,10 @@ def expect(handle, tensors):
 def test_loads_that_overlap_are_each_whole(two, order):
     layouts, tensors = two
     store, rooms = store_of(layouts)
-    assert isinstance(store, OverlappingStore)
-    first, second = (store.begin("m", which, rooms[which]) for which in order)
+    first, second = (store.begin(a_load("m", which, rooms[which])) for which in order)
     handles = [first.finish(), second.finish()]
     for handle in handles:
-        expect(handle, tensors)
+        expect(store, handle, tensors)
     assert store.totals.loads == 2
     store.close()
 
@@ -73,11 +72,11 @@ def test_nearly_is_called_before_a_load_is_done(two, which):
 
     def nearly():
         if not begun:
-            begun.append(store.begin("m", other, rooms[other]))
+            begun.append(store.begin(a_load("m", other, rooms[other])))
 
-    handle = store.begin("m", which, rooms[which]).finish(nearly)
-    expect(handle, tensors)
-    expect(begun[0].finish(), tensors)
+    handle = store.begin(a_load("m", which, rooms[which])).finish(nearly)
+    expect(store, handle, tensors)
+    expect(store, begun[0].finish(), tensors)
     store.close()
 
 
@@ -90,7 +89,7 @@ def test_reads_are_served_in_the_order_in_which_loads_began(two):
         return pread(descriptor, view, offset)
 
     store, rooms = store_of(layouts, threads=1, pread=noted)
-    first, second = store.begin("m", "u", rooms["u"]), store.begin("m", "t", rooms["t"])
+    first, second = store.begin(a_load("m", "u", rooms["u"])), store.begin(a_load("m", "t", rooms["t"]))
     second.finish()
     first.finish()
     border = layouts["u"].reads[0].offset
@@ -120,13 +119,13 @@ def test_a_load_given_up_writes_nothing_afterwards(two, give_up):
         return pread(descriptor, view, offset)
 
     store, rooms = store_of(layouts, threads=20, pread=gated)  # all requests are its last ones
-    loading = store.begin("m", "t", rooms["t"])
+    loading = store.begin(a_load("m", "t", rooms["t"]))
     assert begun.wait(5)
     threading.Timer(0.05, let_go.set).start()
     give_up(loading)
     room = np.frombuffer(store.arena.view(rooms["t"]), np.uint8)
     room[:] = 0
-    store.begin("m", "u", rooms["u"]).finish().release()
+    store.begin(a_load("m", "u", rooms["u"])).finish().release()
     assert not room.any()
     assert store.totals.loads == 1
     del room
@@ -138,4 +137,4 @@ def test_a_load_begun_on_a_closed_store_fails_as_others_do(two):
     store, rooms = store_of(layouts)
     store.close()
     with pytest.raises(SegmentLoadError, match="closed"):
-        store.begin("m", "t", rooms["t"])
+        store.begin(a_load("m", "t", rooms["t"]))

@@ -87,8 +87,8 @@ def test_a_handle_that_cannot_be_released_when_dropped_does_not_hang_compute():
     gates = Gates("s.1")
 
     class Stubborn(FakeStore):
-        def load(self, stage, segment, room):
-            handle = super().load(stage, segment, room)
+        def bring(self, segment, room):
+            handle = super().bring(segment, room)
             if segment == "s.1":
                 handle.release = self.refuse(handle)
             return handle

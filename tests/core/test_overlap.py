@@ -11,11 +11,11 @@ import threading
 import pytest
 
 from blockstream.engine.engine import Engine
-from blockstream.engine.store import Loading, OverlappingStore, StagesStore, begin
+from blockstream.engine.store import Loading, StagesStore
 from blockstream.errors import SegmentLoadError
 from blockstream.plan.segments import Extent
 
-from ..support.fakes import UNIT, FakeHandle, FakeStore, stage
+from ..support.fakes import UNIT, FakeHandle, FakeStore, a_load, stage
 from ..support.interleaving import WAIT, planned, run_pass
 
 
@@ -47,7 +47,8 @@ class Overlapping(FakeStore):
         super().__init__()
         self.events, self.before_nearly, self.broken, self.unknown = [], before_nearly, set(), set()
 
-    def begin(self, stage, segment, room):
+    def begin(self, load):
+        segment, room = load.segment.name, load.extent
         if segment in self.unknown:
             raise SegmentLoadError(f"there is no segment {segment!r}")
         for other in list(self.live):
@@ -74,7 +75,6 @@ def when(store, event):
 
 def test_a_load_begins_while_the_one_before_it_ends():
     store = Overlapping()
-    assert isinstance(store, OverlappingStore)
     with Engine(planned(units=4, slots=4), store) as engine:
         run_pass(engine)
     for i in range(3):
@@ -167,10 +167,10 @@ def test_stages_begin_by_their_own_stores_whole_where_those_cannot():
     files, own = Overlapping(), FakeStore()
     store = StagesStore(files, [Named("a"), Named("b", lambda inner: own)])
     room = Extent(0, UNIT)
-    first: Loading = begin(store, "a", "a.0", room)
+    first: Loading = store.begin(a_load("a", "a.0", room))
     assert files.events == [("begin", "a.0")]
     first.abandon()
-    second = begin(store, "b", "b.0", room)
+    second = store.begin(a_load("b", "b.0", room))
     assert own.loads == []
     second.finish(lambda: None).release()
     assert own.loads == ["b.0"]

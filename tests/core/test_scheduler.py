@@ -7,10 +7,11 @@ import random
 import pytest
 
 from blockstream.errors import EngineError
+from blockstream.plan.arrangement import StagePlan
 from blockstream.plan.extents import LiveExtents
 from blockstream.plan.layout import lay_out_stage
 from blockstream.plan.loads import State
-from blockstream.plan.planner import Plan, StagePlan, make_plan
+from blockstream.plan.planner import Plan, make_plan
 from blockstream.plan.retention import NONE, PREFIX, SPREAD
 from blockstream.plan.scheduler import Scheduler
 from blockstream.plan.segments import Extent, Schedule, Visit

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 import blockstream
 import blockstream.streaming.session as session_module
 from blockstream.checkpoint.file_store import FileStore
+from blockstream.engine.store import Whole
 from blockstream.errors import SegmentLoadError
 from blockstream.plan.planner import least_arena
 from tests.support.costs import fix_costs
@@ -58,19 +60,20 @@ class WatchedStore(FileStore):
     gates: dict[tuple[str, str], threading.Event]
     broken: set[tuple[str, str]]
 
-    def load(self, stage, segment, room):
-        key = (stage, segment)
+    def begin(self, load):
+        return Whole(partial(self._bring, load))  # one begins when the one before it is done
+
+    def _bring(self, load):
+        stage, segment = key = (load.stage, load.segment.name)
         self._tell(self.loads, key)
         gate = self.gates.get(key)
         if gate is not None:
             assert gate.wait(timeout=10), f"{segment} is never let through"
         if key in self.broken:
             raise SegmentLoadError(f"{stage}: segment {segment!r}: no such luck")
-        handle = super().begin(stage, segment, room).finish()
+        handle = super().begin(load).finish()
         self._tell(self.done, key)
         return handle
-
-    begin = None  # loads are whole here: one begins when the one before it is done
 
     @classmethod
     def _tell(cls, events, key):

@@ -6,10 +6,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import blockstream
-from blockstream.engine.store import StagesStore, Store
+from blockstream.engine.store import StagesStore
 from blockstream.errors import ModelError, SegmentLoadError
 from blockstream.plan.segments import Extent
-from tests.support.fakes import FakeStore
+from tests.support.fakes import FakeStore, a_load
 
 
 class Named:
@@ -32,9 +32,8 @@ def test_a_stages_own_store_loads_its_segments_and_the_files_all_others():
     closed = []
     files, own = Closing(closed, "files"), Closing(closed, "own")
     store = StagesStore(files, [Named("a"), Named("b", lambda inner: own)])
-    assert isinstance(store, Store)
     for stage in ("a", "b"):
-        store.load(stage, f"{stage}.0", Extent(0, 4096)).release()
+        store.begin(a_load(stage, f"{stage}.0", Extent(0, 4096))).finish(lambda: None).release()
     assert (files.loads, own.loads) == (["a.0"], ["b.0"])
     store.close()
     assert closed == ["own", "files"]
@@ -54,11 +53,12 @@ class Twice:
     def __init__(self, files, refused=""):
         self.files, self.refused, self.loads = files, refused, []
 
-    def load(self, stage, segment, room):
+    def begin(self, load):
+        segment = load.segment.name
         if segment == self.refused:
-            raise SegmentLoadError(f"{stage}: segment {segment!r}: not today")
+            raise SegmentLoadError(f"{load.stage}: segment {segment!r}: not today")
         self.loads.append(segment)
-        return self.files.load(stage, segment, room)
+        return self.files.begin(load)
 
     def close(self):
         pass

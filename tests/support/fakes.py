@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 from blockstream.engine.engine import Engine
 from blockstream.engine.ledger import Span
+from blockstream.engine.store import Loading, Whole
+from blockstream.plan.loads import Load
 from blockstream.plan.planner import Plan
-from blockstream.plan.segments import Exactly, Extent, Passes, Schedule, Segment, Stage
+from blockstream.plan.segments import Exactly, Extent, Passes, Schedule, Segment, Stage, Visit
 
 UNIT = 4096
 
@@ -27,7 +30,15 @@ def schedule(*stages: Stage) -> Schedule:
     return Schedule(tuple(stages))
 
 
+def a_load(stage: str, segment: str, extent: Extent) -> Load:
+    """Return a load as a scheduler would make it, of the first visit of a stage."""
+    sized = Segment(segment, extent.nbytes)
+    return Load(stage, Visit(0, 0, 0), (0, 0), sized, extent, retained=False)
+
+
 class FakeHandle:
+    ready = None
+
     def __init__(self, store: FakeStore, name: str, room: Extent) -> None:
         self.name, self.room, self.released = name, room, False
         self._store = store
@@ -46,8 +57,10 @@ class FakeStore:
         self.loads: list[str] = []
         self._before_load = before_load
 
-    def load(self, stage: str, segment: str, room: Extent | None) -> FakeHandle:
-        assert room is not None
+    def begin(self, load: Load) -> Loading:
+        return Whole(partial(self.bring, load.segment.name, load.extent))
+
+    def bring(self, segment: str, room: Extent) -> FakeHandle:
         for other in list(self.live):
             assert not other.room.overlaps(room), f"{segment} is loaded over {other.name}"
         handle = FakeHandle(self, segment, room)
