@@ -34,12 +34,13 @@ from torch import Tensor
 
 from benchmarks import methods_page
 from benchmarks.rivals import ab2, euler_steps
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import new_run
 from examples.train_tiny import checker, data
 from examples.train_tiny.data import Scene
 from examples.train_tiny.evaluate import environment, prompts, write
 from examples.train_tiny.sample import Tiny, decode, load
-from movd.attention import Attention, attention_hooks
+from movd.attention import Attention, attention_layers
 from movd.rflow import OpenSoraFlow
 from movd.t5 import embed
 
@@ -132,12 +133,12 @@ def denoise(tiny: Tiny, caption: str, seed: int, way: Way, steps: int) -> tuple[
     watched = Watched()
     size = (data.SIZE, data.SIZE, data.FRAMES, data.FPS)
     flow = WatchedFlow(tiny.dit, y, mask, steps, GUIDANCE, *size).watch(watched)
-    T, H, W = tiny.dit.grid(*shape[2:])
+    grid = tiny.dit.grid(*shape[2:])
     merging = nullcontext()
     if way.merging is not None:
         merge = TemporalMerging(Merging(**way.merging)).token_merge
         text = int(mask.sum(1).max())
-        merging = attention_hooks(tiny.dit, T=T, S=H * W, text_tokens=text, token_merge=merge)
+        merging = attention_hooks(attention_layers(tiny.dit, grid, text), token_merge=merge)
     with new_run(), merging, timed(tiny.dit, watched):
         return way.sampler(flow, z), watched
 

@@ -24,9 +24,10 @@ import torch
 from blockstream_tdtm import Options, TemporalMerging
 from torch import Tensor
 
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import new_run
 from examples.train_tiny.evaluate import environment
-from movd.attention import Attention, attention_hooks
+from movd.attention import Attention, attention_layers
 from movd.layers import TemporalRope
 from movd.stdit3 import STDIT3_XL_2, STDiT3Block
 from movd.vae import OpenSoraVAEConfig
@@ -93,7 +94,7 @@ def trial(pair: Pair, x: Tensor, t: Tensor, y: Tensor, way: str) -> dict[str, fl
         handles.append(layer.register_forward_hook(add))
     merge = TemporalMerging(Options(merge_steps="100%")).token_merge
     _, T, S, _ = x.shape
-    merging = attention_hooks(pair, T=T, S=S, text_tokens=TEXT, token_merge=merge)
+    merging = attention_hooks(attention_layers(pair, (T, 1, S), TEXT), token_merge=merge)
     with new_run(), merging if way == "merged" else nullcontext():
         begin = time.perf_counter()
         pair(x, t, y)

@@ -1,22 +1,20 @@
-"""Every attention of STDiT3, and the one seam where attention transforms act.
+"""Every attention of STDiT3, each with a seam where attention transforms act.
 
-Tokens are [B, T, S, C]: frames, then places. A transform is resolved once a run, by `attention_hooks`, and
-stored on the layer; without one a layer holds `UNCHANGED` and computes as if the seam were not there.
+Tokens are [B, T, S, C]: frames, then places. Without a transform a layer holds `UNCHANGED` and computes as
+if the seam were not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ModelError
+from blockstream.module.attention import UNCHANGED, Kernel, numbered
 from blockstream.module.chunks import chunks
-from blockstream.plugins.protocols import AttentionKernel, AttentionKind, AttentionLayer, Merge
+from blockstream.plugins.protocols import AttentionKind, AttentionLayer
 
 #: cos and sin [T, head_dim / 2] of the frames' angles.
 Rope = tuple[Tensor, Tensor]
@@ -42,24 +40,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Te
     return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep)
 
 
-@dataclass(frozen=True, slots=True)
-class Seam:
-    """What one layer was resolved to: its kernel, and a merge with the kernel of the merged layer."""
-
-    layer: AttentionLayer | None = None
-    kernel: AttentionKernel | None = None
-    merge: Merge | None = None
-    merged_layer: AttentionLayer | None = None
-    merged_kernel: AttentionKernel | None = None
-
-    def merging(self) -> Merge | None:
-        """Return the merge where there is one and it is active at this step."""
-        return self.merge if self.merge is not None and self.merge.active() else None
-
-
-UNCHANGED = Seam()
-
-
 class Attention(nn.Module):
     """What all attentions share: heads, and the seam around the computation."""
 
@@ -73,26 +53,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
         """Return the attention's result for x [B, T, S, C], on merged tokens while a merge is active."""
-        layer = self.seam.layer
-        if layer is not None and x.shape[1:3] != (layer.T, layer.S):
-            raise ModelError(
-                f"{layer.name} was resolved for {layer.T} frames of {layer.S} tokens, "
-                f"not {x.shape[1]} of {x.shape[2]}; resolve the hooks for this shape"
-            )
-        merge = self.seam.merging()
-        if merge is None:
-            return self.attend(x, self.seam.kernel, layer, *context)
-        merged = merge.merge(x)
-        y = self.attend(merged, self.seam.merged_kernel, self.seam.merged_layer, *context)
-        return merge.unmerge(y)
+        return self.seam.around(x, lambda x, kernel: self.attend(x, kernel, *context))
 
-    def attend(
-        self,
-        x: Tensor,
-        kernel: AttentionKernel | None,
-        layer: AttentionLayer | None,
-        *context: Tensor | None,
-    ) -> Tensor:
+    def attend(self, x: Tensor, kernel: Kernel | None, *context: Tensor | None) -> Tensor:
         """Return the attention of x [B, T, S, C], whatever T is."""
         raise NotImplementedError
 
@@ -137,8 +100,7 @@ class SelfAttention(Attention):
     def attend(
         self,
         x: Tensor,
-        kernel: AttentionKernel | None,
-        layer: AttentionLayer | None,
+        kernel: Kernel | None,
         cos: Tensor | None = None,
         sin: Tensor | None = None,
     ) -> Tensor:
@@ -146,7 +108,7 @@ class SelfAttention(Attention):
         temporal = self.kind == "temporal"
         rows = x.transpose(1, 2) if temporal else x  # [B, S, T, C] or [B, T, S, C]
         sequences = rows.flatten(0, 1)
-        apply = attention if kernel is None or layer is None else lambda q, k, v: kernel(q, k, v, layer)
+        apply = attention if kernel is None else kernel
         rope = None if cos is None or sin is None else (cos, sin)
         # A kernel of a plugin is told of all sequences of its layer, and gets them.
         at_once = max(1, ATTENTION_TOKENS // sequences.shape[1]) if kernel is None else len(sequences)
@@ -185,8 +147,7 @@ class CrossAttention(Attention):
     def attend(
         self,
         x: Tensor,
-        kernel: AttentionKernel | None,
-        layer: AttentionLayer | None,
+        kernel: Kernel | None,
         y: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
@@ -195,97 +156,30 @@ class CrossAttention(Attention):
             raise ModelError("cross-attention needs text tokens")
         q = self.heads_first(self.q_linear(x.flatten(1, 2)))
         k, v = (self.heads_first(part) for part in self.kv_linear(y).chunk(2, dim=-1))
-        if kernel is None or layer is None:
+        if kernel is None:
             out = attention(q, k, v, None if keep is None else keep[:, None, None])
-        elif keep is None:
-            out = kernel(q, k, v, layer)
         else:
-            out = torch.cat(
-                [
-                    kernel(q[i : i + 1], k[i : i + 1, :, own], v[i : i + 1, :, own], layer)
-                    for i, own in enumerate(keep)
-                ]
-            )
+            out = kernel(q, k, v, None if keep is None else keep.sum(1).tolist())
         return self.proj(out.transpose(1, 2).flatten(2)).view(x.shape)
 
 
 def attention_layers(
-    model: nn.Module, T: int, S: int, text_tokens: int
+    model: nn.Module, grid: tuple[int, int, int], text_tokens: int
 ) -> list[tuple[Attention, AttentionLayer]]:
-    """Return each attention of a model with what a transform is told of it, for one run's shapes."""
-    return [
-        (
-            module,
-            AttentionLayer(
-                name=name,
-                kind=module.kind,
-                T=T,
-                S=S,
-                C=module.heads * module.head_dim,
-                heads=module.heads,
-                text_tokens=text_tokens if module.kind == "cross" else 0,
-            ),
+    """Return each attention of a model with what a transform is told of it, for one run's shapes.
+
+    `grid` (T, H, W) of tokens reach the blocks (`STDiT3.grid` gives it), at most `text_tokens` of text.
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Attention)]
+    layers = [
+        AttentionLayer(
+            name=name,
+            kind=module.kind,
+            grid=grid,
+            width=module.heads * module.head_dim,
+            heads=module.heads,
+            trailing=text_tokens if module.kind == "cross" else 0,
         )
-        for name, module in model.named_modules()
-        if isinstance(module, Attention)
+        for name, module in found
     ]
-
-
-@contextmanager
-def attention_hooks(
-    model: nn.Module,
-    *,
-    T: int,
-    S: int,
-    text_tokens: int,
-    token_merge: Callable[[AttentionLayer], Merge | None] | None = None,
-    attention_kernel: Callable[[AttentionLayer], AttentionKernel | None] | None = None,
-) -> Iterator[list[AttentionLayer]]:
-    """Resolve the attention transforms of a run on a model, and clear them when it ends.
-
-    `T` frames of `S` tokens reach the blocks (`STDiT3.grid` gives both), at most `text_tokens` of text.
-    Yields the layers that a transform changed.
-    """
-    layers = attention_layers(model, T, S, text_tokens)
-    with resolved(layers, token_merge=token_merge, attention_kernel=attention_kernel) as changed:
-        yield changed
-
-
-class Seamed(Protocol):
-    """What computes an attention and holds what its transforms were resolved to."""
-
-    seam: Seam
-
-
-@contextmanager
-def resolved(
-    layers: Sequence[tuple[Seamed, AttentionLayer]],
-    *,
-    token_merge: Callable[[AttentionLayer], Merge | None] | None = None,
-    attention_kernel: Callable[[AttentionLayer], AttentionKernel | None] | None = None,
-) -> Iterator[list[AttentionLayer]]:
-    """Resolve transforms on layers, and clear them when the block ends.
-
-    Each hook is called once a layer; where a merge applies, `attention_kernel` is asked for the merged
-    layer too. Yields the layers that a transform changed.
-    """
-    changed = []
-    try:
-        for module, layer in layers:
-            kernel = attention_kernel(layer) if attention_kernel else None
-            merge = token_merge(layer) if token_merge else None
-            if kernel is None and merge is None:
-                continue
-            shorter = replace(layer, T=len(merge.positions)) if merge else None
-            module.seam = Seam(
-                layer=layer,
-                kernel=kernel,
-                merge=merge,
-                merged_layer=shorter,
-                merged_kernel=attention_kernel(shorter) if attention_kernel and shorter else None,
-            )
-            changed.append(layer)
-        yield changed
-    finally:
-        for module, _ in layers:
-            module.seam = UNCHANGED
+    return list(zip((module for _, module in found), numbered(layers), strict=True))

@@ -9,8 +9,9 @@ from torch import nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.engine.store import StoreAround
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import Run
-from movd.attention import attention_hooks
+from movd.attention import attention_layers
 from movd.options import MovdOptions
 from movd.stdit3 import STDiT3
 from movd.weights import Weights
@@ -71,12 +72,9 @@ class OwnNetworks:
     def attention(self, denoiser: nn.Module, run: Run, text_tokens: int) -> AbstractContextManager[object]:
         """Resolve the transforms on the denoiser's layers."""
         assert isinstance(denoiser, STDiT3)
-        T, H, W = denoiser.grid(*self._weights.latent(self._options)[1:])
+        grid = denoiser.grid(*self._weights.latent(self._options)[1:])
         return attention_hooks(
-            denoiser,
-            T=T,
-            S=H * W,
-            text_tokens=text_tokens,
+            attention_layers(denoiser, grid, text_tokens),
             token_merge=run.token_merge,
             attention_kernel=run.attention_kernel,
         )

@@ -21,12 +21,13 @@ from blockstream.errors import ConfigError
 from blockstream.plan.segments import AtMost, Exactly, Passes
 from blockstream.plugins.protocols import Run
 from blockstream.run.runner import NOWHERE
+from blockstream.streaming.pace import pace
 from blockstream.system.floor import cache_folder
 from blockstream.system.machine import versions
+from movd.attention import attention_layers
 from movd.captions import official_prompt
 from movd.networks import Network, Networks, OwnNetworks
 from movd.options import MovdOptions
-from movd.pace import pace
 from movd.reference import digest, read_reference
 from movd.rflow import OpenSoraFlow
 from movd.state import IMAGE, VIDEO, Progress, Step
@@ -157,7 +158,13 @@ class MovdPipeline:
         """Return how long each pass takes beside one without merging, all prompts one after another."""
         if not run.config.attention or not isinstance(network.module, STDiT3):
             return ()
-        steps = pace(network.module, example, run, self.options.steps)
+        grid = network.module.grid(*self.latent[1:])
+        tokens = self.weights.dit_config.model_max_length
+
+        def layers(dit: STDiT3) -> list[Any]:
+            return attention_layers(dit, grid, tokens)
+
+        steps = pace(network.module, example, run, self.options.steps, layers)
         return tuple(p for step in saved for p in steps[0 if step is None else step.index :])
 
     def _denoiser_inputs(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ SECTIONS = {name: BLOCK.findall(text) for name, text in SECTION.findall(PAGE.rea
 STAGE = Stage("dit", (Segment("a", 100, 1.0, 1.0), Segment("b", 40, 1.0, 1.0)), passes=Exactly(3))
 LOADED = Span("loader", "load", 1.0, 3.0, "a", nbytes=100)
 EXECUTED = Span("compute", "execute", 1.0, 1.5, "a")
-TEMPORAL = AttentionLayer("blocks.0.attn_temp", "temporal", T=4, S=3, C=8, heads=2)
+TEMPORAL = AttentionLayer("blocks.0.attn_temp", "temporal", grid=(4, 1, 3), width=8, heads=2)
 
 
 class Example:

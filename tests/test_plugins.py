@@ -18,7 +18,7 @@ from blockstream.run.config import make_config
 
 from .support.packages import site_on_path
 
-LAYER = AttentionLayer("attn", "temporal", T=4, S=3, C=8, heads=2)
+LAYER = AttentionLayer("attn", "temporal", grid=(4, 1, 3), width=8, heads=2)
 
 SAMPLERS = """
     from blockstream.plugins.hookspecs import Choice, hookimpl

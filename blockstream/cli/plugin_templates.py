@@ -202,7 +202,7 @@ def attention_transforms():
     found='assert plugins.offers("attention", "$name")["$name"].options().scale > 1',
     tests="""
 def layer(kind):
-    return AttentionLayer("blocks.0.attn", kind, T=4, S=3, C=8, heads=2)
+    return AttentionLayer("blocks.0.attn", kind, grid=(4, 1, 3), width=8, heads=2)
 
 
 def test_a_scale_of_one_is_plain_attention_and_more_is_sharper():

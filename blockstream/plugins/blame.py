@@ -30,11 +30,12 @@ def blaming(who: str, unless: Callable[[Exception], bool] = lambda error: False)
 
 
 def blamed(who: str, function: F) -> F:
-    """Return the function, its failures blamed on `who`."""
+    """Return the function, its failures blamed on `who`, which it has as an attribute."""
 
     @wraps(function)
     def call(*args: object, **kwargs: object) -> object:
         with blaming(who):
             return function(*args, **kwargs)
 
+    call.who = who  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]

@@ -92,7 +92,7 @@ def retention_policies() -> Sequence[Choice]:  # type: ignore[empty-body]
 def token_merge(layer: AttentionLayer) -> Merge | None:
     """Run one attention layer on fewer tokens.
 
-    Called once a run for each `AttentionLayer` (kind, T, S, C, heads, text tokens); the step is
+    Called once a run for each `AttentionLayer` (grid, kind, heads, width, text tokens); the step is
     read from the run context when the layer computes. Return Merge(merge, unmerge, positions):
     merge maps [B, T, S, C] to the tokens attended to, unmerge maps the result back, positions
     are the merged tokens' frame indices for rotary embeddings. Both must trace. None: unchanged.
@@ -103,8 +103,10 @@ def token_merge(layer: AttentionLayer) -> Merge | None:
 def attention_kernel(layer: AttentionLayer) -> AttentionKernel | None:
     """Compute one attention layer by another kernel.
 
-    Called once a run for each `AttentionLayer`. Return fn(q, k, v, layout) with q, k, v of
-    [B, heads, N, D] and layout the layer; it returns [B, heads, N, D]. None: PyTorch's own.
+    Called once a run for each `AttentionLayer`, and for each as it is while its tokens are merged.
+    Return fn(q, k, v, layout) with q, k, v of [B, heads, N, D] in the order of tokens that layout, the
+    layer, states, without padding; it returns the same shape and dtype as q. A method `density()` says
+    which share of the pairs it computes at the step of the run context. None: PyTorch's own.
     """
 
 

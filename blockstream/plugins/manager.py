@@ -163,6 +163,15 @@ class Plugins:
         callers = self._manager.get_hookcallers(self._manager.get_plugin(plugin)) or ()
         return tuple(sorted(caller.name for caller in callers))
 
+    def said(self) -> dict[str, Any]:
+        """Return what the transforms of a run have to say of it, by name: what their `report()` returns."""
+        found = {}
+        for name, plugin in self._manager.list_name_plugin():
+            report = getattr(plugin, "report", None)
+            if "#" in name and callable(report) and not name.startswith("observer#"):
+                found[name.partition("#")[0]] = blamed(f"plugin {name!r}, report()", report)()
+        return found
+
     def _own_choice(self, key: str, plugin: str) -> Choice:
         """Return the choice a plugin's bare name stands for: its namesake, or the only one."""
         self.load(plugin)
@@ -204,7 +213,13 @@ def activate(config: RunConfig, plugins: Plugins | None = None) -> Plugins:
         plugins.load(name)
     # pluggy asks the latest registered first, a config's list the first.
     for number, chosen in reversed(list(enumerate(config.attention))):
-        plugins.register(chosen.build(), f"{chosen.plugin}:{chosen.choice.name}#{number}")
+        name, built = f"{chosen.plugin}:{chosen.choice.name}#{number}", chosen.build()
+        plugins.register(built, name)
+        if not {"token_merge", "attention_kernel"} & set(plugins.hooks_of(name)):
+            raise PluginError(
+                f"{chosen.who}: build() returned {reprlib.repr(built)}, which has no hookimpl token_merge or "
+                "attention_kernel: mark its methods with hookimpl"
+            )
     return plugins
 
 
@@ -230,7 +245,10 @@ def _with_blame(result: Any, who: str) -> Any:
         names = ("merge", "unmerge", "active")
         return replace(result, **{n: blamed(f"{who}: {n}()", getattr(result, n)) for n in names})
     if callable(result):
-        return blamed(f"{who}: its function", result)
+        call = blamed(f"{who}: its function", result)
+        if hasattr(result, "density"):
+            call.density = blamed(f"{who}: density()", result.density)
+        return call
     return result
 
 

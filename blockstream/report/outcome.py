@@ -111,8 +111,17 @@ def sampler_account(choice: Any, notes: Sequence[Note]) -> dict[str, Any]:
     }
 
 
-def attention_account(choices: Sequence[Any], layers: int, ledger: Ledger) -> dict[str, Any]:
-    """Return what merging tokens came to: the passes that merged, and a pass with and without."""
+def attention_account(
+    choices: Sequence[Any],
+    layers: int,
+    ledger: Ledger,
+    kernels: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what attention transforms came to: the passes that merged, a pass with and without.
+
+    `kernels` is what plugins' kernels computed, `said` is what the transforms themselves report, by name.
+    """
     switches = [(n.at_s, bool(n.value)) for n in ledger.notes if n.kind == "merging"]
     merged: list[float] = []
     plain: list[float] = []
@@ -127,6 +136,8 @@ def attention_account(choices: Sequence[Any], layers: int, ledger: Ledger) -> di
         "plain_passes": len(plain),
         "merged_pass_s": median(merged) if merged else None,
         "plain_pass_s": median(plain) if plain else None,
+        "kernels": dict(kernels or {}),
+        "said": dict(said or {}),
     }
 
 

@@ -6,14 +6,16 @@ Nothing they compute is changed. What is seen goes to the ledger as notes, for r
 from __future__ import annotations
 
 import reprlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
 from blockstream.engine.ledger import Ledger, Note
 from blockstream.errors import PluginError
 from blockstream.plugins.blame import blaming
-from blockstream.plugins.protocols import AttentionLayer, Flow, Merge, Sampler
+from blockstream.plugins.protocols import AttentionKernel, AttentionLayer, Flow, Merge, Sampler, current_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +125,43 @@ class WatchedMerge:
             return on
 
         return replace(merge, active=active)
+
+
+class WatchedKernels:
+    """Counts the calls of plugins' kernels, and what share of the pairs they compute, step by step."""
+
+    def __init__(self) -> None:
+        #: The names of the layers that have a kernel.
+        self.layers: set[str] = set()
+        self._merged: set[str] = set()
+        self._calls: Counter[int] = Counter()
+        self._shares: defaultdict[int, float] = defaultdict(float)
+
+    def watch(self, layer: AttentionLayer, kernel: AttentionKernel) -> AttentionKernel:
+        """Return the kernel of a layer, its calls counted."""
+        (self._merged if layer.merged else self.layers).add(layer.name)
+        density: Callable[[], float] = getattr(kernel, "density", lambda: 1.0)
+
+        @wraps(kernel)
+        def call(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayer) -> Tensor:
+            step = current_run().step
+            at = -1 if step is None else step
+            self._calls[at] += 1
+            self._shares[at] += float(density())
+            return kernel(q, k, v, layout)
+
+        return call
+
+    def account(self) -> dict[str, Any]:
+        """Return layers and calls, and the mean density of all calls and of each step that had any."""
+        calls = self._calls.total()
+        return {
+            "layers": len(self.layers),
+            "merged_layers": len(self._merged),
+            "calls": calls,
+            "density": sum(self._shares.values()) / calls if calls else None,
+            "by_step": {str(i): self._shares[i] / n for i, n in sorted(self._calls.items()) if i >= 0},
+        }
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,12 @@ def _memory_lines(budget: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
 
 def _attention_lines(attention: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     merged, plain = attention.get("merged_pass_s"), attention.get("plain_pass_s")
+    kernels = attention.get("kernels") or {}
+    if kernels.get("layers"):
+        yield "attention", _kernels_text(kernels), False
     if not attention.get("merged_layers"):
+        if attention.get("choices") and "kernels" in attention and not kernels.get("layers"):
+            yield "attention", "no layer of this run was changed by what attention names", True
         return
     passes = attention.get("merged_passes", 0)
     text = f"{attention['merged_layers']} layers merge tokens, in {passes} of "
@@ -102,6 +107,13 @@ def _attention_lines(attention: Mapping[str, Any]) -> Iterator[tuple[str, str, b
     if merged and plain:
         text += f": a pass takes {secs(merged)} instead of {secs(plain)}"
     yield "attention", text, False
+
+
+def _kernels_text(kernels: Mapping[str, Any]) -> str:
+    """Return what plugins' kernels came to in a line."""
+    text = f"{kernels['layers']} layers are computed by a plugin's kernel, called {kernels['calls']} times"
+    share = kernels.get("density")
+    return text if share in (None, 1.0) else f"{text}: {share:.1%} of the pairs of tokens"
 
 
 def _without(rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[str]]:

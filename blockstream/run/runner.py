@@ -23,7 +23,7 @@ from blockstream.report.outcome import (
     sampler_account,
     stage_accounts,
 )
-from blockstream.report.sampling import WatchedMerge, WatchedSampler
+from blockstream.report.sampling import WatchedKernels, WatchedMerge, WatchedSampler
 from blockstream.report.write import draw_finished
 from blockstream.system.machine import versions
 from blockstream.system.memory import held
@@ -57,6 +57,7 @@ class RunInProgress:
         self.predicted_s: dict[str, float] = {}
         self.sampler: Sampler = WatchedSampler(config.sampler.build(), ledger, config.sampler.who)
         self.merges = WatchedMerge(ledger)
+        self.kernels = WatchedKernels()
         self.hook = plugins.hook
 
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -81,6 +82,17 @@ class RunInProgress:
     def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
         """Return the kernel a plugin has for a layer."""
         found: AttentionKernel | None = self.hook.attention_kernel(layer=layer)
+        return None if found is None else self.kernels.watch(layer, found)
+
+    def densities_at(self, layers: Sequence[AttentionLayer], steps: int) -> list[dict[str, float]]:
+        """Return the share of its pairs that each layer's kernel computes, by step and name."""
+        kernels = {x.name: self.hook.attention_kernel(layer=x) for x in layers}
+        shares = {name: k.density for name, k in kernels.items() if hasattr(k, "density")}
+        with new_run() as context:
+            context.steps = steps
+            found = []
+            for context.step in range(steps):
+                found.append({name: float(density()) for name, density in shares.items()})
         return found
 
 
@@ -178,7 +190,11 @@ def _run_pipeline(this: RunInProgress, plugins: Plugins, folder: OutputFolder) -
         "stages": stage_accounts(summary["stages"], first),
         "sampler": sampler_account(this.config.sampler.written(), this.ledger.notes),
         "attention": attention_account(
-            [a.written() for a in this.config.attention], len(this.merges.layers), this.ledger
+            [a.written() for a in this.config.attention],
+            len(this.merges.layers),
+            this.ledger,
+            this.kernels.account(),
+            plugins.said(),
         ),
         "disk": disk_account(summary["stages"]),
         "output": dict(output),

@@ -101,8 +101,8 @@ class PackagedNetworks:
         if not run.config.attention:
             return []
         model, manifest = self._weights.denoiser(), self.export.manifest
-        T, H, W = model.grid(*self._preset.latent)
-        layers = [layer for _, layer in attention_layers(model, T, H * W, manifest.text_tokens)]
+        grid = model.grid(*self._preset.latent)
+        layers = [layer for _, layer in attention_layers(model, grid, manifest.text_tokens)]
         for layer in layers:
             if run.attention_kernel(layer) is not None:
                 raise ConfigError(

@@ -163,8 +163,7 @@ class Networks:
     def _refuse_kernels(self) -> None:
         dit = self.network("dit").module
         for preset in self.sizes.presets:
-            T, H, W = dit.grid(*preset.latent)
-            for _, layer in attention_layers(dit, T, H * W, self.tokens):
+            for _, layer in attention_layers(dit, dit.grid(*preset.latent), self.tokens):
                 if self._hooks.attention_kernel(layer=layer) is not None:
                     names = ", ".join(chosen.ref for chosen in self.config.attention)
                     raise ConfigError(

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import AttentionLayer, Merge
-from movd.attention import attention_hooks, attention_layers
+from movd.attention import attention_layers
 from movd.coreml.blocks import Block, mlp
 from movd.coreml.manifest import Preset, Variant
 from movd.coreml.manifest import Tensor as Described
@@ -63,8 +64,8 @@ def dit_stage(dit: STDiT3, sizes: Sizes, tokens: int, token_merge: TokenMerge | 
 
 def merges(dit: STDiT3, preset: Preset, tokens: int, token_merge: TokenMerge) -> bool:
     """Return whether any layer of a preset merges."""
-    T, H, W = dit.grid(*preset.latent)
-    return any(token_merge(layer) for _, layer in attention_layers(dit, T, H * W, tokens))
+    layers = attention_layers(dit, dit.grid(*preset.latent), tokens)
+    return any(token_merge(layer) for _, layer in layers)
 
 
 def tables(dit: STDiT3, preset: Preset) -> dict[str, Tensor]:
@@ -153,8 +154,7 @@ def _merging(
         return None if merge is None else replace(merge, active=lambda: True)
 
     (latent,) = (p.latent for p in sizes.presets if p.name == preset)
-    T, H, W = dit.grid(*latent)
-    return attention_hooks(dit, T=T, S=H * W, text_tokens=tokens, token_merge=always)
+    return attention_hooks(attention_layers(dit, dit.grid(*latent), tokens), token_merge=always)
 
 
 class First(nn.Module):

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError, ModelError
-from blockstream.plugins.protocols import AttentionKernel, AttentionLayer
-from movd.attention import UNCHANGED, rotate
+from blockstream.module.attention import UNCHANGED, Kernel, numbered
+from blockstream.plugins.protocols import AttentionLayer
+from movd.attention import rotate
 from movd.hunyuan.tencent import ShiftFirst
 from movd.official import BOOKKEEPING
 
@@ -73,7 +73,7 @@ def hunyuan_denoiser(config: Mapping[str, Any], *, tencents: bool = False) -> Hu
     if tencents:
         model.norm_out = ShiftFirst(model.config.num_attention_heads * model.config.attention_head_dim)
     for name, layer in full_attentions(model):
-        layer.set_processor(Joint(name, layer.heads))
+        layer.set_processor(Joint(name))
     return model.eval()
 
 
@@ -93,43 +93,40 @@ def grid(model: HunyuanVideoTransformer3DModel, T: int, H: int, W: int) -> tuple
 
 
 def joint_layers(
-    model: HunyuanVideoTransformer3DModel, T: int, H: int, W: int, text_tokens: int
+    model: HunyuanVideoTransformer3DModel, latent: tuple[int, int, int], text_tokens: int
 ) -> list[tuple[Joint, AttentionLayer]]:
-    """Return each attention's seam with what a transform is told of it, for latents [T, H, W].
+    """Return each attention's seam with what a transform is told of it, for `latent` frames, rows, columns.
 
-    `text_tokens` is how many tokens of text, of those passed, are real.
+    `text_tokens` is how many tokens of text the model is given, padding among them.
     """
-    t, h, w = grid(model, T, H, W)
     c = model.config
-    return [
-        (
-            layer.processor,
-            AttentionLayer(
-                name=name,
-                kind="full",
-                T=t,
-                S=h * w,
-                C=c.num_attention_heads * c.attention_head_dim,
-                heads=c.num_attention_heads,
-                text_tokens=text_tokens,
-            ),
+    found = full_attentions(model)
+    layers = [
+        AttentionLayer(
+            name=name,
+            kind="full",
+            grid=grid(model, *latent),
+            width=c.num_attention_heads * c.attention_head_dim,
+            heads=c.num_attention_heads,
+            trailing=text_tokens,
         )
-        for name, layer in full_attentions(model)
+        for name, _ in found
     ]
+    return [(attn.processor, layer) for (_, attn), layer in zip(found, numbered(layers), strict=True)]
 
 
 class Joint:
     """An attention over video and text: diffusers' processor, and `seam` where a transform was resolved.
 
-    Merging follows the norm and the modulation, unmerging the output projection: before the gate of a
-    block of two streams, before the joint projection of one stream. Text is never merged. Merged tokens
-    are turned by the angles of their own place in the frame and of the time their merge names.
+    Merging follows the norm and the modulation, unmerging the output projection: before the gate of a block
+    of two streams, before the joint projection of one stream. Text is never merged. Merged tokens are
+    turned by the angles of their own place in the frame and of the time their merge names.
     """
 
-    def __init__(self, name: str, heads: int) -> None:
+    def __init__(self, name: str) -> None:
         from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
-        self.name, self.heads = name, heads
+        self.name = name
         self.seam = UNCHANGED
         self._plain = HunyuanVideoAttnProcessor2_0()
 
@@ -141,76 +138,60 @@ class Joint:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the results for video [B, N, C] and text [B, L, C]; the mask [B, 1, 1, N + L] hides keys."""
-        merge = self.seam.merging()
-        layer = self.seam.layer
-        if layer is not None and hidden_states.shape[1] != layer.T * layer.S:
-            raise ModelError(
-                f"{layer.name} was resolved for {layer.T} frames of {layer.S} tokens, not "
-                f"{hidden_states.shape[1]} tokens; resolve the hooks for this shape"
-            )
-        if layer is None or (merge is None and self.seam.kernel is None):
+        """Return results for video [B, N, C] and text [B, L, C]; the mask [B, 1, 1, N + L] hides keys."""
+        layer, rope = self.seam.layer, image_rotary_emb
+        if layer is None or rope is None:
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        if image_rotary_emb is None:
-            raise ModelError(f"{self.name}: no angles were passed")
-        if merge is None:
-            return _joint(
-                attn,
-                hidden_states,
-                encoder_hidden_states,
-                attention_mask,
-                image_rotary_emb,
-                self.seam.kernel,
-                layer,
+        texts = []
+
+        def attend(x: Tensor, kernel: Kernel | None) -> Tensor:
+            merge, mask, video = self.seam.merging(), attention_mask, x.flatten(1, 2)
+            angles = rope if merge is None else angles_at(rope, layer, merge.positions)
+            if mask is not None:
+                mask = mask[..., hidden_states.shape[1] - video.shape[1] :]
+            if kernel is None:
+                video, text = self._plain(attn, video, encoder_hidden_states, mask, angles)
+            else:
+                video, text = _by_kernel(attn, video, encoder_hidden_states, mask, angles, kernel)
+            texts.append(text)
+            return video.unflatten(1, (-1, layer.S))
+
+        frames = hidden_states.unflatten(1, (-1, layer.S)) if hidden_states.shape[1] % layer.S == 0 else None
+        if frames is None:
+            raise ModelError(
+                f"{layer.name} was resolved for frames of {layer.S} tokens, not {hidden_states.shape[1]} "
+                "tokens; resolve the hooks for this shape"
             )
-        shorter = self.seam.merged_layer
-        assert shorter is not None
-        video = merge.merge(hidden_states.unflatten(1, (layer.T, layer.S))).flatten(1, 2)
-        rope = angles_at(image_rotary_emb, layer, merge.positions)
-        mask = (
-            None if attention_mask is None else attention_mask[..., hidden_states.shape[1] - video.shape[1] :]
-        )
-        if self.seam.merged_kernel is None:
-            video, text = self._plain(attn, video, encoder_hidden_states, mask, rope)
-        else:
-            video, text = _joint(
-                attn, video, encoder_hidden_states, mask, rope, self.seam.merged_kernel, shorter
-            )
-        return merge.unmerge(video.unflatten(1, (shorter.T, layer.S))).flatten(1, 2), text
+        video = self.seam.around(frames, attend)
+        return video.flatten(1, 2), texts[0]
 
 
 def angles_at(rope: tuple[Tensor, Tensor], layer: AttentionLayer, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [T' * S, D] at fractional times: the angle grows evenly from frame to frame.
+    """Return cos and sin [T' * S, D] of tokens at fractional times: an angle grows evenly along time.
 
-    The angles of a token are those of its time, its row and its column side by side; those of row and
-    column do not change along time. Between two frames the angle of time is turned by the share of the way.
+    The angles of a token are those of its time, its row and its column side by side; the latter two are the
+    same in every frame.
     """
-    cos, sin = (x.unflatten(0, (layer.T, layer.S)).double() for x in rope)
     if layer.T == 1:
         return rope
-    step = torch.atan2(
-        sin[1] * cos[0] - cos[1] * sin[0], cos[1] * cos[0] + sin[1] * sin[0]
-    )  # [S, D]: 0 where the angle is of row or column; below pi, as the fastest turns 1 rad a frame
+    cos, sin = (x.unflatten(0, (layer.T, layer.S))[:2].double() for x in rope)
+    # Below pi, as the fastest angle turns 1 rad a frame; 0 where it is of row or column.
+    step = torch.atan2(sin[1] * cos[0] - cos[1] * sin[0], cos[1] * cos[0] + sin[1] * sin[0])
     first = torch.atan2(sin[0], cos[0])
     angle = first + positions.to(step.device, torch.float64)[:, None, None] * step
-    return tuple(f(angle).flatten(0, 1).to(rope[0].dtype) for f in (torch.cos, torch.sin))  # type: ignore[return-value]
+    kind = rope[0].dtype
+    return angle.cos().flatten(0, 1).to(kind), angle.sin().flatten(0, 1).to(kind)
 
 
-def _joint(
+def _by_kernel(
     attn: Any,
     video: Tensor,
     text: Tensor,
     mask: Tensor | None,
     rope: tuple[Tensor, Tensor],
-    kernel: AttentionKernel | None,
-    layer: AttentionLayer,
+    kernel: Kernel,
 ) -> tuple[Tensor, Tensor]:
-    """Return the attention of video and text by a plugin's kernel, sample by sample where texts differ.
-
-    The kernel gets each sample's own tokens: video, then the real text. The rows of padding come back as
-    zeros: nothing reads them.
-    """
-    assert kernel is not None
+    """Return the attention of video and text by a plugin's kernel."""
     n = video.shape[1]
     single = attn.add_q_proj is None
     joined = torch.cat((video, text), 1) if single else video
@@ -220,20 +201,15 @@ def _joint(
 
     q, k, v = (heads(f(joined)) for f in (attn.to_q, attn.to_k, attn.to_v))
     q, k = attn.norm_q(q), attn.norm_k(k)
-    halves = tuple(x[:, 0::2] for x in rope)  # diffusers gives each angle twice, for both of a pair
-    q = torch.cat((rotate(q[:, :, :n], halves), q[:, :, n:]), 2)  # type: ignore[arg-type]
-    k = torch.cat((rotate(k[:, :, :n], halves), k[:, :, n:]), 2)  # type: ignore[arg-type]
+    cos, sin = (x[:, 0::2] for x in rope)  # diffusers gives each angle twice, for both of a pair
+    q = torch.cat((rotate(q[:, :, :n], (cos, sin)), q[:, :, n:]), 2)
+    k = torch.cat((rotate(k[:, :, :n], (cos, sin)), k[:, :, n:]), 2)
     if not single:
         tq, tk, tv = (heads(f(text)) for f in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
         tq, tk = attn.norm_added_q(tq), attn.norm_added_k(tk)
         q, k, v = torch.cat((q, tq), 2), torch.cat((k, tk), 2), torch.cat((v, tv), 2)
-    out = torch.zeros_like(q)
-    for i in range(len(q)):
-        real = q.shape[2] if mask is None else int(mask[i].sum())
-        own = replace(layer, text_tokens=real - n)
-        some = slice(i, i + 1)
-        out[some, :, :real] = kernel(q[some, :, :real], k[some, :, :real], v[some, :, :real], own)
-    y = out.transpose(1, 2).flatten(2)
+    valid = None if mask is None else [int(row.sum()) - n for row in mask]
+    y = kernel(q, k, v, valid).transpose(1, 2).flatten(2)
     video, text = y[:, :n], y[:, n:]
     if getattr(attn, "to_out", None) is not None:
         video = attn.to_out[1](attn.to_out[0](video))

@@ -78,7 +78,7 @@ def test_merging_is_noted_when_it_begins_and_ends():
     watch = WatchedMerge(ledger)
     merge = Merge(lambda x: x, lambda x: x, torch.zeros(1), active=lambda: step["now"] < 2)
     names = ("a", "b", "c")
-    layers = [watch.watch(AttentionLayer(n, "temporal", T=4, S=3, C=8, heads=2), merge) for n in names]
+    layers = [watch.watch(AttentionLayer(n, "temporal", (4, 1, 3), 8, 2), merge) for n in names]
     for step["now"] in range(4):
         assert [layer.active() for layer in layers] == [step["now"] < 2] * 3
     assert [n.value for n in ledger.notes] == [True, False]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import Merge
-from movd.attention import attention_hooks
+from movd.attention import attention_layers
 from movd.official import load_official
 from movd.stdit3 import STDiT3, STDiT3Config
 
@@ -48,13 +49,10 @@ def pairs(active):
 def test_merging_through_the_seam_equals_the_reference(model, golden, case):
     given, settings = golden.given(case), golden.meta["cases"][case]
     given.pop("step")
-    frames, rows, columns = model.grid(*given["x"].shape[2:])
+    grid = model.grid(*given["x"].shape[2:])
     assert settings["merged"] == (settings["step"] < settings["merge_steps"])
     with attention_hooks(
-        model,
-        T=frames,
-        S=rows * columns,
-        text_tokens=given["y"].shape[2],
+        attention_layers(model, grid, given["y"].shape[2]),
         token_merge=pairs(settings["merged"]),
     ) as changed:
         assert len(changed) == 4 * model.config.depth

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from blockstream.errors import ModelError
+from blockstream.module.attention import UNCHANGED, attention_hooks
 from blockstream.plugins.protocols import Merge
-from movd.attention import FEW_KEYS, UNCHANGED, Attention, attention, attention_hooks, rotate
+from movd.attention import FEW_KEYS, Attention, attention, attention_layers, rotate
 from tests.movd import tiny
 
-SHAPE = {"T": 3, "S": 6, "text_tokens": 6}
+GRID, TEXT = (3, 2, 3), 6
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def test_without_a_transform_nothing_changes(model):
     inputs = tiny.dit_inputs()
     want = model(**inputs)
     with attention_hooks(
-        model, **SHAPE, token_merge=lambda _: None, attention_kernel=lambda _: None
+        attention_layers(model, GRID, TEXT), token_merge=lambda _: None, attention_kernel=lambda _: None
     ) as changed:
         assert changed == []
         assert all(seam is UNCHANGED for seam in seams(model))
@@ -37,14 +40,14 @@ def test_an_inactive_merge_changes_no_bit(model):
     inputs = tiny.dit_inputs()
     want = model(**inputs)
     merge = Merge(lambda x: x[:, :1], lambda y: y.expand(-1, 3, -1, -1), torch.zeros(1), lambda: False)
-    with attention_hooks(model, **SHAPE, token_merge=lambda _: merge) as changed:
+    with attention_hooks(attention_layers(model, GRID, TEXT), token_merge=lambda _: merge) as changed:
         assert len(changed) == 8
         assert torch.equal(model(**inputs), want)
 
 
 def test_every_layer_is_told_its_kind_and_shape_once(model):
     asked = []
-    with attention_hooks(model, **SHAPE, token_merge=asked.append):
+    with attention_hooks(attention_layers(model, GRID, TEXT), token_merge=asked.append):
         pass
     assert len({layer.name for layer in asked}) == len(asked) == 8
     kinds = {layer.name: layer.kind for layer in asked}
@@ -52,7 +55,7 @@ def test_every_layer_is_told_its_kind_and_shape_once(model):
     assert kinds["temporal_blocks.1.attn"] == "temporal"
     assert kinds["temporal_blocks.1.cross_attn"] == "cross"
     for layer in asked:
-        assert (layer.T, layer.S, layer.C, layer.heads) == (3, 6, 32, 2)
+        assert (layer.T, layer.S, layer.width, layer.heads) == (3, 6, 32, 2)
         assert layer.text_tokens == (6 if layer.kind == "cross" else 0)
 
 
@@ -64,7 +67,7 @@ def test_a_kernel_replaces_every_attention_and_sees_ragged_text_a_sample_at_a_ti
         seen.append((layer.kind, tuple(q.shape), tuple(k.shape)))
         return plain(q, k, v, layer)
 
-    with attention_hooks(model, **SHAPE, attention_kernel=lambda _: kernel):
+    with attention_hooks(attention_layers(model, GRID, TEXT), attention_kernel=lambda _: kernel):
         got = model(**inputs)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert seen[:4] == [
@@ -81,14 +84,16 @@ def test_the_kernel_of_a_merged_layer_is_asked_for_with_its_length(model):
 
     def kernel_of(layer):
         def kernel(q, k, v, given):
-            assert given == layer
+            assert replace(given, trailing=layer.trailing) == layer
             if layer.kind == "temporal":
                 lengths.append((q.shape[2], layer.T))
             return plain(q, k, v, layer)
 
         return kernel
 
-    with attention_hooks(model, **SHAPE, token_merge=lambda _: merge, attention_kernel=kernel_of):
+    with attention_hooks(
+        attention_layers(model, GRID, TEXT), token_merge=lambda _: merge, attention_kernel=kernel_of
+    ):
         model(**tiny.dit_inputs())
     assert set(lengths) == {(2, 2)}
 
@@ -99,7 +104,7 @@ def test_merged_tokens_turn_by_the_merges_own_positions(model):
     def out(positions):
         merge = Merge(lambda x: x[:, :2], lambda y: y[:, [0, 1, 1]], torch.tensor(positions))
         of_time = {"token_merge": lambda layer: merge if layer.kind == "temporal" else None}
-        with attention_hooks(model, **SHAPE, **of_time):
+        with attention_hooks(attention_layers(model, GRID, TEXT), **of_time):
             return model(**inputs)
 
     torch.testing.assert_close(out([0.0, 1.5]), out([2.0, 3.5]), atol=1e-5, rtol=1e-5)  # only distance counts
@@ -108,7 +113,7 @@ def test_merged_tokens_turn_by_the_merges_own_positions(model):
 
 def test_hooks_are_cleared_when_a_run_ends_or_a_hook_fails(model):
     merge = Merge(lambda x: x, lambda y: y, torch.arange(3))
-    with attention_hooks(model, **SHAPE, token_merge=lambda _: merge):
+    with attention_hooks(attention_layers(model, GRID, TEXT), token_merge=lambda _: merge):
         assert all(seam is not UNCHANGED for seam in seams(model))
     assert all(seam is UNCHANGED for seam in seams(model))
 
@@ -119,7 +124,7 @@ def test_hooks_are_cleared_when_a_run_ends_or_a_hook_fails(model):
 
     with (
         pytest.raises(RuntimeError, match="no merge"),
-        attention_hooks(model, **SHAPE, token_merge=fails_late),
+        attention_hooks(attention_layers(model, GRID, TEXT), token_merge=fails_late),
     ):
         pytest.fail("the hook failed")
     assert all(seam is UNCHANGED for seam in seams(model))
@@ -128,7 +133,7 @@ def test_hooks_are_cleared_when_a_run_ends_or_a_hook_fails(model):
 def test_a_layer_resolved_for_another_shape_says_so(model):
     merge = Merge(lambda x: x, lambda y: y, torch.arange(4))
     with (
-        attention_hooks(model, T=4, S=6, text_tokens=6, token_merge=lambda _: merge),
+        attention_hooks(attention_layers(model, (4, 2, 3), TEXT), token_merge=lambda _: merge),
         pytest.raises(ModelError, match=r"resolved for 4 frames of 6 tokens, not 3 of 6"),
     ):
         model(**tiny.dit_inputs())

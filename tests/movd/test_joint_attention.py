@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from blockstream.errors import ModelError
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import Merge
-from movd.attention import resolved
 from movd.hunyuan.denoiser import angles_at, grid, joint_layers
 from tests.movd import tiny_families as tiny
 
@@ -30,8 +30,8 @@ def plain(model, inputs):
 
 @torch.inference_mode()
 def run(model, inputs, **hooks):
-    layers = joint_layers(model, *inputs["hidden_states"].shape[2:], text_tokens=5)
-    with resolved(layers, **hooks):
+    layers = joint_layers(model, inputs["hidden_states"].shape[2:], text_tokens=7)
+    with attention_hooks(layers, **hooks):
         return model(**inputs, return_dict=False)[0]
 
 
@@ -45,12 +45,13 @@ def first_only(layer):
 
 def test_every_layer_says_that_it_is_full_and_what_its_grid_is(model, inputs):
     t, h, w = grid(model, 5, 4, 6)
-    layers = [layer for _, layer in joint_layers(model, 5, 4, 6, text_tokens=5)]
+    layers = [layer for _, layer in joint_layers(model, (5, 4, 6), text_tokens=7)]
     assert [layer.name for layer in layers][::3] == [
         "transformer_blocks.0.attn",
         "single_transformer_blocks.1.attn",
     ]
-    assert {(x.kind, x.T, x.S, x.C, x.heads, x.text_tokens) for x in layers} == {("full", t, h * w, 32, 2, 5)}
+    assert {(x.kind, x.grid, x.width, x.heads) for x in layers} == {("full", (t, h, w), 32, 2)}
+    assert [(x.index, x.layers, x.leading, x.trailing) for x in layers] == [(i, 4, 0, 7) for i in range(4)]
 
 
 def test_a_merge_that_changes_nothing_changes_no_more_than_the_angles_rounding(model, inputs, plain):
@@ -92,7 +93,7 @@ def test_angles_between_frames_are_those_of_the_time_between(model, inputs):
 
     x = inputs["hidden_states"]
     rope = model.rope(x)
-    layer = joint_layers(model, *x.shape[2:], text_tokens=5)[0][1]
+    layer = joint_layers(model, x.shape[2:], text_tokens=7)[0][1]
     positions = torch.tensor([0.5, 2.5, 4.0])
     cos, sin = (a.unflatten(0, (3, layer.S)) for a in angles_at(rope, layer, positions))
     dims = model.config.rope_axes_dim
@@ -104,6 +105,12 @@ def test_angles_between_frames_are_those_of_the_time_between(model, inputs):
 
 
 def test_another_shape_than_the_resolved_one_is_refused(model, inputs):
-    layers = [(seam, replace(layer, T=2)) for seam, layer in joint_layers(model, 5, 4, 6, text_tokens=5)]
-    with resolved(layers, token_merge=as_it_is), pytest.raises(ModelError, match="2 frames of 6 tokens"):
+    layers = [
+        (seam, replace(layer, grid=(2, 2, 3)))
+        for seam, layer in joint_layers(model, (5, 4, 6), text_tokens=7)
+    ]
+    with (
+        attention_hooks(layers, token_merge=as_it_is),
+        pytest.raises(ModelError, match="2 frames of 6 tokens"),
+    ):
         model(**inputs, return_dict=False)

@@ -8,7 +8,7 @@ import pytest
 
 from ..golden.conftest import Golden
 
-if find_spec("blockstream_tdtm") is None:
+if find_spec("blockstream_sta") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2] / "plugins"))
 
 

@@ -6,9 +6,10 @@ import torch
 from blockstream_tdtm import Options, TemporalMerging
 from pydantic import ValidationError
 
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.manager import Plugins
 from blockstream.plugins.protocols import AttentionLayer, current_run, new_run
-from movd.attention import attention_hooks
+from movd.attention import attention_layers
 from movd.official import load_official
 from movd.stdit3 import STDiT3, STDiT3Config
 
@@ -26,7 +27,7 @@ CASES = [
 
 
 def layer(kind="temporal", T=8, S=6):
-    return AttentionLayer("blocks.0.attn", kind, T=T, S=S, C=96, heads=4)
+    return AttentionLayer("blocks.0.attn", kind, grid=(T, 1, S), width=96, heads=4)
 
 
 def transform(**options):
@@ -47,9 +48,8 @@ def model(golden, folder_of):
 
 
 def forward(model, given, tdtm):
-    frames, rows, columns = model.grid(*given["x"].shape[2:])
-    sizes = {"T": frames, "S": rows * columns, "text_tokens": given["y"].shape[2]}
-    with attention_hooks(model, **sizes, token_merge=tdtm.token_merge) as changed:
+    layers = attention_layers(model, model.grid(*given["x"].shape[2:]), given["y"].shape[2])
+    with attention_hooks(layers, token_merge=tdtm.token_merge) as changed:
         return model(**given), changed
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from blockstream.cli.main import main
+from blockstream.module.attention import attention_hooks
 from blockstream.plugins.manager import activate
 from blockstream.run.config import make_config
-from movd.attention import attention_hooks
+from movd.attention import attention_layers
 from movd.coreml.int8 import dequantised, is_quantised
 from movd.coreml.networks import Networks, What, gather_frames
 from movd.coreml.segments_vae import _parts, temporal_units
@@ -85,7 +86,7 @@ def test_segments_of_stdit3_are_stdit3(networks, variant, known):
     with (
         whole(networks, "dit"),
         torch.no_grad(),
-        attention_hooks(dit, T=T, S=H * W, text_tokens=5, token_merge=merge),
+        attention_hooks(attention_layers(dit, (T, H, W), 5), token_merge=merge),
     ):
         want = dit(
             values["z"],
