@@ -23,7 +23,7 @@ bench: $(STAMP)  ## the benchmarks that take minutes; the full-size ones are scr
 	$(BIN)/python -m benchmarks.policies
 
 fuzz: $(STAMP)  ## a million damaged files for each parser of checkpoint headers: ten minutes
-	$(BIN)/python -m tests.checkpoint.mutations
+	$(BIN)/python -m tests.support.mutations
 
 docs: $(STAMP)  ## check that the pages agree with the code
 	$(BIN)/python -m pytest -q tests/test_hooks.py tests/cli tests/test_docs.py

@@ -9,8 +9,7 @@ import pytest
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError
-
-from .files import arrays, write
+from tests.support.checkpoint_files import arrays, write
 
 
 def sharded(folder, names=("model-1.safetensors", "model-2.safetensors")):

@@ -19,8 +19,7 @@ from blockstream.checkpoint.write import packer as module
 from blockstream.checkpoint.write.packer import pack, verify_pack
 from blockstream.checkpoint.write.rounding import Rounder
 from blockstream.errors import CheckpointError
-
-from .files import arrays, write
+from tests.support.checkpoint_files import arrays, write
 
 
 def rounded(w: np.ndarray, rows: int = 3) -> tuple[np.ndarray, Rounder]:

@@ -21,8 +21,7 @@ from blockstream.checkpoint.write import packer as module
 from blockstream.checkpoint.write.packer import JOURNAL_NAME, pack, verify_pack
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import CheckpointError
-
-from .files import arrays, bound, cached_pages, load, store_of, write
+from tests.support.checkpoint_files import arrays, bound, cached_pages, load, store_of, write
 
 SEGMENTS = {"block.0": ("t0", "t1"), "block/1: odd name": ("t2", "t3")}
 

@@ -17,8 +17,7 @@ from blockstream.checkpoint.read.reader import (
     probe_memory_align,
 )
 from blockstream.errors import CheckpointError, EngineError
-
-from .files import cached_pages, drop_cache
+from tests.support.checkpoint_files import cached_pages, drop_cache
 
 
 @pytest.fixture

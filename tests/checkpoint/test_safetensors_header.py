@@ -12,9 +12,8 @@ from safetensors.numpy import save as library_save
 from blockstream.checkpoint.read.entries import MOST
 from blockstream.checkpoint.read.safetensors_header import MOST_HEADER_NBYTES, read_header
 from blockstream.errors import CheckpointError
-
-from .files import arrays, safetensors_bytes
-from .mutations import check_safetensors, damaged_safetensors
+from tests.support.checkpoint_files import arrays, safetensors_bytes
+from tests.support.mutations import check_safetensors, damaged_safetensors
 
 
 def raw(table: object, data: bytes = b"", **options: object) -> bytes:

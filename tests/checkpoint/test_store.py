@@ -19,8 +19,16 @@ from blockstream.checkpoint.read.requests import Request
 from blockstream.engine.arena import Arena
 from blockstream.errors import CheckpointError, SegmentLoadError
 from blockstream.plan.segments import Extent
-
-from .files import arrays, bound, cached_pages, drop_cache, layout_of, load, store_of, write
+from tests.support.checkpoint_files import (
+    arrays,
+    bound,
+    cached_pages,
+    drop_cache,
+    layout_of,
+    load,
+    store_of,
+    write,
+)
 
 SHAPES = ((64, 64), (7,), (300, 33), (), (0, 2), (64,), (1000, 20))
 

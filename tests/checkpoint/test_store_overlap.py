@@ -15,9 +15,8 @@ from blockstream.checkpoint.read.requests import Request
 from blockstream.engine.arena import Arena
 from blockstream.errors import SegmentLoadError
 from blockstream.plan.segments import Extent
-
-from ..support.fakes import a_load
-from .files import arrays, bound, write
+from tests.support.checkpoint_files import arrays, bound, write
+from tests.support.fakes import a_load
 
 SHAPES = ((8 * BLOCK,), (100, 33), (7,))
 

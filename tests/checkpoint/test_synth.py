@@ -19,8 +19,7 @@ from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.checkpoint.write.torch_zip_writer import state_dict_pickle, write_torch_zip
 from blockstream.checkpoint.write.writer import FileWriter
 from blockstream.errors import CheckpointError
-
-from .files import cached_pages
+from tests.support.checkpoint_files import cached_pages
 
 SPEC = {
     "block.0.q.weight": ("F32", (256, 64)),

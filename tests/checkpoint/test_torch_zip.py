@@ -14,8 +14,7 @@ import blockstream.module.torch_pickle as torch_side
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.read.torch_zip import read_records, scan
 from blockstream.errors import CheckpointError
-
-from .mutations import check_torch_zip, damaged_torch_zip, torch_zip
+from tests.support.mutations import check_torch_zip, damaged_torch_zip, torch_zip
 
 BIG = torch.arange(4096, dtype=torch.float32).reshape(64, 64)
 STATE = OrderedDict(

@@ -8,8 +8,7 @@ import pytest
 
 from blockstream import run
 from blockstream.cli.main import main
-
-from ..support.packages import site_on_path
+from tests.support.packages import site_on_path
 
 PIPELINE = """
     from pydantic import BaseModel

@@ -16,8 +16,7 @@ from blockstream.checkpoint.read.catalog import JOURNAL_NAME, MANIFEST_NAME
 from blockstream.checkpoint.write import packer as module
 from blockstream.checkpoint.write.packer import verify_pack
 from blockstream.checkpoint.write.writer import FileWriter
-
-from .folders import t5_config, t5_folder
+from tests.support.t5_folders import t5_config, t5_folder
 
 IDS = torch.tensor([[5, 9, 3, 1]])
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from ..report.runs import full_size, write_ledger, write_run
+from tests.support.runs import full_size, write_ledger, write_run
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.cgroup import limited, why_not
+from tests.support.cgroup import limited, why_not
 
 pytestmark = pytest.mark.skipif(why_not("memory") is not None, reason=str(why_not("memory")))
 

@@ -13,8 +13,7 @@ import blockstream
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.write import synthesis as synth
 from blockstream.checkpoint.write.writer import FileWriter
-
-from .folders import t5_config
+from tests.support.t5_folders import t5_config
 
 IDS = torch.tensor([[5, 9, 3, 1]])
 
@@ -41,7 +40,7 @@ def test_a_t5_folder_as_users_have_it_two_bin_files_index_and_tokenizer(command,
 def test_transformers_loads_what_is_written_and_streaming_gives_the_same(command, tmp_path):
     from transformers import T5EncoderModel
 
-    from tests.nn.models import aligned
+    from tests.support.models import aligned
 
     dst = tmp_path / "made"
     assert command("synth", str(t5_config(tmp_path / "t5")), str(dst), "--layout", "bin")[0] == 0

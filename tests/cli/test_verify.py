@@ -7,8 +7,8 @@ import json
 import pytest
 from safetensors import safe_open
 
-from ..support.toy_pipeline import Flip, save
-from .folders import t5_folder
+from tests.support.t5_folders import t5_folder
+from tests.support.toy_pipeline import Flip, save
 
 PLUGIN = """
     from pathlib import Path

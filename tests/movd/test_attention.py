@@ -7,7 +7,7 @@ from blockstream.errors import ModelError
 from blockstream.module.attention import UNCHANGED, attention_hooks
 from blockstream.plugins.protocols import Merge
 from movd.attention import FEW_KEYS, Attention, attention, attention_layers, rotate
-from tests.movd import tiny
+from tests.support import movd_tiny as tiny
 
 GRID, TEXT = (3, 2, 3), 6
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.movd import frozen_families as frozen
+from tests.support import families_frozen as frozen
 
 
 @pytest.fixture(scope="module")

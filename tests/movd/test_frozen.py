@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.movd import frozen
+from tests.support import movd_frozen as frozen
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from blockstream.errors import ModelError
 from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import Merge
 from movd.hunyuan.denoiser import angles_at, grid, joint_layers
-from tests.movd import tiny_families as tiny
+from tests.support import families_tiny as tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from blockstream.errors import CheckpointError
 from movd.official import check_keys, likely_variant, load_official, shapes_of
 from movd.stdit3 import STDiT3, STDiT3Config
 from movd.t5 import t5_encoder
-from tests.movd import tiny
+from tests.support import movd_tiny as tiny
 
 
 @pytest.fixture

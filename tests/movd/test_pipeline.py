@@ -12,7 +12,7 @@ from blockstream.plan.segments import AtMost, Exactly
 from blockstream.plugins.manager import activate
 from blockstream.run import runner
 from movd.captions import official_prompt
-from tests.movd.interrupted import Passes
+from tests.support.interrupted import Passes
 
 LONG = " ".join(f"word{n} moving left," for n in range(150))
 

@@ -14,8 +14,8 @@ from blockstream.run import runner
 from movd import reference
 from movd.reference import read_reference
 from movd.weights import Weights
-from tests.movd.interrupted import Passes
-from tests.movd.tiny import vae
+from tests.support.interrupted import Passes
+from tests.support.movd_tiny import vae
 
 
 def gradient(width, height, mode="RGB"):

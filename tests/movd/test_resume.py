@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.run import runner
-from tests.movd.interrupted import Gate, Passes, raise_interrupt, with_sampler
+from tests.support.interrupted import Gate, Passes, raise_interrupt, with_sampler
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red star", "a blue circle"]
@@ -75,7 +75,7 @@ def kill_at(stage, pass_index, keys, out, sampler="euler", resume=False):
     """Run in a process of its own until a pass begins, and kill it there."""
     told = {"keys": keys, "sampler": sampler, "out": str(out), "resume": resume}
     argument = json.dumps({**told, "stage": stage, "pass_index": pass_index})
-    command = [sys.executable, "-m", "tests.movd.interrupted", argument]
+    command = [sys.executable, "-m", "tests.support.interrupted", argument]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "there\n"
         process.send_signal(signal.SIGKILL)

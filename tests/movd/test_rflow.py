@@ -7,7 +7,7 @@ from blockstream.errors import ConfigError
 from blockstream.plugins.euler import sample
 from blockstream.plugins.protocols import RunContext
 from movd.rflow import IMAGE_FPS, OpenSoraFlow, check_frames, timesteps, transform_times
-from tests.movd import tiny
+from tests.support import movd_tiny as tiny
 
 SIZE = {"height": 40, "width": 32, "frames": 51, "fps": 24}
 

@@ -6,8 +6,8 @@ import torch
 from blockstream.errors import ConfigError
 from movd.layers import position_table
 from movd.stdit3 import STDIT3_XL_2, STDiT3, STDiT3Config
-from tests.movd import tiny
-from tests.movd.streaming import only_while_running
+from tests.support import movd_tiny as tiny
+from tests.support.while_running import only_while_running
 
 
 @pytest.fixture(scope="module")

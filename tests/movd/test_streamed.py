@@ -8,7 +8,7 @@ import blockstream
 from movd.stdit3 import STDiT3, STDiT3Config
 from movd.t5 import t5_encoder
 from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
-from tests.movd import tiny
+from tests.support import movd_tiny as tiny
 
 IDS = torch.tensor([[5, 9, 3, 1]])
 DIT = {**tiny.STDIT3, "hidden_size": 64, "depth": 6}

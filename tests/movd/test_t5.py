@@ -6,8 +6,8 @@ import torch
 from blockstream.errors import CheckpointError, ConfigError
 from movd.t5 import T5_V1_1_XXL, embed, t5_encoder
 from movd.tokenizer import JSON, SENTENCEPIECE, load_tokenizer, word_tokenizer_json
-from tests.movd import tiny
-from tests.movd.streaming import only_while_running
+from tests.support import movd_tiny as tiny
+from tests.support.while_running import only_while_running
 
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "right", "left", "quickly"]
 

@@ -13,8 +13,8 @@ from safetensors.torch import load
 from blockstream.run import runner
 from movd import pipeline
 from movd.texts import TextCache, TextFolder, Texts
-from tests.movd import tiny
-from tests.movd.interrupted import Passes
+from tests.support import movd_tiny as tiny
+from tests.support.interrupted import Passes
 
 Y = tiny.noise(1, 1, 6, 8)
 MASK = torch.tensor([[1, 1, 1, 0, 0, 0]])

@@ -4,8 +4,8 @@ import torch
 from blockstream.errors import ConfigError
 from movd.vae import OPENSORA_VAE_V1_2, OpenSoraVAE, OpenSoraVAEConfig
 from movd.vae_temporal import ChunkNorm, channels_to_time
-from tests.movd import tiny
-from tests.movd.streaming import only_while_running
+from tests.support import movd_tiny as tiny
+from tests.support.while_running import only_while_running
 
 
 @pytest.fixture(scope="module")

@@ -108,10 +108,10 @@ def test_without_movd_the_engine_does_not_know_it_and_its_tests_pass():
     assert refused.returncode == 2
     assert "plugin 'movd' is hidden" in refused.stderr
     tests = [
-        "tests/test_runner.py",
-        "tests/test_resume.py",
+        "tests/run/test_runner.py",
+        "tests/run/test_resume.py",
         "tests/config",
-        "tests/core/test_plan.py",
+        "tests/plan/test_plan.py",
     ]
     done = run(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -4,20 +4,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
+from tests.support.golden import folder_of, golden
 
-from ..golden.conftest import Golden
+__all__ = ["folder_of", "golden"]
 
 if find_spec("blockstream_sta") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2] / "plugins"))
-
-
-@pytest.fixture(scope="module")
-def golden(request):
-    """The golden data named by the module's FOLDER."""
-    return Golden(request.module.FOLDER)
-
-
-@pytest.fixture(scope="session")
-def folder_of():
-    return Golden

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from blockstream.errors import ConfigError
 from blockstream.plugins.manager import Plugins
-
-from .flows import Formula, bending, euler, straight, turning
+from tests.support.flows import Formula, bending, euler, straight, turning
 
 Z = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
 RULES = [{}, {"statistic": "reference"}, {"leap": 2}, {"leap": 3}]

@@ -6,8 +6,7 @@ import pytest
 
 from blockstream.report.page import compare_html, report_html
 from blockstream.report.record import read_run
-
-from ..support.browser import Browser, chromium
+from tests.support.browser import Browser, chromium
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 

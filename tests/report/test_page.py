@@ -13,8 +13,7 @@ import pytest
 from blockstream.report import page
 from blockstream.report.page import compare_html, report_html
 from blockstream.report.record import read_run
-
-from .runs import LABEL, write_ledger, write_run
+from tests.support.runs import LABEL, write_ledger, write_run
 
 EVIL = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>&amp;'
 

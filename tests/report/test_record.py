@@ -10,8 +10,7 @@ from blockstream.engine.ledger import Ledger
 from blockstream.errors import ConfigError
 from blockstream.report.passes import pass_rows
 from blockstream.report.record import read_run
-
-from .runs import LABEL, write_ledger
+from tests.support.runs import LABEL, write_ledger
 
 
 def test_a_finished_run_has_its_stages_in_order_and_no_remarks(finished, plan):

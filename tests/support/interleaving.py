@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from blockstream.plan.planner import make_plan
 from blockstream.plan.retention import NONE
-
-from .fakes import UNIT, schedule, stage
+from tests.support.fakes import UNIT, schedule, stage
 
 WAIT = 5
 

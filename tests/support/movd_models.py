@@ -10,7 +10,7 @@ from movd.stdit3 import STDiT3, STDiT3Config
 from movd.t5 import t5_encoder
 from movd.tokenizer import word_tokenizer_json
 from movd.vae import OpenSoraVAE, OpenSoraVAEConfig
-from tests.movd.tiny import filled
+from tests.support.movd_tiny import filled
 
 TEXT = "a red blue green star circle square moving left right up down slowly quickly on black"
 TOKENS = 40

@@ -1,0 +1,54 @@
+"""Small models of random weights in the official layouts, written once, and configs that name them."""
+
+import pytest
+
+from blockstream.run import runner
+from blockstream.run.config import make_config
+from blockstream.streaming import known
+from tests.support.movd_models import write_models
+
+
+@pytest.fixture(name="models", scope="session")
+def models_fixture(tmp_path_factory):
+    """The keys of a config that name the checkpoints."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def runs_undrawn():
+    """Runs neither count operations, nor measure the disk, nor draw: that takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known, "_flops", lambda *arguments: None)
+        patch.setattr(runner, "draw_finished", lambda folder: None)
+        patch.setattr(runner, "disk_account", lambda stages: {})
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("BLOCKSTREAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(name="config")
+def config_fixture(models):
+    """Make a config of small videos: 17 frames of 16 x 16 pixels, two steps."""
+
+    def make(**more):
+        keys = {
+            "pipeline": "movd",
+            "height": 16,
+            "width": 16,
+            "frames": 17,
+            "steps": 2,
+            "threads": 1,
+            "arena": "640KiB",
+            **models,
+            **more,
+        }
+        if not more.keys() & {"prompt", "prompts"}:
+            keys["prompt"] = "a red star moving left slowly"
+        return make_config({key: value for key, value in keys.items() if value is not None})
+
+    return make
