@@ -1,7 +1,9 @@
 """Prompts as Open-Sora prepares them for T5: scored, then cleaned twice.
 
 The model was trained on captions cleaned of what web pages leave behind; a prompt gets the same treatment.
-Each rule is what the training data went through (DeepFloyd's cleaning), oddities included.
+Each rule is what the training data went through (DeepFloyd's cleaning), oddities included. What a rule takes
+grows with the caption's length and no faster: a rule that could start anywhere in a run of characters is held
+to the run's beginning, where it matches if it matches at all.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import re
 from html.parser import HTMLParser
 from urllib.parse import unquote_plus
 
-_DOMAIN = r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _FILE = r"(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 _DASHES = (
     "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
@@ -25,14 +26,17 @@ def _rules(*pairs: tuple[str, str]) -> Rules:
     return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
 
 
-#: Before HTML is taken out.
-_ADDRESSES = _rules(
-    ("<person>", "person"),
-    (rf"\b(?:(?:https?|www):(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
-)
+_BOUNDARY = re.compile(r"\b")
+_SCHEME = re.compile(r"(?:https?|www):(?:/{1,3}|[a-z0-9%])")
+_HOST = re.compile(r"[a-z0-9.\-]*")
+_DOMAIN = re.compile(r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)")
+_SECTIONS = r"(?:temp|cdata|ignore|include|rcdata|if|else|endif)(?![-_.a-z0-9])"
+#: No tag: what is far from its end, as HTMLParser looks through all that follows for the end of each, and
+#: marked sections that it does not know, for which it raises AssertionError.
+_NO_TAG = re.compile(rf"<(?![^>]{{0,1000}}>)|<(?=!\[(?!{_SECTIONS}))")
 
 #: Between HTML and the repair of broken characters.
-_MARKS = _rules(
+MARKS = _rules(
     (r"@\w+\b", ""),  # nicknames
     ("[\u31c0-\u9fff]+", ""),  # CJK strokes to unified ideographs
     (f"[{_DASHES}]+", "-"),
@@ -46,15 +50,15 @@ _MARKS = _rules(
     (r"#\d{1,3}\b", ""),
     (r"#\d{5,}\b", ""),
     (r"\b\d{6,}\b", ""),
-    (rf"\S+\.{_FILE}", ""),  # file names
+    (rf"(?<!\S)\S+\.{_FILE}", ""),  # file names
     ("[\"']{2,}", '"'),
     (r"\.{2,}", " "),
     (r"[#®•©™&@·º½¾¿¡§~)(\][}{|\\/*]+", " "),
-    (r"\s+\.\s+", " "),
+    (r"(?<!\s)\s++\.\s+", " "),
 )
 
 #: After the repair.
-_LEFTOVERS = _rules(
+LEFTOVERS = _rules(
     (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # product numbers: jc6640
     (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),  # jc6640vc
     (r"\b\d+[a-zA-Z]+\d+\b", ""),  # 6640vc231
@@ -63,8 +67,8 @@ _LEFTOVERS = _rules(
     (r"\bclick\b\s(?:for|on)\s\w+", ""),
     (rf"\b{_FILE}(?:\simages?)?", ""),
     (r"\bpage\s+\d+\b", ""),
-    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
-    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # sizes: 30x40 (the second x is Cyrillic)
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d[a-zA-Z\d]*+\b", " "),
+    (r"\b\d+(?:\.\d*)?[xх×]\d+(?:\.\d*)?\b", ""),  # sizes: 30x40 (the second x is Cyrillic)
     (r"\b\s+:\s+", ": "),
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
@@ -101,15 +105,15 @@ def clean_caption(caption: str) -> str:
     """Return a caption cleaned once. Cleaning again can change it again: `official_prompt` does it twice."""
     import ftfy
 
-    text = _apply(_ADDRESSES, unquote_plus(caption).strip().lower())
+    text = without_addresses(unquote_plus(caption).strip().lower().replace("<person>", "person"))
     parser = _Text()
-    parser.feed(text)
+    parser.feed(_NO_TAG.sub("&lt;", text))
     parser.close()
-    text = _apply(_MARKS, "".join(parser.parts))
+    text = _apply(MARKS, "".join(parser.parts))
     if len(_JOINERS.findall(text)) > 3:  # this-is-my-cute-cat
         text = _JOINERS.sub(" ", text)
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return _apply(_LEFTOVERS, text).strip()
+    return _apply(LEFTOVERS, text).strip()
 
 
 def official_prompt(prompt: str, aesthetic: float | None = 6.5) -> str:
@@ -117,6 +121,27 @@ def official_prompt(prompt: str, aesthetic: float | None = 6.5) -> str:
     if aesthetic is not None and "aesthetic score:" not in prompt:
         prompt = f"{prompt} aesthetic score: {aesthetic:.1f}."
     return clean_caption(clean_caption(prompt))
+
+
+def without_addresses(text: str) -> str:
+    """Return a text without what begins an address at a word's edge: a scheme, else a domain and its path.
+
+    Where no domain begins at one edge in a run of a host's characters, none begins later in the run.
+    """
+    kept, at, hopeless = [], 0, 0
+    for edge in _BOUNDARY.finditer(text):
+        start = edge.start()
+        if start < at:
+            continue
+        found = _SCHEME.match(text, start)
+        if found is None and start >= hopeless:
+            found = _DOMAIN.match(text, start)
+            run = _HOST.match(text, start)
+            hopeless = run.end() if run else start
+        if found is not None:
+            kept.append(text[at:start])
+            at = found.end()
+    return "".join([*kept, text[at:]])
 
 
 def _apply(rules: Rules, text: str) -> str:

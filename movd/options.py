@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from blockstream.budget.amounts import parse_nbytes
 from blockstream.errors import ConfigError
+from blockstream.system import regular
 from movd.sizes import ASPECT_RATIOS, RESOLUTIONS, check_frames, size_of
 
 #: The embedded model, wherever it is installed.
@@ -17,6 +18,10 @@ _ASSETS = Path(__file__).parent / "assets"
 
 #: The most prompts one run takes.
 MOST_PROMPTS = 10_000
+#: The most characters a prompt may have: T5 reads 300 tokens of it.
+MOST_PROMPT = 10_000
+#: A file of prompts: as many as a run takes, of more than T5 reads.
+MOST_PROMPTS_NBYTES = 16_000_000
 
 
 class ModelOptions(BaseModel):
@@ -61,6 +66,13 @@ def _found(path: str, info: ValidationInfo) -> Path:
     given = Path(path).expanduser()
     base = Path((info.context or {}).get("base") or "")
     return next((p for p in (base / given, given) if p.exists()), base / given).absolute()
+
+
+def _check_length(prompt: str, what: str) -> None:
+    if len(prompt) > MOST_PROMPT:
+        raise ValueError(
+            f"{what} has {len(prompt):,} characters ({prompt[:30]!r}...); at most {MOST_PROMPT:,} are read"
+        )
 
 
 def _tiny() -> ModelOptions:
@@ -120,12 +132,24 @@ class MovdOptions(BaseModel):
             return value
         path = _found(value, info)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = regular.read_text(path, MOST_PROMPTS_NBYTES).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path}: {error}; write a list of prompts or the path of a text file"
             ) from error
-        return [line.strip() for line in lines if line.strip()]
+        found = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
+        if len(found) > MOST_PROMPTS:
+            raise ValueError(f"{path}: {len(found):,} prompts; a run takes {MOST_PROMPTS:,}: cut the file up")
+        for n, prompt in found:
+            _check_length(prompt, f"{path}, line {n}")
+        return [prompt for _, prompt in found]
+
+    @field_validator("prompt", "prompts")
+    @classmethod
+    def _of_some_length(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for n, prompt in enumerate((value,) if isinstance(value, str) else value or ()):
+            _check_length(prompt, "prompt" if isinstance(value, str) else f"prompt {n}")
+        return value
 
     @field_validator("reference")
     @classmethod

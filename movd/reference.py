@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
+from blockstream.system import regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,13 +36,7 @@ def read_reference(path: Path, height: int, width: int) -> Tensor:
     from PIL import Image, ImageOps
 
     with _refusing(path):
-        nbytes = path.stat().st_size
-        if not path.is_file():
-            raise ValueError("it is not a file")
-        if nbytes > MOST_NBYTES:
-            raise ValueError(
-                f"{format_nbytes(nbytes)}, the most an image may have is {format_nbytes(MOST_NBYTES)}"
-            )
+        regular.check(path, MOST_NBYTES)
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
             image.verify()
@@ -56,7 +50,7 @@ def read_reference(path: Path, height: int, width: int) -> Tensor:
 
 def digest(path: Path) -> str:
     """Return what tells a file's bytes from others."""
-    with path.open("rb") as file:
+    with regular.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from blockstream.errors import EngineError
 from blockstream.run.outputs import write_atomic
+from blockstream.system import regular
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class TextFolder:
         """Return y [1, 1, L, C] and mask [1, L] of a key, None if there is no sound entry."""
         path = self.path(key)
         try:
+            regular.check(path)
             with safe_open(path, framework="pt") as file:
                 about, y = file.metadata() or {}, file.get_tensor("y")
         except (FileNotFoundError, NotADirectoryError):

@@ -10,7 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from blockstream.checkpoint.read.entries import unreadable
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 #: What Open-Sora truncates and pads to.
@@ -37,9 +39,10 @@ class SentencePieceTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         self.max_length = max_length
-        self.identity = _digest(path)
+        data = _read(path)
+        self.identity = _digest(data)
         try:
-            self._pieces = SentencePieceProcessor(model_file=str(path))
+            self._pieces = SentencePieceProcessor(model_proto=data)
         except (RuntimeError, OSError) as error:
             raise CheckpointError(f"{path} is not a sentencepiece model: {error}") from error
         ends = self._pieces.eos_id()
@@ -59,9 +62,10 @@ class JsonTokenizer:
         from tokenizers import Tokenizer as Library
 
         self.max_length = max_length
-        self.identity = _digest(path)
+        data = _read(path)
+        self.identity = _digest(data)
         try:
-            self._library = Library.from_file(str(path))
+            self._library = Library.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} is not a tokenizer.json: {error}") from error
         self._library.no_padding()
@@ -120,15 +124,22 @@ def write_stand_in(folder: Path) -> None:
 def load_tokenizer(folder: Path, max_length: int = MAX_LENGTH) -> Tokenizer:
     """Return the tokenizer in a T5 folder: `spiece.model`, else `tokenizer.json`."""
     folder = Path(folder)
-    if (folder / SENTENCEPIECE).is_file():
+    if (folder / SENTENCEPIECE).exists():
         return SentencePieceTokenizer(folder / SENTENCEPIECE, max_length)
-    if (folder / JSON).is_file():
+    if (folder / JSON).exists():
         return JsonTokenizer(folder / JSON, max_length)
     raise CheckpointError(f"{folder} has neither {SENTENCEPIECE} nor {JSON}; T5's tokenizer belongs there")
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+def _read(path: Path) -> bytes:
+    try:
+        return regular.read_bytes(path)
+    except OSError as error:
+        raise unreadable(Path(path), error) from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.module.empty import empty
 from blockstream.streaming.model_plan import imagined_model, unstored
+from blockstream.system import regular
 from movd.official import check_keys
 from movd.options import TINY, ModelOptions, MovdOptions
 from movd.released import OPENSORA_VAE, STDIT3_XL_2
@@ -175,7 +176,7 @@ class Part:
         small = sum(file.nbytes for file in files) <= HASHED_NBYTES
         for file in files:
             digest.update(f"{file.path.name} {file.nbytes} {file.header_hash}".encode())
-            digest.update(file.path.read_bytes() if small else str(file.mtime_ns).encode())
+            digest.update(regular.read_bytes(file.path) if small else str(file.mtime_ns).encode())
         return digest.hexdigest()[:16]
 
     def check(self, module: nn.Module, unused: tuple[str, ...] = ()) -> None:
@@ -216,10 +217,10 @@ def _part(name: str, option: ModelOptions, planning: bool, fallback: Mapping[str
 def _config(part: str, folder: Path, fallback: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return a checkpoint's config.json; of a folder that holds weights alone, the `fallback`."""
     path = folder / "config.json"
-    if not path.is_file() and fallback is not None:
+    if not path.exists() and fallback is not None:
         return dict(fallback)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(regular.read_text(path))
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
         raise ConfigError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blockstream.run.outputs import write_atomic
+from blockstream.system import regular
 
 if TYPE_CHECKING:
     from blockstream.checkpoint.read.manifest import Rounded
@@ -97,7 +98,7 @@ def _copy_small_files(folder: Path, dst: Path, dtype: str | None) -> None:
     for name, path in found.items():
         if not path.is_file():
             continue
-        data = path.read_bytes()
+        data = regular.read_bytes(path)
         if name == "config.json" and dtype in DTYPES:
             data = _with_dtype(data, dtype)
         write_atomic(dst / name, data)

@@ -45,7 +45,7 @@ def _pack(args: argparse.Namespace) -> int:
     from blockstream.checkpoint.write.packer import verify_pack
 
     folder = Path(args.config)
-    if not (folder / MANIFEST_NAME).is_file():
+    if not (folder / MANIFEST_NAME).exists():
         raise ConfigError(f"{folder} is a folder and holds no finished pack; name a config or a pack")
     if args.sets or args.segments:
         raise ConfigError(

@@ -18,8 +18,11 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, overload
 
 from blockstream.plan.segments import Visit
+from blockstream.system import regular
 
 SCHEMA = 1
+#: The longest file that is read back: ten million spans.
+MOST_NBYTES = 1 << 30
 
 #: A killed run loses no more than its last seconds.
 FLUSH_S = 2.0
@@ -245,7 +248,7 @@ def read_records(path: Path) -> Records:
     Raises ValueError naming the line that cannot be read.
     """
     try:
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        *lines, _ = regular.read_text(path, MOST_NBYTES).split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a ledger, byte {error.start} is not text") from error
     if not lines:

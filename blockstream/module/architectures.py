@@ -39,9 +39,9 @@ def find(ref: str, plugins: Plugins | None = None) -> Architecture:
     """
     plugins = plugins or Plugins()
     path = Path(ref)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return _of_config(path, plugins)
-    if (path / CONFIG).is_file():
+    if (path / CONFIG).exists():
         return _of_config(path / CONFIG, plugins)
     try:
         family = plugins.family(ref)
@@ -57,7 +57,7 @@ def of_folder(folder: Path, plugins: Plugins | None = None) -> Architecture:
     Raises ModelError when its config.json is missing, or one that nobody knows.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"{folder} has no {CONFIG}; name its architecture with --model")
     return _of_config(path, plugins or Plugins())
 

@@ -22,7 +22,7 @@ def from_folder(folder: str | os.PathLike[str]) -> Callable[[], nn.Module]:
     Raises ModelError naming the class when no installed library has it.
     """
     path = Path(folder) / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(
             f"{folder}: has no {CONFIG}; pass the model and the checkpoint to blockstream.stream()"
         )

@@ -16,6 +16,7 @@ import torch
 from blockstream.checkpoint.read.entries import TensorEntry
 from blockstream.checkpoint.read.torch_zip import TorchZip, read_records
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .dtypes import FROM_TORCH
 
@@ -39,6 +40,7 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a torch zip file by name, mapped: no bytes are read until they are used."""
+    regular.check(path)
     return _tensors(path, torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
 

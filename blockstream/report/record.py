@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from blockstream.engine.ledger import Note, Records, Span, read_records
 from blockstream.errors import ConfigError
 from blockstream.report.sampling import Steps, samplings
+from blockstream.system import regular
 
 #: What is shown of a result.
 _SUFFIXES = (".mp4", ".png")
@@ -163,7 +164,7 @@ def read_run(folder: Path) -> RunRecord:
     if not report:
         remarks.append("the run did not come to its end: this is what its ledger has")
     path = folder / "config.yaml"
-    config = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    config = regular.read_bytes(path).decode(errors="replace") if path.is_file() else ""
     began = parts[0].began if parts else 0.0
     bars.sort(key=lambda b: (b.start_s, b.end_s))
     return RunRecord(folder, began, bars, notes, stages, report, config, tuple(begins), remarks)
@@ -177,7 +178,7 @@ def _ledgers(folder: Path) -> list[Path]:
         if (m := re.fullmatch(r"ledger\.(\d+)\.jsonl", p.name))
     ]
     last = folder / "ledger.jsonl"
-    return [p for _, p in sorted(found)] + ([last] if last.is_file() else [])
+    return [p for _, p in sorted(found)] + ([last] if last.exists() else [])
 
 
 def _read_ledger(path: Path) -> Records:
@@ -191,7 +192,7 @@ def _read_report(path: Path, remarks: list[str]) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(regular.read_text(path))
     except (OSError, ValueError) as error:
         remarks.append(f"report.json cannot be read ({error}); the ledger is shown alone")
         return {}

@@ -260,7 +260,7 @@ def _noting(problems: list[Problem], path: Keys) -> Iterator[None]:
 
 def _find(path_or_name: str | Path) -> Document:
     path = Path(path_or_name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return read(path)
     name = str(path_or_name)
     packaged = entrypoints.examples()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blockstream.errors import ConfigError
+from blockstream.system import regular
 
 from . import yamlfile
 from .config import RunConfig
@@ -25,7 +26,7 @@ def resumed(config: RunConfig, folder: Path) -> RunConfig:
     Raises ConfigError naming every key that differs and may not, or when there is no run to go on with.
     """
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"{path} does not exist: no run was begun there; begin one with --out {folder}")
     was = yamlfile.read(path).data
     pinned = {key: was[key] for key in PINNED if getattr(config, key) == "auto" and key in was}
@@ -48,7 +49,7 @@ def resumed(config: RunConfig, folder: Path) -> RunConfig:
 def finished(folder: Path) -> dict[str, Any] | None:
     """Return the report of a run whose files are all there, None while something is left to do."""
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(regular.read_text(folder / "report.json"))
         files = report["output"]["files"]
         done = bool(files) and all((folder / name).is_file() for name in files)
     except (OSError, ValueError, KeyError, TypeError):

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from blockstream.errors import ConfigError
+from blockstream.system import regular
 
 MAX_NBYTES = 1 << 20
 MAX_DEPTH = 32
@@ -83,8 +84,7 @@ def read(path: Path, name: str | None = None) -> Document:
     """Return the document in a file. Raises ConfigError, with lines, for all that is wrong."""
     name = name or str(path)
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_NBYTES + 1)
+        raw = regular.read_bytes(path, MAX_NBYTES)
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror or error}") from error
     return parse(raw, name, path.absolute().parent)

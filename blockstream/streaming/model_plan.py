@@ -93,7 +93,7 @@ def _model(ref: str, dtype: str) -> tuple[nn.Module, Checkpoint]:
     `dtype` is the one for what is imagined.
     """
     path = Path(ref)
-    if path.is_file() and path.suffix != ".json":
+    if path.exists() and not path.is_dir() and path.suffix != ".json":
         checkpoint = Checkpoint.open(path)
         return skeleton(checkpoint), checkpoint
     folder = path if path.is_dir() else path.parent

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blockstream.system import regular
 from blockstream.system.floor import cache_folder, write_cached
 from blockstream.system.machine import cpu_name
 from blockstream.system.mounts import file_system
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from blockstream.checkpoint.read.entries import FileStamp
 
 SCHEMA = 1
+#: A fact has a few numbers a block.
+MOST_NBYTES = 16_000_000
 
 #: What a fact depends on: plain JSON.
 About = Mapping[str, Any]
@@ -33,7 +36,7 @@ About = Mapping[str, Any]
 def read(about: About, folder: Path | None = None) -> dict[str, float]:
     """Return the numbers kept of a fact by name; {} when there are none, or the file cannot be read."""
     try:
-        found = json.loads(_file(about, folder).read_text(encoding="utf-8"))
+        found = json.loads(regular.read_text(_file(about, folder), MOST_NBYTES))
         if found["schema"] != SCHEMA:
             return {}
         numbers = {str(name): float(value) for name, value in found["numbers"].items()}

@@ -22,6 +22,7 @@ from pathlib import Path
 from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import BudgetError
 
+from . import regular
 from .memory import held
 
 #: What a run imports when all of the package's uses are installed. Submodules, since the top
@@ -71,7 +72,7 @@ def runtime_floor(
     about = {"modules": wanted, "versions": versions, "machine": platform.platform()}
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     file = (folder or cache_folder()) / f"floor-{key}.json"
-    nbytes = None if fresh else _cached(file)
+    nbytes = None if fresh else cached(file)
     if nbytes is not None:
         return Floor(nbytes, versions, measured=False)
     nbytes = _measure(wanted)
@@ -87,9 +88,10 @@ def _version(module: str) -> str:
         return f"{top} without a version"
 
 
-def _cached(file: Path) -> int | None:
+def cached(file: Path) -> int | None:
+    """Return the bytes that were kept in a file, None for whatever is no such file."""
     try:
-        nbytes = json.loads(file.read_text(encoding="utf-8"))["nbytes"]
+        nbytes = json.loads(regular.read_text(file))["nbytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return nbytes if type(nbytes) is int and nbytes > 0 else None

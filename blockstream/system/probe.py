@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
+from blockstream.system import regular
 
 from .mounts import FileSystem, file_system
 
@@ -191,7 +192,7 @@ def cached_nbytes(file: int | Path | str) -> int | None:
     if sys.platform not in ("linux", "darwin"):
         return None
     if not isinstance(file, int):
-        with open(file, "rb", buffering=0) as opened:
+        with regular.opened(file) as opened:
             return cached_nbytes(opened.fileno())
     size, page = os.fstat(file).st_size, mmap.PAGESIZE
     if size == 0:
@@ -224,7 +225,7 @@ def _opened(path: Path, nbytes: int, write_s: float) -> Iterator[tuple[int, int,
             yield file.fileno(), _fill(file.fileno(), size, write_s), True
         return
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        fd = regular.descriptor(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error}): name a folder or a file") from error
     try:

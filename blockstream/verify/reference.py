@@ -74,7 +74,7 @@ class Reference:
             return read_entry(entry)
         path = entry.file.path
         if path not in self._by_path:
-            entry.file.check()
+            entry.file.check()  # a regular file, and the one whose header was read
             self._by_path[path] = self._open(path)
         tensor = self._by_path[path](entry.name)
         if entry.nbytes == tensor.nbytes:

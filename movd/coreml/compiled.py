@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.run.outputs import write_json
+from blockstream.system import regular
 from movd.coreml.manifest import Export, describe_package
 
 #: The names coremltools has for what Core ML may compute on.
@@ -116,7 +117,7 @@ class CompiledPackages:
 
     def _read(self, package: str) -> dict[str, float]:
         try:
-            found = json.loads(self._notes(package).read_text("utf-8"))
+            found = json.loads(regular.read_text(self._notes(package)))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

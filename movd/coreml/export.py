@@ -23,6 +23,7 @@ from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
 from blockstream.run.config import RunConfig
 from blockstream.run.outputs import LOCK, OutputFolder, write_atomic, write_json
+from blockstream.system import regular
 from blockstream.system.machine import versions
 from movd.coreml.convert import MULTIFUNCTION, Form, convert, join
 from movd.coreml.manifest import (
@@ -282,7 +283,7 @@ class _Exporter:
         for source in self.networks.tokenizer_files():
             (self.out / "tokenizer").mkdir(exist_ok=True)
             paths.append(f"tokenizer/{source.name}")
-            write_atomic(self.out / paths[-1], source.read_bytes())
+            write_atomic(self.out / paths[-1], regular.read_bytes(source))
         files = tuple(
             File(path=path, nbytes=(self.out / path).stat().st_size, sha256=file_sha256(self.out / path))
             for path in paths

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blockstream.checkpoint.read.index import read_json, safe_name
 from blockstream.errors import CheckpointError, ConfigError
+from blockstream.system import regular
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "movd-coreml"
@@ -291,7 +292,7 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: has version {value.get('version')!r}, this program reads {VERSION}; export again"
         )
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(regular.read_bytes(path))
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -317,7 +318,7 @@ def describe_package(folder: Path, path: str) -> Package:
 
 def file_sha256(path: Path) -> str:
     """Return a file's hash."""
-    with path.open("rb") as stream:
+    with regular.opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

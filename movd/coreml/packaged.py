@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blockstream.checkpoint import Checkpoint, FileStamp, TensorEntry
 from blockstream.checkpoint.read.entries import unreadable
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 from movd.coreml.interpreter import Blob, Function, Package, evaluate, read_records
 from movd.coreml.interpreter.types import PACKED_BITS, TORCH, TensorType
 from movd.coreml.manifest import Export, Preset, Program, Segment, Stage, Variant
@@ -231,7 +232,7 @@ def _entries(path: str, segment: PackagedSegment, stamps: dict[Path, FileStamp])
 def _stamp(path: Path, stamps: dict[Path, FileStamp]) -> FileStamp:
     if path not in stamps:
         try:
-            with path.open("rb") as stream:
+            with regular.opened(path) as stream:
                 stamps[path] = FileStamp.take(stream, path, 0, _HEADER_NBYTES)
         except OSError as error:
             raise unreadable(path, error) from error

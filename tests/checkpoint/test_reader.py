@@ -193,6 +193,8 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match="No such file"):
             reader.open(tmp_path / "none")
 
+        (tmp_path / "secret").touch()
+
         def denied(*args):
             raise PermissionError(errno.EACCES, "Permission denied")
 

@@ -111,7 +111,7 @@ def test_a_file_is_read_whole_or_refused(tmp_path):
     assert (document.data, document.base) == ({"a": 1}, tmp_path)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: is a folder; only regular files are read"):
         read(tmp_path)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .entries import FileStamp, TensorEntry, unreadable
 from .index import read_index, read_json
@@ -80,10 +81,12 @@ class Checkpoint:
     def _open(cls, path: Path) -> Checkpoint:
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such file or folder; check the path")
+        if not path.is_dir():
+            regular.check(path)
         folder = path if path.is_dir() else path.parent
         marker = folder / SYNTHETIC_NAME
-        synthetic = dict(read_json(marker)) if marker.is_file() else None
-        if (folder / MANIFEST_NAME).is_file() and path in (folder, folder / MANIFEST_NAME):
+        synthetic = dict(read_json(marker)) if marker.exists() else None
+        if (folder / MANIFEST_NAME).exists() and path in (folder, folder / MANIFEST_NAME):
             from .manifest import open_pack
 
             return cls(path, "packed", open_pack(folder).entries(), synthetic)
@@ -132,15 +135,15 @@ class Checkpoint:
 
 def _find(folder: Path) -> Path:
     """Return the file of a folder that stands for its checkpoint."""
-    if (folder / JOURNAL_NAME).is_file():
+    if (folder / JOURNAL_NAME).exists():
         raise CheckpointError(
             f"{folder}: is a pack that was not finished; run the same pack again to finish it"
         )
     for name in (*_INDEXES, *_SINGLES):
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return folder / name
     for pattern in ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin"):
-        found = sorted(p for p in folder.glob(pattern) if p.is_file())
+        found = sorted(p for p in folder.glob(pattern) if not p.is_dir())
         if len(found) == 1 and not _SHARD.search(found[0].name):
             return found[0]
         if len(found) == 1:
@@ -164,7 +167,7 @@ def _open_plain(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
     if path.name.endswith(".index.json"):
         index = read_index(path)
         shards = sorted(set(index.values()))
-        missing = [s.name for s in shards if not s.is_file()]
+        missing = [s.name for s in shards if not s.exists()]
         if missing:
             raise CheckpointError(
                 f"{path}: names {len(missing)} of {len(shards)} files that are not there "
@@ -173,15 +176,13 @@ def _open_plain(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
         form: Form = "torch" if shards[0].suffix in _TORCH_SUFFIXES else "safetensors"
         by_shard = {shard: _read_file(shard)[1] for shard in shards}
         return form, _of_index(path, index, by_shard)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is not a file; name a checkpoint's file or folder")
     return _read_file(path)
 
 
 def _read_file(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
     """Return form and entries of one file, its form told by its name, else by its first bytes."""
     if path.suffix != ".safetensors":
-        with path.open("rb") as stream:
+        with regular.opened(path) as stream:
             magic = stream.read(4)
         if path.suffix in _TORCH_SUFFIXES or magic == b"PK\x03\x04":
             return "torch", _torch_entries(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 #: Bytes of one element, by the names safetensors uses.
 ITEM_NBYTES = {
@@ -79,7 +80,7 @@ class FileStamp:
         Raises CheckpointError saying what changed.
         """
         try:
-            with self.path.open("rb") as stream:
+            with regular.opened(self.path) as stream:
                 found = self.changes(os.fstat(stream.fileno()))
                 if not found and _hash(stream, self.header_offset, self.header_nbytes) != (self.header_hash):
                     found = ["its header is another"]

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .entries import unreadable
 
@@ -29,13 +30,7 @@ def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Return the value of a small JSON file; CheckpointError names the file and the cause."""
     try:
-        nbytes = path.stat().st_size
-        if nbytes > MOST_INDEX_NBYTES:
-            raise CheckpointError(
-                f"{path}: has {nbytes} bytes, at most {MOST_INDEX_NBYTES} are read; "
-                "this is no index: name the checkpoint's own folder"
-            )
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
+        return json.loads(regular.read_text(path, MOST_INDEX_NBYTES), object_pairs_hook=unique)
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .catalog import MANIFEST_NAME
 from .entries import FileStamp, TensorEntry
@@ -163,7 +164,7 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
             "pack the source again"
         )
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(regular.read_bytes(path))
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

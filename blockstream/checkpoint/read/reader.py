@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from blockstream.errors import CheckpointError, EngineError
+from blockstream.system import regular
 
 from .entries import unreadable
 
@@ -67,12 +68,12 @@ class ReadFile:
         flag = getattr(os, "O_DIRECT", 0) if direct else 0
         try:
             try:
-                self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
+                self.descriptor = regular.descriptor(path, flag)
                 self.mode = "direct" if flag else "buffered"
             except OSError as error:
                 if not flag or error.errno not in (errno.EINVAL, errno.ENOTSUP):
                     raise
-                self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self.descriptor = regular.descriptor(path)
         except OSError as error:
             raise unreadable(path, error) from error
         if direct and not flag and hasattr(fcntl, "F_NOCACHE"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .entries import ITEM_NBYTES, MOST, FileStamp, TensorEntry, check_extents, unreadable
 from .index import unique
@@ -40,7 +41,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     try:
-        with path.open("rb") as stream:
+        with regular.opened(path) as stream:
             file_nbytes = os.fstat(stream.fileno()).st_size
             n = _header_nbytes(path, stream.read(8), file_nbytes)
             text = stream.read(n)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .entries import FileStamp, check_extents, unreadable
 
@@ -61,7 +62,7 @@ def read_records(path: str | os.PathLike[str]) -> TorchZip:
     """
     path = Path(path)
     try:
-        with path.open("rb") as stream:
+        with regular.opened(path) as stream:
             if hasattr(os, "posix_fadvise"):  # a look at each record must not read ahead into it
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             nbytes = os.fstat(stream.fileno()).st_size

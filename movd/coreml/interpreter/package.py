@@ -16,6 +16,7 @@ from torch import Tensor
 from blockstream.checkpoint.read.entries import unreadable
 from blockstream.checkpoint.read.index import read_json, safe_name
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .program import Function, read_function
 from .proto import messages
@@ -76,10 +77,7 @@ class Package:
         """Return the model file's protobuf, an ML program; CheckpointError for any other kind."""
         model, _ = messages()
         try:
-            nbytes = self.model_path.stat().st_size
-            if nbytes > MOST_MODEL_NBYTES:
-                raise CheckpointError(f"{self.model_path}: has {nbytes} bytes, no protobuf is that large")
-            spec = model.Model.FromString(self.model_path.read_bytes())
+            spec = model.Model.FromString(regular.read_bytes(self.model_path, MOST_MODEL_NBYTES))
         except OSError as error:
             raise unreadable(self.model_path, error) from error
         except CheckpointError:
@@ -147,7 +145,7 @@ class Package:
         data = self.root / "Data"
         for path in sorted(p for p in data.rglob("*") if p.is_file()):
             digest.update(f"{path.relative_to(data).as_posix()} {path.stat().st_size}\n".encode())
-            with path.open("rb") as stream:
+            with regular.opened(path) as stream:
                 while chunk := stream.read(_HASH_CHUNK):
                     digest.update(chunk)
         return digest.hexdigest()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from blockstream.checkpoint.read.entries import unreadable
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .program import Blob
 
@@ -67,7 +68,7 @@ def read_records(path: Path, blobs: Iterable[Blob]) -> dict[int, Record]:
     Raises CheckpointError for a file that is no weight file, ends early, or says otherwise than the program.
     """
     try:
-        with path.open("rb") as stream:
+        with regular.opened(path) as stream:
             file_nbytes = os.fstat(stream.fileno()).st_size
             head = stream.read(_HEADER.size)
             _check_header(path, head)
@@ -127,7 +128,7 @@ class MappedWeights:
         self._records = read_records(path, blobs)
         self._bytes: Tensor | None = None
         try:
-            with path.open("rb") as stream:
+            with regular.opened(path) as stream:
                 view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be mapped: {error}") from error
