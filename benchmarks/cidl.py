@@ -31,7 +31,7 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.engine.ledger import Ledger, Span
 from blockstream.module.empty import empty
-from blockstream.module.flops import count_flops
+from blockstream.module.rehearsal import rehearse
 from blockstream.module.spec import tensor_spec
 from blockstream.plan import latency
 from blockstream.plan.planner import Plan
@@ -75,7 +75,8 @@ class Subject:
             if tokens not in self.flops:
                 with empty():
                     module = self.build().eval()
-                self.flops[tokens] = (count_flops(module, self.inputs(tokens)) or {}).get("", 0.0)
+                rehearsed = rehearse(module, self.inputs(tokens))
+                self.flops[tokens] = 0.0 if rehearsed is None else rehearsed.flops.get("", 0.0)
             return self.flops[tokens]
 
         return count

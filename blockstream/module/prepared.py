@@ -26,7 +26,6 @@ from .binding import Binding, Spot
 from .conversions import Source
 from .dtypes import to_torch
 from .match import match, require_parameters
-from .order import Calls
 from .partition import Part, Place, partition
 from .row_tables import TableReader
 from .standins import Absent, RowTable
@@ -69,8 +68,6 @@ class Prepared:
             path: _request(path, param, self.matched.sources[path], self._dtype_for(path, dtype))
             for path, param in module.named_parameters(remove_duplicate=False)
         }
-        #: The calls of one forward, once it has been run without data.
-        self.calls: Calls | None = None
         self._readers: list[TableReader] = []
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         self._values: list[tuple[Tensor, Tensor]] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blockstream.module.dtypes import to_torch
-from blockstream.module.flops import count_flops, shapes_of
+from blockstream.module.rehearsal import Rehearsal, shapes_of
 from blockstream.system import calibration
 
 from .costs import OUTSIDE, READ_SPEED, Seen
@@ -77,11 +77,12 @@ def _parents(path: str) -> list[str]:
     return [".".join(names[:n]) for n in range(len(names) - 1, 0, -1)]
 
 
-def known_costs(prepared: Prepared, example_inputs: Any, variant: str = "") -> Known:
+def known_costs(
+    prepared: Prepared, example_inputs: Any, variant: str = "", rehearsal: Rehearsal | None = None
+) -> Known:
     """Return what earlier runs measured of a module, and what its operations say where they did not.
 
-    `variant`: what else execution depends on, such as attention transforms. Counts operations, in
-    seconds, only the first time a checkpoint is seen with these inputs.
+    `variant`: what else execution depends on, such as attention transforms. `rehearsal`: of these inputs.
     """
     facts = _Facts(prepared, example_inputs, variant)
     load_s = calibration.read(facts.loads)
@@ -89,15 +90,14 @@ def known_costs(prepared: Prepared, example_inputs: Any, variant: str = "") -> K
     read_speed = calibration.read(facts.reading).get("bytes_per_s") or READ_SPEED
     if execute_s:
         return Known(load_s, execute_s, None, read_speed, source="measured in earlier runs")
-    flops = _flops(prepared, example_inputs, facts)
-    if not flops:
+    if rehearsal is None or not rehearsal.flops:
         return Known(load_s, {}, None, read_speed)
     speed = calibration.read(facts.computing).get("flops_per_s") or 0.0
     source = "operations at the speed of earlier runs"
     if not speed:
         speed = _matmul_speed(_MULTIPLIED[prepared.int8] if facts.dtype == "I8" else facts.dtype)
         source = "operations at a share of a matrix product's speed"
-    return Known(load_s, {}, flops, read_speed, speed, source)
+    return Known(load_s, {}, rehearsal.flops, read_speed, speed, source)
 
 
 class _Facts:
@@ -111,7 +111,6 @@ class _Facts:
         self.shapes = None if shapes is None else f"{shapes}{variant and f'; {variant}'}"
         self.loads = calibration.load_costs_of(files, self.dtype)
         self.executes = calibration.execute_costs_of(files, self.dtype, threads, self.shapes)
-        self.flops = {**calibration.execute_costs_of(files, None, 0, shapes), "fact": "flops"}
         self.computing = calibration.compute_speed_of(threads, self.dtype)
         path = min((f.path for f in files), key=str, default=".")
         self.reading = calibration.read_speed_of(path)
@@ -124,17 +123,6 @@ def main_dtype(prepared: Prepared) -> str:
         for placed in layout.tensors.values():
             nbytes[placed.dtype] += placed.nbytes
     return nbytes.most_common(1)[0][0] if nbytes else "F32"
-
-
-def _flops(prepared: Prepared, example_inputs: Any, facts: _Facts) -> Mapping[str, float] | None:
-    if example_inputs is None:
-        return None
-    kept = calibration.read(facts.flops)
-    if kept:
-        return kept
-    counted = count_flops(prepared.module, example_inputs, prepared.dtype_of)
-    calibration.write(facts.flops, counted or {})
-    return counted
 
 
 def _matmul_speed(dtype: str) -> float:
@@ -150,7 +138,9 @@ def _matmul_speed(dtype: str) -> float:
     return EFFICIENCY * 2 * n**3 / max(min(spent), 1e-6)
 
 
-def remember(prepared: Prepared, example_inputs: Any, variant: str, seen: Seen) -> None:
+def remember(
+    prepared: Prepared, example_inputs: Any, variant: str, seen: Seen, rehearsal: Rehearsal | None = None
+) -> None:
     """Keep what a run measured of a stage for the plans to come."""
     facts = _Facts(prepared, example_inputs, variant)
     layouts = prepared.layouts
@@ -166,7 +156,7 @@ def remember(prepared: Prepared, example_inputs: Any, variant: str, seen: Seen) 
         return
     executes = {n: median(x) for n, x in seen.executes.items() if x}
     calibration.write(facts.executes, {**executes, OUTSIDE: seen.outside_s})
-    flops = calibration.read(facts.flops)
+    flops = {} if rehearsal is None else rehearsal.flops
     entries = {p.name: p.entry for p in prepared.parts if p.entry is not None}
     counted = {n: flops.get(entry, 0.0) for n, entry in entries.items()}
     heavy = {n: x for n, x in seen.executes.items() if counted.get(n, 0.0) >= LARGE_FLOPS}

@@ -20,7 +20,6 @@ from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
 from blockstream.engine.ledger import Ledger
 from blockstream.errors import BudgetError
-from blockstream.module.activations import activation_nbytes
 from blockstream.plan.layout import align_up
 from blockstream.plan.plain import plan_record
 from blockstream.plan.planner import Observed, Plan, least_arena, make_plan, remaining
@@ -114,7 +113,8 @@ class Planning:
         free = self.governor.weights_nbytes(self.governor.outside_nbytes + ACTIVATIONS_NBYTES)
         if self.governor.explicit or free < most:
             for s in stages:
-                s.activations_nbytes = s.activations_nbytes or activation_nbytes(s.prepared, s.example_inputs)
+                if s.rehearsal is not None:
+                    s.activations_nbytes = s.activations_nbytes or s.rehearsal.activations_nbytes
             gc.collect()  # what that left in cycles would be there in one start and not in another
             self.governor.relieve()
         now = self.governor.outside_nbytes  # what it took to find that out included

@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from blockstream.errors import AliasError, ModelError
 from blockstream.module.binding import BoundHandle, address_of, tensors_in
-from blockstream.module.order import find_order
+from blockstream.module.order import order_of_parts
 from blockstream.module.prepared import Prepared
+from blockstream.module.rehearsal import Rehearsal, rehearse
 from blockstream.plan.segments import Passes, Visit
 
 from .costs import Seen
@@ -60,6 +61,7 @@ class StreamedStage:
         self.finer: int | None = None
         #: What its loads and visits cost as far as is known beforehand.
         self.known = Known()
+        self.rehearsal: Rehearsal | None = None
         #: Whether the costs of the segments have been measured, and the memory beside them.
         self.measured = self.completed = False
         #: What a forward holds besides weights, where example inputs told; the largest inputs so far.
@@ -116,8 +118,14 @@ class StreamedStage:
             self.restore()
             self.prepared.cut(finer)
         else:
-            self.known = known_costs(self.prepared, self.example_inputs, self.session.variant)
-        self._index_parts(find_order(self.prepared, self.example_inputs))
+            if self.example_inputs is not None:
+                module, dtype_of = self.prepared.module, self.prepared.dtype_of
+                self.rehearsal = rehearse(module, self.example_inputs, dtype_of)
+            self.known = known_costs(self.prepared, self.example_inputs, self.session.variant, self.rehearsal)
+        calls = None if self.rehearsal is None else self.rehearsal.calls
+        self._index_parts(
+            order_of_parts(self.prepared.module, self.prepared.parts, self.prepared.declared, calls)
+        )
         self.prepared.install()
         self._attach()
 
@@ -160,7 +168,7 @@ class StreamedStage:
     def remember(self, index: int) -> None:
         """Keep what was measured of stage number `index` for the plans of later runs."""
         seen = Seen.of(self.session.ledger.spans, index, self.pace)
-        remember(self.prepared, self.example_inputs, self.session.variant, seen)
+        remember(self.prepared, self.example_inputs, self.session.variant, seen, self.rehearsal)
 
     def is_known(self) -> bool:
         """Return whether a block of each kind has run, and nothing but in the order that is planned."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockstream.module.activations import Alive
 from blockstream.module.chunks import chunks, sizing
+from blockstream.module.rehearsal import Alive
 from tests.support import movd_tiny as tiny
 
 
@@ -55,3 +55,16 @@ def test_a_forward_that_is_sized_holds_as_much_as_one_that_is_run(tokens, monkey
         sized, some = peak()
     assert sized == whole
     assert some < every
+
+
+def test_operations_of_chunks_left_out_are_counted():
+    weight = torch.empty(8, 8)
+
+    def forward(x):
+        return [[x[a, b] @ weight for b in chunks(16, 4)] for a in chunks(10, 4)]
+
+    with Alive() as whole:
+        forward(torch.empty(10, 16, 8))
+    with Alive() as sized, sizing():
+        forward(torch.empty(10, 16, 8))
+    assert sized.flops == whole.flops == 2 * 10 * 16 * 8 * 8

@@ -14,9 +14,9 @@ import blockstream
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.write.packer import pack
 from blockstream.errors import CheckpointError, ConfigError, ModelError
-from blockstream.module.activations import Alive
 from blockstream.module.layers import int8
 from blockstream.module.layers.int8 import BLOCK_ROWS, FEW_ROWS, Int8Linear, chunk_rows, int8_linear, way_of
+from blockstream.module.rehearsal import Alive
 from blockstream.module.spec import packing
 from blockstream.verify.sessions import CheckedSession, ResidentSession
 from tests.support.models import CASES, Case, aligned, aligned_parameter, assert_same, save

@@ -115,7 +115,7 @@ def test_a_prediction_that_is_another_result_ends_the_run(config, runtime, tmp_p
 
 
 def test_operations_are_counted_without_core_ml(config, runtime, exported):
-    from blockstream.module.flops import count_flops
+    from blockstream.module.rehearsal import rehearse
     from movd.networks import Network
     from movd.weights import Weights
 
@@ -126,7 +126,7 @@ def test_operations_are_counted_without_core_ml(config, runtime, exported):
     tokens = torch.ones(1, exported.manifest.text_tokens, dtype=torch.long)
     dtypes = {path: param.dtype for path, param in network.module.named_parameters()}
     inputs = {"input_ids": tokens, "attention_mask": tokens}
-    flops = count_flops(network.module, inputs, dtypes.__getitem__)
+    flops = rehearse(network.module, inputs, dtypes.__getitem__).flops
     assert flops["block.00"] > 0
     assert not runtime.loaded
 

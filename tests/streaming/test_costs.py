@@ -9,7 +9,7 @@ from torch import nn
 
 import blockstream
 from blockstream.engine.ledger import Ledger, Span
-from blockstream.module.flops import count_flops, shapes_of
+from blockstream.module.rehearsal import rehearse, shapes_of
 from blockstream.plan.segments import Exactly, Segment, Stage, Visit
 from blockstream.streaming import known
 from blockstream.streaming.costs import ENOUGH, OUTSIDE, Seen, measured_costs
@@ -60,7 +60,7 @@ def declared(folder, inputs, **more):
 def test_operations_are_counted_by_module_and_nothing_is_computed():
     with blockstream.empty():
         net = Net()
-    flops = count_flops(net, {"x": torch.empty(5, 32), "times": 2})
+    flops = rehearse(net, {"x": torch.empty(5, 32), "times": 2}).flops
     linear = 2 * 5 * 32 * 32
     assert flops["blocks.0"] == 2 * linear
     assert flops["blocks.1.a"] == linear
@@ -72,7 +72,7 @@ def test_attention_on_the_processor_counts():
         def forward(self, q):
             return nn.functional.scaled_dot_product_attention(q, q, q)
 
-    assert count_flops(Attention(), torch.empty(1, 2, 8, 4))[""] == 2 * 2 * (2 * 8 * 8 * 4)
+    assert rehearse(Attention(), torch.empty(1, 2, 8, 4)).flops[""] == 2 * 2 * (2 * 8 * 8 * 4)
 
 
 def test_a_forward_that_needs_data_has_no_count():
@@ -80,7 +80,7 @@ def test_a_forward_that_needs_data_has_no_count():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    assert count_flops(Picky(), torch.empty(3)) is None
+    assert rehearse(Picky(), torch.empty(3)) is None
 
 
 def test_inputs_are_told_by_shape_and_dtype():

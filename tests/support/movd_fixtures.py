@@ -4,7 +4,6 @@ import pytest
 
 from blockstream.run import runner
 from blockstream.run.config import make_config
-from blockstream.streaming import known
 from tests.support.movd_models import write_models
 
 
@@ -16,9 +15,8 @@ def models_fixture(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="package")
 def runs_undrawn():
-    """Runs neither count operations, nor measure the disk, nor draw: that takes longer than they do."""
+    """Runs neither measure the disk nor draw: that takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(known, "_flops", lambda *arguments: None)
         patch.setattr(runner, "draw_finished", lambda folder: None)
         patch.setattr(runner, "disk_account", lambda stages: {})
         yield

@@ -1,0 +1,100 @@
+"""A copy of a module on fake tensors, which have shapes and no data: nothing is read or computed.
+
+The user's module, hooks, caches, tables and random state are not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from .standins import Absent
+
+_LruCache = type(functools.lru_cache(lambda: None))
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one forward; `args` are the positional ones."""
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any) -> Call:
+        """Return example inputs as a call.
+
+        They are a mapping of keyword arguments, a sequence of positional ones, or the one argument.
+        """
+        if isinstance(inputs, Call):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return cls(kwargs=inputs)
+        return cls(tuple(inputs)) if isinstance(inputs, tuple | list) else cls((inputs,))
+
+
+@contextmanager
+def faked(
+    module: nn.Module, call: Call, dtype_of: Callable[[str], torch.dtype] | None = None
+) -> Iterator[tuple[nn.Module, Call]]:
+    """Yield a copy of the module on fake tensors, and a call for it.
+
+    Caches that may hold fake tensors afterwards are cleared; whatever the copy raises passes through.
+    """
+    state = torch.random.get_rng_state()
+    try:
+        with _cleared_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            with FakeCopyMode(mode):
+                fake, args, kwargs = copy.deepcopy((module, call.args, call.kwargs), _stand_ins(module))
+            _make_computable(fake, dtype_of)
+            yield fake, Call(args, kwargs)
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def _stand_ins(module: nn.Module) -> dict[int, Any]:
+    """Return what to copy in the place of weights that are on disk: empty ones on meta."""
+    absent = (p for p in module.parameters() if isinstance(p, Absent))
+    return {id(p): nn.Parameter(p.to_meta(), requires_grad=False) for p in absent}
+
+
+def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | None) -> None:
+    """Put every parameter on a fake CPU in the dtype it will have; tied ones stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for prefix, module in fake.named_modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        for name, param in module._parameters.items():
+            if param is None:
+                continue
+            if id(param) not in made:
+                path = f"{prefix}.{name}" if prefix else name
+                dtype = dtype_of(path) if dtype_of is not None else param.dtype
+                data = torch.empty(tuple(param.shape), dtype=dtype, device="cpu")
+                made[id(param)] = nn.Parameter(data, requires_grad=False)
+            module._parameters[name] = made[id(param)]
+
+
+@contextmanager
+def _cleared_caches() -> Iterator[None]:
+    """Clear the `lru_cache`s that grew in the block: they may hold fake tensors now."""
+    before = {id(c): c.cache_info().currsize for c in _caches()}
+    try:
+        yield
+    finally:
+        for cache in _caches():
+            if cache.cache_info().currsize != before.get(id(cache), 0):
+                cache.cache_clear()
+
+
+def _caches() -> list[Any]:
+    return [o for o in gc.get_objects() if type(o) is _LruCache]

@@ -1,0 +1,190 @@
+"""One forward run on fake tensors: the order of its calls, its operations, and what it holds at most."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from .binding import tensors_in
+from .chunks import left_out, sizing
+from .faking import Call, faked
+
+log = logging.getLogger(__name__)
+
+#: The beginning (True) and end of each call of a module in a forward, by its first path, in turn.
+Calls = Sequence[tuple[str, bool]]
+
+#: Kernels take work space that fake tensors do not show.
+WORKSPACE_NBYTES = 8 << 20
+#: The C library gives back at once what is larger; of what is smaller it may keep as much again as was used.
+KEPT_NBYTES = 32 << 20
+#: Kernels that bring what they read and write to a layout of their own, and hold both.
+_REORDERING = {torch.ops.aten.convolution.default, torch.ops.aten.mkldnn_convolution.default}
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return int(sdpa_flop_count(q.shape, k.shape, v.shape))  # type: ignore[no-untyped-call]
+
+
+#: What torch's own table lacks: attention as it runs on processors.
+_FLOPS = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one forward of given inputs does.
+
+    `calls` in turn. `flops`: the operations of one call of each module by path ("" is the forward), the mean
+    where it is called several times. `peak_nbytes`: the most bytes of results alive at once, work space of
+    kernels included; `small_nbytes`: those of results so small that the heap may keep them.
+    """
+
+    calls: Calls
+    flops: Mapping[str, float]
+    peak_nbytes: int
+    small_nbytes: int
+
+    @property
+    def activations_nbytes(self) -> int:
+        """Return what the forward may take beside weights, with room for what the heap keeps."""
+        return self.peak_nbytes + self.small_nbytes
+
+
+def rehearse(
+    module: nn.Module,
+    inputs: Any,
+    dtype_of: Callable[[str], torch.dtype] | None = None,
+    path: str = "",
+) -> Rehearsal | None:
+    """Run a forward of the module, or of the one at `path` in it, without data.
+
+    `inputs` are a `Call`, or what one is made `of`; only shapes and dtypes count. `dtype_of` says by path
+    which dtype a parameter will have. None if the forward cannot run without data.
+    """
+    part = module.get_submodule(path)
+    prefix = f"{path}." if path else ""
+    at = None if dtype_of is None else lambda name: dtype_of(prefix + name)
+    calls: list[tuple[str, bool]] = []
+    try:
+        with faked(part, Call.of(inputs), at) as (fake, call):
+            alive = Alive()
+            alive.know(call)
+            counts = _Counts(alive, calls, path)
+            for name, child in fake.named_modules():
+                counts.hook(child, prefix + name if name else path)
+            with alive, sizing():
+                fake(*call.args, **call.kwargs)
+    except Exception as error:
+        log.info("%s is learnt from its first pass (%s)", type(part).__name__, error)
+        return None
+    return Rehearsal(calls, counts.flops, alive.peak_nbytes + WORKSPACE_NBYTES, alive.small_peak_nbytes)
+
+
+class _Counts:
+    """Writes down calls, and counts the operations of each module's by path."""
+
+    def __init__(self, alive: Alive, calls: list[tuple[str, bool]], root: str) -> None:
+        self._alive, self._calls, self._root = alive, calls, root
+        self._total: Counter[str] = Counter()
+        self._times: Counter[str] = Counter()
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """Return the mean operations of a call of each module."""
+        return {path: self._total[path] / self._times[path] for path in self._times}
+
+    def hook(self, module: nn.Module, path: str) -> None:
+        """Count the calls of one module."""
+        began: list[float] = []
+
+        def before(_: nn.Module, args: Any) -> None:
+            self._calls.append((path, True))
+            began.append(self._alive.flops)
+
+        def after(_: nn.Module, args: Any, output: Any) -> None:
+            self._calls.append((path, False))
+            self._total[path] += self._alive.flops - began.pop()
+            self._times[path] += 1
+
+        module.register_forward_pre_hook(before, prepend=True)
+        module.register_forward_hook(after)
+
+
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that operations return, until they are collected, and operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        #: Alive now and at most, the work space of kernels included; the same of what the heap may keep.
+        self.nbytes = self.peak_nbytes = 0
+        self.small_nbytes = self.small_peak_nbytes = 0
+        #: Floating-point operations so far.
+        self.flops = 0.0
+        self._known: set[int] = set()
+
+    def know(self, inputs: Any) -> None:
+        """Take what inputs hold as there before: what of it goes makes room, such as a cache replaced."""
+        for _, tensor in tensors_in(inputs):
+            if (key := _key(tensor)) not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(key)
+                weakref.finalize(storage, self._collected, key, storage.nbytes())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
+        before = {_key(t) for t in given}
+        result = func(*args, **(kwargs or {}))
+        for t in tree_iter(result):
+            if isinstance(t, torch.Tensor) and _key(t) not in before | self._known:
+                self._count(t.untyped_storage())
+        if func in _REORDERING:
+            self.peak_nbytes = max(self.peak_nbytes, self.nbytes + given[0].nbytes + result.nbytes)
+        if (flops := _FLOPS.get(func._overloadpacket)) is not None:
+            self.flops += left_out() * flops(*args, **(kwargs or {}), out_val=result)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, nbytes = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self._add(nbytes)
+        self.peak_nbytes = max(self.peak_nbytes, self.nbytes)
+        self.small_peak_nbytes = max(self.small_peak_nbytes, self.small_nbytes)
+        weakref.finalize(storage, self._collected, key, nbytes)
+
+    def _add(self, nbytes: int) -> None:
+        self.nbytes += nbytes
+        if abs(nbytes) <= KEPT_NBYTES:
+            self.small_nbytes += nbytes
+
+    def _collected(self, key: int, nbytes: int) -> None:
+        self._known.discard(key)
+        self._add(-nbytes)
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def shapes_of(inputs: Any) -> str | None:
+    """Return what the inputs look like in words that two runs agree on: "x [2, 4, 20, 32, 32]"."""
+    if inputs is None:
+        return None
+    if isinstance(inputs, torch.Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')}{list(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{key} {shapes_of(value)}" for key, value in sorted(inputs.items()))
+    if isinstance(inputs, tuple | list):
+        return f"({', '.join(str(shapes_of(value)) for value in inputs)})"
+    if isinstance(inputs, Call):
+        return shapes_of(inputs.kwargs if not inputs.args else (*inputs.args, *inputs.kwargs.values()))
+    return str(inputs) if isinstance(inputs, str | int | float | None) else type(inputs).__name__
