@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +95,7 @@ class _Counts:
 
     def __init__(self, alive: Alive, calls: list[tuple[str, bool]], root: str) -> None:
         self._alive, self._calls, self._root = alive, calls, root
-        self._total: Counter[str] = Counter()
+        self._total: defaultdict[str, float] = defaultdict(float)
         self._times: Counter[str] = Counter()
 
     @property
