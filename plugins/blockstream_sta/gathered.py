@@ -27,11 +27,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiling: Tiling, windows: Sequence[Wi
         return scaled_dot_product_attention(q, k, v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for window, heads in groups.items():
-        some = [x[:, heads] for x in (q, k, v)]
         if window is None:
-            out[:, heads] = scaled_dot_product_attention(*some)
+            out[:, heads] = scaled_dot_product_attention(*(x[:, heads] for x in (q, k, v)))
         else:
-            out[:, heads] = _windowed(*some, tiling, window, text)
+            _windowed(q, k, v, out, heads, tiling, window, text)
     return out
 
 
@@ -43,22 +42,19 @@ def heads_by_window(tiling: Tiling, windows: Sequence[Window]) -> dict[Window | 
     return groups
 
 
-def _windowed(q: Tensor, k: Tensor, v: Tensor, tiling: Tiling, window: Window, text: int) -> Tensor:
-    """Return the attention of heads [B, h, N, D] that share a window."""
+def _windowed(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, heads: list[int], tiling: Tiling, window: Window, text: int
+) -> None:
+    """Write the attention of the heads that share a window. No more than one window of keys is copied."""
     video = q.shape[2] - text
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if text:
-        out[:, :, video:] = scaled_dot_product_attention(q[:, :, video:], k, v)
-    canvas = out[:, :, :video].unflatten(2, tiling.canvas)
-    queries, keys, values = (x[:, :, :video].unflatten(2, tiling.canvas) for x in (q, k, v))
-    behind = [x[:, :, video:] for x in (k, v)]
+        out[:, heads, video:] = scaled_dot_product_attention(q[:, heads, video:], k[:, heads], v[:, heads])
+    canvas, queries, keys, values = (x[:, :, :video].unflatten(2, tiling.canvas) for x in (out, q, k, v))
+    words = [x[:, heads, video:] for x in (k, v)]
     for mine, seen in tiling.regions(window):
-        here = (slice(None), slice(None), *(slice(*axis) for axis in mine))
-        there = (slice(None), slice(None), *(slice(*axis) for axis in seen))
-        some = [
-            torch.cat((x[there].flatten(2, 4), words), 2) if text else x[there].flatten(2, 4)
-            for x, words in zip((keys, values), behind, strict=True)
-        ]
-        y = scaled_dot_product_attention(queries[here].flatten(2, 4), *some)
-        canvas[here] = y.unflatten(2, tuple(high - low for low, high in mine))
-    return out
+        here, there = ((slice(None), slice(None), *(slice(*axis) for axis in box)) for box in (mine, seen))
+        some = [x[there][:, heads].flatten(2, 4) for x in (keys, values)]
+        if text:
+            some = [torch.cat(pair, 2) for pair in zip(some, words, strict=True)]
+        y = scaled_dot_product_attention(queries[here][:, heads].flatten(2, 4), *some)
+        canvas[here][:, heads] = y.unflatten(2, tuple(high - low for low, high in mine))
