@@ -54,35 +54,38 @@ class Kernel:
         padding come back as zeros. Raises PluginError, naming the plugin, for a result of another shape or
         dtype, and, the first time, for one that is not finite where its inputs are.
         """
-        if self.layer.kind == "cross" and valid is None:
-            return self._checked(q, k, v, replace(self.layer, trailing=k.shape[2]))
-        if valid is None or set(valid) == {self.layer.text_tokens}:
-            return self._checked(q, k, v, self.layer)
-        if len(valid) != len(q):
-            raise ModelError(f"{self.layer.name}: {len(valid)} lengths of text for {len(q)} samples")
-        if len(set(valid)) == 1:
-            return self._cut(q, k, v, valid[0])
-        one = [slice(i, i + 1) for i in range(len(q))]
-        return torch.cat([self._cut(q[i], k[i], v[i], n) for i, n in zip(one, valid, strict=True)])
-
-    def _cut(self, q: Tensor, k: Tensor, v: Tensor, real: int) -> Tensor:
-        """Return the attention of samples with `real` text tokens each."""
         layer = self.layer
+        if layer.leading and layer.trailing and valid is None:
+            return self._checked(q, k, v, layer)
+        if not layer.text_tokens:
+            return self._checked(q, k, v, layer)
+        passed = k.shape[2] - (0 if layer.kind == "cross" else layer.T * layer.S)
+        if valid is None or set(valid) == {passed}:
+            return self._checked(q, k, v, _with_text(layer, passed))
         if layer.leading and layer.trailing:
             raise ModelError(f"{layer.name}: text on both sides of the grid cannot be padded")
-        if not 0 <= real <= layer.text_tokens:
-            raise ModelError(f"{layer.name}: {real} text tokens are said to be real, of {layer.text_tokens}")
+        if len(valid) != len(q) or not all(0 <= n <= passed for n in valid):
+            raise ModelError(
+                f"{layer.name}: {list(valid)} text tokens are said to be real, of {passed} in {len(q)} "
+                "samples"
+            )
+        if len(set(valid)) == 1:
+            return self._cut(q, k, v, valid[0], passed)
+        one = [slice(i, i + 1) for i in range(len(q))]
+        return torch.cat([self._cut(q[i], k[i], v[i], n, passed) for i, n in zip(one, valid, strict=True)])
+
+    def _cut(self, q: Tensor, k: Tensor, v: Tensor, real: int, passed: int) -> Tensor:
+        """Return the attention of samples with `real` text tokens each, of those passed."""
+        layer = _with_text(self.layer, real)
         if layer.kind == "cross":
-            shorter = replace(layer, trailing=real)
-            return self._checked(q, k[:, :, :real], v[:, :, :real], shorter)
-        if layer.trailing:
-            stay = q.shape[2] - layer.trailing + real
-            q, k, v = (x[:, :, :stay] for x in (q, k, v))
-            y = self._checked(q, k, v, replace(layer, trailing=real))
-            return torch.cat((y, y.new_zeros(*y.shape[:2], layer.trailing - real, y.shape[3])), 2)
-        q, k, v = (torch.cat((x[:, :, :real], x[:, :, layer.leading :]), 2) for x in (q, k, v))
-        y = self._checked(q, k, v, replace(layer, leading=real))
-        nothing = y.new_zeros(*y.shape[:2], layer.leading - real, y.shape[3])
+            return self._checked(q, k[:, :, :real], v[:, :, :real], layer)
+        if not self.layer.leading:
+            stay = q.shape[2] - passed + real
+            y = self._checked(q[:, :, :stay], k[:, :, :stay], v[:, :, :stay], layer)
+            return torch.cat((y, y.new_zeros(*y.shape[:2], passed - real, y.shape[3])), 2)
+        q, k, v = (torch.cat((x[:, :, :real], x[:, :, passed:]), 2) for x in (q, k, v))
+        y = self._checked(q, k, v, layer)
+        nothing = y.new_zeros(*y.shape[:2], passed - real, y.shape[3])
         return torch.cat((y[:, :, :real], nothing, y[:, :, real:]), 2)
 
     def _checked(self, q: Tensor, k: Tensor, v: Tensor, layer: AttentionLayer) -> Tensor:
@@ -179,6 +182,11 @@ def numbered(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
         found.append(replace(layer, index=so_far[layer.kind], layers=of[layer.kind]))
         so_far[layer.kind] += 1
     return found
+
+
+def _with_text(layer: AttentionLayer, tokens: int) -> AttentionLayer:
+    """Return a layer with `tokens` of text on the side where it has any."""
+    return replace(layer, leading=tokens) if layer.leading else replace(layer, trailing=tokens)
 
 
 def _checked_merge(merge: Merge, layer: AttentionLayer) -> Merge:

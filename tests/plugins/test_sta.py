@@ -264,7 +264,8 @@ def test_the_plugin_offers_its_transforms_by_hooks_that_exist():
     plugins.register(blockstream_sta, "sta")
     offered = plugins.offers("attention", "sta")
     plugins.register(offered["sta"].build(Options(windows=[1, 1, 1], tile=TILE)), "sta:sta#0")
-    assert plugins.hook.attention_kernel(layer=LAYER).density() == 1
+    with new_run():
+        assert plugins.hook.attention_kernel(layer=LAYER).density() == 1
     assert plugins.said()["sta:sta"]["windows"] == Uniform.name
     assert isinstance(offered["search"].build(SearchOptions(table="t", windows=[1, 1, 1])), WindowSearch)
 
