@@ -108,7 +108,8 @@ class Flow(Protocol):
 
     `times` [N] are the model's times from 1 (noise) towards 0 (data), decreasing; `len(times)` as an
     index means t = 0. `straight` says whether the training target is a straight line (rectified
-    flow); samplers that extrapolate refuse a flow that is not.
+    flow); samplers that extrapolate refuse a flow that is not. A flow may have `scheduler`, the config of a
+    diffusers scheduler: `blockstream.plugins.straight.straight` tells from it, and refusals say why.
     """
 
     times: Sequence[float]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from blockstream.errors import ConfigError
+from blockstream.plugins.straight import straight
 
 from .past import Past
 from .rules import Fixed, Measured, Published, Rule
@@ -62,12 +63,7 @@ def sample(
     many may come, and again after it, so that what was prefetched for steps leapt over can be dropped.
     `memory` is what `flow.step_done` was last given. Raises ConfigError for a flow that is not straight.
     """
-    if not flow.straight:
-        raise ConfigError(
-            "lpl: this flow is not straight. A leap goes on along the current velocity, as the trajectories "
-            "of a rectified flow do; those of a diffusion solver (DPM-Solver, as in CogVideoX) bend all the "
-            "way. Use sampler: euler, or the model's own"
-        )
+    _refuse_bent(flow)
     rule = rule_of(statistic, tolerance, leap)
     past, times = Past.of(memory), flow.times
     n = len(times)
@@ -93,6 +89,25 @@ def sample(
         )
         log.warning("lpl: all %d steps were taken, %s", n, reason)
     return z
+
+
+def _refuse_bent(flow: Flow) -> None:
+    """Raise ConfigError for a flow that is not straight, by its scheduler's config where it has one."""
+    scheduler = getattr(flow, "scheduler", None)
+    why = ""
+    if scheduler is not None:
+        verdict = straight(scheduler)
+        if verdict.straight and flow.straight:
+            log.info("lpl: %s", verdict.why)
+            return
+        why = f" ({verdict.why})" if not verdict.straight else ""
+    elif flow.straight:
+        return
+    raise ConfigError(
+        f"lpl: this flow is not straight{why}. A leap goes on along the current velocity, as the "
+        "trajectories of a rectified flow do; those of a diffusion solver (DPM-Solver, as in CogVideoX) bend "
+        "all the way. Use sampler: euler, or the model's own"
+    )
 
 
 def passes(

@@ -229,3 +229,19 @@ def test_the_plugin_offers_one_sampler_that_its_options_build():
     assert sampler.passes(30) == (15, 15)
     flow = Formula(bending)
     assert torch.equal(sampler(flow, Z), sample(Formula(bending), Z, leap=2))
+
+
+COGVIDEOX = {"_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction"}
+HUNYUAN = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0}
+
+
+def test_a_scheduler_that_bends_is_refused_by_its_config_whatever_the_flow_says(caplog):
+    flow = Formula(straight(torch.ones(2, 3)))
+    flow.scheduler = COGVIDEOX
+    with pytest.raises(ConfigError, match=r"not straight \(CogVideoXDDIMScheduler predicts v_prediction"):
+        sample(flow, torch.zeros(2, 3))
+    assert flow.asked == []
+    flow.scheduler = HUNYUAN
+    with caplog.at_level("INFO"):
+        sample(flow, torch.zeros(2, 3))
+    assert "FlowMatchEulerDiscreteScheduler: a rectified flow" in caplog.text
