@@ -48,4 +48,4 @@ class Arrangement:
     def retains_all(self) -> bool:
         """Return whether every stage keeps all it visits."""
         pairs = zip(self.schedule.stages, self.stages, strict=True)
-        return all(set(stage.visited) <= set(planned.retained) for stage, planned in pairs)
+        return all(set(stage.visited) - stage.once <= set(planned.retained) for stage, planned in pairs)

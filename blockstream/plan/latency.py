@@ -81,10 +81,13 @@ def bound_s(stage: Stage, retained: Collection[int] = (), passes: int | None = N
     Reads are one load of each retained segment and one a visit of the others.
     """
     n = stage.passes.expected if passes is None else passes
-    streamed = sum(stage.segments[i].load_s for i in stage.order if i not in retained)
-    once = sum(stage.segments[i].load_s for i in stage.visited if i in retained)
-    computed = sum(pace * count for pace, count in stage.paces(n)) * stage.execute_s
-    return max(computed, n * streamed + (once if n else 0.0))
+    kept = sum(stage.segments[i].load_s for i in stage.visited if i in retained)
+    read, computed = kept if n else 0.0, 0.0
+    for index in range(n):
+        visited = [stage.order[k] for k in stage.positions(index)]
+        read += sum(stage.segments[i].load_s for i in visited if i not in retained)
+        computed += stage.pace_of(index) * sum(stage.segments[i].execute_s for i in visited)
+    return max(computed, read)
 
 
 def overlap(load_s: float, stall_s: float) -> float:

@@ -8,7 +8,7 @@ rotation, and the two ends of the region in turn (least memory for two slots of 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -27,16 +27,19 @@ def align_up(n: int, align: int = ALIGN) -> int:
 class StageLayout:
     """Where each load of a stage goes.
 
-    `retained` maps a segment to its extent. `streamed[p % len(streamed)][k]` is the extent of the
-    k-th streamed visit of pass p; `ordinal[position]` is that k, or -1 for a retained segment.
+    `retained` maps a segment to its extent. `first[k]` is the extent of the k-th streamed visit of the first
+    pass, `streamed[(p - 1) % len(streamed)][k]` of pass p; `ordinal[position]` and, for later passes,
+    `ordinal_later[position]` is that k, or -1 for a segment retained or not visited.
     `unplanned[i]` is where segment i goes when it is asked for out of the order. `nbytes` is the
     exact peak of the bytes in use, `end` the first byte after them all.
     """
 
     order: tuple[int, ...]
     retained: dict[int, Extent]
+    first: tuple[Extent, ...]
     streamed: tuple[tuple[Extent, ...], ...]
     ordinal: tuple[int, ...]
+    ordinal_later: tuple[int, ...]
     unplanned: tuple[Extent, ...]
     nbytes: int
     end: int = field(init=False)
@@ -47,12 +50,16 @@ class StageLayout:
     @property
     def extents(self) -> tuple[Extent, ...]:
         """Return every extent that is ever used; those of the slots overlap."""
-        return (*self.retained.values(), *(x for one in self.streamed for x in one), *self.unplanned)
+        return (*self.retained.values(), *self._slots, *self.unplanned)
 
     @property
     def base(self) -> int:
         """Return where the slots begin; 0 without any."""
-        return min((x.offset for one in self.streamed for x in one), default=0)
+        return min((x.offset for x in self._slots), default=0)
+
+    @property
+    def _slots(self) -> Iterator[Extent]:
+        return (x for one in (self.first, *self.streamed) for x in one)
 
     @property
     def is_scattered(self) -> bool:
@@ -63,10 +70,10 @@ class StageLayout:
         """Return the extent of the segment visited at `position` of a pass."""
         if position >= len(self.order):
             return self.unplanned[position - len(self.order)]
-        k = self.ordinal[position]
+        k = self.ordinal_later[position] if pass_index else self.ordinal[position]
         if k < 0:
             return self.retained[self.order[position]]
-        return self.streamed[pass_index % len(self.streamed)][k]
+        return self.streamed[(pass_index - 1) % len(self.streamed)][k] if pass_index else self.first[k]
 
     def mirrored(self, arena_nbytes: int) -> StageLayout:
         """Return the layout counted from the other end of the arena."""
@@ -77,26 +84,36 @@ class StageLayout:
         return StageLayout(
             self.order,
             {i: flip(x) for i, x in self.retained.items()},
+            tuple(flip(x) for x in self.first),
             tuple(tuple(flip(x) for x in one) for one in self.streamed),
             self.ordinal,
+            self.ordinal_later,
             tuple(flip(x) for x in self.unplanned),
             arena_nbytes,
         )
 
 
-def streamed_sizes(stage: Stage, retained: Collection[int], align: int = ALIGN) -> list[int]:
-    """Return the padded sizes of the visits that load in every pass, in order."""
-    return [align_up(stage.segments[i].nbytes, align) for i in stage.order if i not in retained]
+def _sizes(stage: Stage, retained: Collection[int], align: int = ALIGN) -> tuple[list[int], list[int]]:
+    """Return the padded sizes of the visits that load in the first pass, and in every later one, in order."""
+    first, later = (
+        [
+            align_up(stage.segments[i].nbytes, align)
+            for i in map(stage.order.__getitem__, stage.positions(n))
+            if i not in retained
+        ]
+        for n in range(2)
+    )
+    return first, later
 
 
 def slot_room(stage: Stage, retained: Collection[int], slots: int, align: int = ALIGN) -> int:
     """Return the bytes of the region that `slots` loads of a stage share."""
-    sizes = streamed_sizes(stage, retained, align)
+    first, later = _sizes(stage, retained, align)
     unplanned = [align_up(stage.segments[i].nbytes, align) for i in stage.unvisited]
     least = max(unplanned, default=0)
-    if not sizes:
+    if not first:
         return least
-    return max(least, min(_rotation_room(sizes, slots), _two_ends_room(sizes, slots)))
+    return max(least, min(_rotation_room(first, slots), _two_ends_room(first, later, slots)))
 
 
 def lay_out_stage(
@@ -123,18 +140,24 @@ def lay_out_stage(
     for i in stage.visited:
         if i in keep and i not in where:
             where[i] = holes.take(align_up(stage.segments[i].nbytes, align))
-    streamed = tuple(
+    first, *streamed = (
         tuple(Extent(region.offset + x.offset, x.nbytes) for x in one)
-        for one in _place(streamed_sizes(stage, keep, align), slots)
+        for one in _place(*_sizes(stage, keep, align), slots)
     )
     sized = [align_up(s.nbytes, align) for s in stage.segments]
     unplanned = tuple(where.get(i, Extent(region.offset, nbytes)) for i, nbytes in enumerate(sized))
-    ordinal, k = [], 0
-    for i in stage.order:
-        ordinal.append(-1 if i in keep else k)
-        k += i not in keep
     nbytes = room + sum(x.nbytes for x in where.values())
-    return StageLayout(stage.order, where, streamed, tuple(ordinal), unplanned, nbytes)
+    ordinals = (_ordinal(stage.order, keep), _ordinal(stage.order, keep | stage.once))
+    return StageLayout(stage.order, where, first, tuple(streamed), *ordinals, unplanned, nbytes)
+
+
+def _ordinal(order: Sequence[int], without: Collection[int]) -> tuple[int, ...]:
+    """Return the how-manieth of the others each position is, -1 for those left out."""
+    ordinal, k = [], 0
+    for i in order:
+        ordinal.append(-1 if i in without else k)
+        k += i not in without
+    return tuple(ordinal)
 
 
 class _Holes:
@@ -169,32 +192,32 @@ def _rotation_room(sizes: Sequence[int], slots: int) -> int:
     return _rotating(sizes, slots) * max(sizes)
 
 
-def _two_ends_room(sizes: Sequence[int], slots: int) -> int:
+def _two_ends_room(first: Sequence[int], later: Sequence[int], slots: int) -> int:
     """Return the largest sum of two consecutive loads, the wrap to the next pass included."""
     if slots != 2:
-        return _rotation_room(sizes, slots)
-    return max(a + b for a, b in pairwise([*sizes, sizes[0]]))
+        return _rotation_room(first, slots)
+    loads = [*first, *later, (later or first)[0]]
+    return max(a + b for a, b in pairwise(loads))
 
 
-def _place(sizes: Sequence[int], slots: int) -> tuple[tuple[Extent, ...], ...]:
-    """Return the extents pass by pass until they repeat: at most `slots` different passes."""
-    if not sizes:
-        return ((),)
-    stride = max(sizes)
-    room = _two_ends_room(sizes, slots)
-    from_ends = room < _rotation_room(sizes, slots)
-    count = 2 if from_ends else _rotating(sizes, slots)
-    passes = []
+def _place(first: Sequence[int], later: Sequence[int], slots: int) -> list[tuple[Extent, ...]]:
+    """Return the extents of the first pass, then those of later ones until they repeat."""
+    if not first:
+        return [(), ()]
+    stride = max(first)
+    room = _two_ends_room(first, later, slots)
+    from_ends = room < _rotation_room(first, slots)
+    count = 2 if from_ends else _rotating(first, slots)
+
+    def extents(load: int, sizes: Sequence[int]) -> tuple[Extent, ...]:
+        at = [((load + k) % count, nbytes) for k, nbytes in enumerate(sizes)]
+        if from_ends:
+            return tuple(Extent(room - nbytes if slot else 0, nbytes) for slot, nbytes in at)
+        return tuple(Extent(slot * stride, nbytes) for slot, nbytes in at)
+
+    passes = [extents(0, first)]
     for p in range(count):
-        first = p * len(sizes)
-        if p and first % count == 0:
+        if p and p * len(later) % count == 0:
             break
-        extents = []
-        for k, nbytes in enumerate(sizes):
-            slot = (first + k) % count
-            if from_ends:
-                extents.append(Extent(room - nbytes if slot else 0, nbytes))
-            else:
-                extents.append(Extent(slot * stride, nbytes))
-        passes.append(tuple(extents))
-    return tuple(passes)
+        passes.append(extents(len(first) + p * len(later), later))
+    return passes

@@ -176,8 +176,8 @@ def _assemble(
         if observed is None or layouts:
             either.append(draft.mirrored(arena))
         if layouts:
-            last = schedule.stages[over + len(layouts) - 1].passes.expected - 1
-            either.sort(key=lambda x: _wait_for(layouts[-1], last, x))
+            last = schedule.stages[over + len(layouts) - 1]
+            either.sort(key=lambda x: _wait_for(last, layouts[-1], x))
         layouts.append(either[0])
     plans = (StagePlan(c.policy, c.slots, x) for c, x in zip(chosen, layouts, strict=True))
     return Plan(schedule, (*before, *plans), arena, limits.lookahead)
@@ -193,9 +193,11 @@ def _lay_out_around(
     return around if around.end <= max(observed.end_nbytes, fresh.end) else fresh
 
 
-def _wait_for(before: StageLayout, last_pass: int, after: StageLayout) -> tuple[int, ...]:
-    """Return, for the first two loads of a stage, up to which visit of the last pass before they wait."""
-    extents = [before.extent(last_pass, k) for k in range(len(before.order))]
+def _wait_for(stage: Stage, before: StageLayout, after: StageLayout) -> tuple[int, ...]:
+    """Return, for the first two loads after a stage, up to which visit of its last pass they wait."""
+    last = stage.passes.expected - 1
+    positions = stage.positions(last)
+    extents = [before.extent(last if positions else 0, k) for k in positions or stage.positions(0)]
     waits = []
     for position in range(min(2, len(after.order))):
         head = after.extent(0, position)

@@ -120,7 +120,7 @@ def _nbytes(stage: Stage, chosen: Sequence[int]) -> int:
 
 
 def _choices(stage: Stage) -> list[int]:
-    return [i for i in stage.visited if not stage.segments[i].resident]
+    return [i for i in stage.visited if not stage.segments[i].resident and i not in stage.once]
 
 
 NONE = RetentionPolicy("none", retain_none, retains=False)

@@ -126,9 +126,9 @@ class Scheduler:
         here = self._cursor
         if here is None or here.stage != stage or self._pass_of(stage) not in (None, here.pass_index):
             return None
-        order = self.plan.schedule.stages[stage].order
-        for position in range(here.position, len(order)):
-            if order[position] == segment:
+        planned = self.plan.schedule.stages[stage]
+        for position in range(here.position, len(planned.order)):
+            if planned.order[position] == segment and planned.is_visited(here.pass_index, position):
                 return here._replace(position=position)
         return None
 
@@ -377,19 +377,24 @@ class Scheduler:
 
     def _after(self, visit: Visit) -> Visit | None:
         """Return the visit after `visit` as far as is known; past an exact end lies the next stage."""
-        if visit.position + 1 < self._pass_length(visit.stage):
-            return Visit(visit.stage, visit.pass_index, visit.position + 1)
-        most = self.plan.schedule.stages[visit.stage].passes.most
+        stage = self.plan.schedule.stages[visit.stage]
+        following = stage.position_from(visit.pass_index, visit.position + 1)
+        if following is not None:
+            return Visit(visit.stage, visit.pass_index, following)
+        most = stage.passes.most
         if most is None or visit.pass_index + 1 < most:
-            return Visit(visit.stage, visit.pass_index + 1, 0)
+            following = stage.position_from(visit.pass_index + 1, 0)
+            if following is not None:
+                return Visit(visit.stage, visit.pass_index + 1, following)
         return self._first_of(visit.stage + 1)
 
     def _is_last_use(self, visit: Visit) -> bool:
         """Return whether no later planned visit uses the segment; of a detour only the stage's end says."""
         stage = self.plan.schedule.stages[visit.stage]
-        if stage.passes.most is None or visit.pass_index + 1 < stage.passes.most:
-            return False
         if visit.position >= len(stage.order):
+            return False
+        only = stage.order[visit.position] in stage.once
+        if not only and (stage.passes.most is None or visit.pass_index + 1 < stage.passes.most):
             return False
         if visit.stage not in self._last_positions:
             last = {segment: k for k, segment in enumerate(stage.order)}

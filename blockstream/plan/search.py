@@ -85,13 +85,18 @@ def least_of(stage: Stage, slots: int | None, align: int) -> tuple[int, int, int
 
 
 def _everything(stage: Stage, align: int) -> int:
-    """Return the arena in which all visited segments stay, beside one that is asked for unplanned."""
-    spare = slot_room(stage, frozenset(stage.visited), SLOT_COUNTS[0], align)
-    return sum(align_up(stage.segments[i].nbytes, align) for i in stage.visited) + spare
+    """Return the arena in which all that is used again stays, beside slots for the rest."""
+    lasting = _lasting(stage)
+    spare = slot_room(stage, frozenset(lasting), SLOT_COUNTS[0], align)
+    return sum(align_up(stage.segments[i].nbytes, align) for i in lasting) + spare
+
+
+def _lasting(stage: Stage) -> tuple[int, ...]:
+    return tuple(i for i in stage.visited if i not in stage.once)
 
 
 def _resident(stage: Stage) -> list[int]:
-    return [i for i in stage.visited if stage.segments[i].resident]
+    return [i for i in _lasting(stage) if stage.segments[i].resident]
 
 
 def _candidates(
@@ -100,7 +105,7 @@ def _candidates(
     resident = _resident(stage)
     padded = _padded(stage, limits.align)
     held = sum(padded.segments[i].nbytes for i in resident)
-    everything = Candidate(policy.name, limits.slots or SLOT_COUNTS[0], stage.visited)
+    everything = Candidate(policy.name, limits.slots or SLOT_COUNTS[0], _lasting(stage))
     all_fit = _everything(stage, limits.align) <= limits.arena_nbytes
     if all_fit and policy.retains:
         yield everything

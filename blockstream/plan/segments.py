@@ -117,6 +117,7 @@ class Stage:
     `order` holds indices into `segments`; one that occurs twice is visited twice in a pass, one that
     does not occur is loaded only if compute asks for it. `pace` holds how much longer than
     `Segment.execute_s` the visits of each pass take, as a factor; 1 for the passes it leaves out.
+    The segments in `once` are visited in the first pass alone: a tier above keeps them from then on.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Stage:
     order: tuple[int, ...] = ()
     passes: Passes = field(default_factory=lambda: Exactly(1))
     pace: tuple[float, ...] = ()
+    once: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.segments:
@@ -144,6 +146,25 @@ class Stage:
     def visited(self) -> tuple[int, ...]:
         """Return the segments a pass visits, each once, in the order of their first visit."""
         return tuple(dict.fromkeys(self.order))
+
+    @cached_property
+    def _later(self) -> tuple[int, ...]:
+        return tuple(k for k, i in enumerate(self.order) if i not in self.once)
+
+    def positions(self, pass_index: int) -> Sequence[int]:
+        """Return the positions that a pass visits, in order."""
+        return self._later if pass_index and self.once else range(len(self.order))
+
+    def is_visited(self, pass_index: int, position: int) -> bool:
+        """Return whether a pass visits a position of the order."""
+        return pass_index == 0 or not self.once or self.order[position] not in self.once
+
+    def position_from(self, pass_index: int, position: int) -> int | None:
+        """Return the first position from one on that a pass visits, None when none is left."""
+        for k in range(position, len(self.order)):
+            if self.is_visited(pass_index, k):
+                return k
+        return None
 
     @cached_property
     def execute_s(self) -> float:
@@ -212,5 +233,5 @@ class Schedule:
         """Yield the visits of the expected passes in the order they run."""
         for s, stage in enumerate(self.stages):
             for p in range(stage.passes.expected):
-                for k in range(len(stage.order)):
+                for k in stage.positions(p):
                     yield Visit(s, p, k)

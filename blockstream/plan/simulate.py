@@ -206,6 +206,7 @@ class _Recurrence:
         there: Collection[int],
     ) -> None:
         self._stage, self._retained, self._slots, self._lookahead = stage, retained, slots, lookahead
+        self._passes = 0
         self.now = 0.0
         self.read_nbytes = 0
         self._loader = 0.0
@@ -215,7 +216,9 @@ class _Recurrence:
 
     def run_pass(self, pace: float) -> None:
         """Go through one pass."""
-        for i in self._stage.order:
+        positions = self._stage.positions(self._passes)
+        self._passes += 1
+        for i in map(self._stage.order.__getitem__, positions):
             segment = self._stage.segments[i]
             ready = self._loaded_at.get(i)
             if ready is None:

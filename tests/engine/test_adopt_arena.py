@@ -30,7 +30,7 @@ def anew(plan, units, kept=None, slots=None, **more):
 
 def extents(layout):
     """Return all extents of a layout that may be in use at once: what is retained, and the slots as one."""
-    slots = [x for one in layout.streamed for x in one]
+    slots = [x for one in (layout.first, *layout.streamed) for x in one]
     region = [] if not slots else [(layout.base, max(x.end for x in slots))]
     return [(x.offset, x.end) for x in layout.retained.values() if x.nbytes] + region
 
@@ -135,9 +135,8 @@ def test_what_is_there_costs_no_read_in_the_prediction():
 @given(any_stage(), st.integers(0, 20), st.sets(st.integers(0, 6)))
 @settings(max_examples=200, deadline=None)
 def test_an_adjusted_choice_fits_and_only_thins_out_or_only_adds(one, room, there):
-    there = {i for i in there if i < len(one.segments)} - {
-        i for i, s in enumerate(one.segments) if s.resident
-    }
+    choices = {i for i, s in enumerate(one.segments) if not s.resident} - one.once
+    there &= choices
     chosen = adjust_spread(one, room * UNIT, there)
     assert len(set(chosen)) == len(chosen)
     assert sum(one.segments[i].nbytes for i in chosen) <= room * UNIT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 
 from blockstream.plan.planner import make_plan
@@ -45,6 +47,23 @@ def test_two_stages_run_as_simulated():
 
 def test_one_visit_of_lookahead_runs_as_simulated():
     plan = make_plan(schedule(stage(passes=3, load=2)), 4 * UNIT, [PREFIX], slots=2, lookahead=1)
+    assert_agree(plan)
+
+
+def test_what_only_the_first_pass_visits_is_loaded_once_and_the_rest_as_before():
+    one = stage(sizes=(1,) * 6, load=2, execute=1, passes=3)
+    plan = make_plan(schedule(replace(one, once=frozenset({1, 2, 5}))), 3 * UNIT, [SPREAD])
+    loads = [e.visit for e in simulate(plan) if e.kind == "load"]
+    read = [one.order[v.position] for v in loads]
+    assert all(read.count(i) == 1 for i in (1, 2, 5))
+    assert [v for v in loads if v.pass_index and v.position in (1, 2, 5)] == []
+    assert_agree(plan)
+
+
+def test_a_stage_that_is_kept_above_makes_room_for_the_next_after_its_first_pass():
+    kept = replace(stage("a", (1,) * 3, execute=4, passes=5), once=frozenset(range(3)))
+    plan = make_plan(schedule(kept, stage("b", (1,) * 3)), 2 * UNIT, [SPREAD])
+    assert [e.visit.stage for e in simulate(plan) if e.kind == "load"] == [0, 0, 0, 1, 1, 1]
     assert_agree(plan)
 
 

@@ -24,7 +24,8 @@ def stages(draw, name="s"):
         for i, (n, l, e) in enumerate(costs)
     )
     order = tuple(range(len(built))) + tuple(draw(st.lists(st.integers(0, len(built) - 1), max_size=3)))
-    return Stage(name, built, order, draw(passes))
+    once = draw(st.frozensets(st.integers(0, len(built) - 1), max_size=draw(st.sampled_from([0, 0, 3, 7]))))
+    return Stage(name, built, order, draw(passes), once=once)
 
 
 @st.composite
