@@ -18,8 +18,8 @@ from blockstream.plan.scheduler import Scheduler
 from blockstream.plan.segments import Extent, Visit
 
 from .clock import Clock, SystemClock
-from .ledger import Ledger, Span
-from .loader import Loader
+from .ledger import Ledger, Span, Track
+from .loader import HOST, Lanes, Loader
 from .store import Handle, Store
 
 #: A signal that comes just before a thread sleeps is heard when it wakes: no wait is longer than this.
@@ -42,20 +42,21 @@ class Engine:
         clock: Clock | None = None,
         on_loaded: Callable[[Span], None] | None = None,
         on_executed: Callable[[Span], None] | None = None,
+        lanes: Lanes = HOST,
     ) -> None:
         clock = clock or SystemClock()
         self.ledger = ledger if ledger is not None else Ledger(clock=clock.now)
         self.unplanned = 0
         self._plan = plan
         self._scheduler = Scheduler(plan)
-        self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded, self._trim)
+        self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded, self._trim, lanes)
         self._condition = self._loader.condition
         self._on_executed = on_executed
         self._held: set[Visit] = set()
         self._keep: Callable[[Iterable[Extent]], object] | None = None
         self._segments = [{s.name: i for i, s in enumerate(x.segments)} for x in plan.schedule.stages]
         self._closed = False
-        self._track = self.ledger.compute
+        self._track = self.ledger.compute if lanes.compute else Track(self.ledger, "", kept=False)
 
     @property
     def plan(self) -> Plan:
@@ -105,10 +106,38 @@ class Engine:
         The wait is recorded as a stall. A segment that is not next is skipped to, or loaded on demand.
         Raises SegmentLoadError naming the segment and cause if a load failed, EngineError once closed.
         """
+        index = self.plan.schedule.index(stage)
+        return self._take(lambda: self._seek(index, segment))
+
+    def fetch(self, visit: Visit, segment: int) -> tuple[Visit, Handle]:
+        """Return a segment, by number, for a visit of an engine above; as `acquire`.
+
+        Plans of both have the same order, but for the moment in which one is adopted: what does not come
+        here is loaded on demand.
+        """
+        return self._take(lambda: self._seek_for(visit, segment))
+
+    def comes(self, visit: Visit, segment: int) -> bool:
+        """Return whether a visit of an engine above is one that is planned here, and still to come."""
+        with self._condition:
+            here = self._scheduler.cursor
+            stage = self.plan.schedule.stages[visit.stage]
+            return (
+                here is not None
+                and visit >= here
+                and visit.stage == here.stage
+                and visit.position < len(stage.order)
+                and stage.order[visit.position] == segment
+                and stage.is_visited(visit.pass_index, visit.position)
+            )
+
+    def _take(self, seek: Callable[[], Visit]) -> tuple[Visit, Handle]:
+        """Return the visit that `seek` finds, under the condition, and its handle once that is there."""
         self._track.mark("outside")
         with self._condition:
             self._refuse_closed()
-            visit = self._seek(self.plan.schedule.index(stage), segment)
+            visit = seek()
+            segment = self.plan.schedule.segment(visit).name
             while (load := self._scheduler.acquire(visit)) is None:
                 self._refuse_endless_wait(visit)
                 self._condition.wait(HEARTBEAT_S)
@@ -251,6 +280,19 @@ class Engine:
         else:
             self.unplanned += 1
             visit, freed = self._scheduler.detour(stage, index)
+        self._loader.release(freed)
+        return visit
+
+    def _seek_for(self, at: Visit, segment: int) -> Visit:
+        """Return the visit to acquire for one of an engine above, moving the cursor there."""
+        cursor = self._scheduler.cursor
+        if cursor is not None and cursor.stage < at.stage:
+            self._loader.release(self._scheduler.end_stage(at.stage - 1))
+        if self.comes(at, segment):
+            self._loader.release(self._scheduler.skip_to(at))
+            return at
+        self.unplanned += 1
+        visit, freed = self._scheduler.detour(at.stage, segment)
         self._loader.release(freed)
         return visit
 

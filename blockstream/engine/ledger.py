@@ -28,8 +28,8 @@ MOST_NBYTES = 1 << 30
 FLUSH_S = 2.0
 
 #: The kinds of span, by thread. compute: "execute" a segment's forward, "stall" compute waiting for a
-#: load, "outside" everything between segments, "replan". loader: "load", "idle".
-KINDS = ("execute", "stall", "outside", "replan", "load", "idle")
+#: load, "outside" everything between segments, "replan". loader: "load", "idle". link: "copy", "idle".
+KINDS = ("execute", "stall", "outside", "replan", "load", "idle", "copy")
 
 
 class Span(NamedTuple):
@@ -207,11 +207,12 @@ class Ledger:
 class Track:
     """The spans of one thread, without a gap: `mark` closes the span that began at the last mark.
 
-    `phase` labels spans that have no label of their own.
+    `phase` labels spans that have no label of their own. One that is not `kept` leaves none in the ledger.
     """
 
-    def __init__(self, ledger: Ledger, thread: str) -> None:
+    def __init__(self, ledger: Ledger, thread: str, kept: bool = True) -> None:
         self._ledger = ledger
+        self._kept = kept
         self._thread = thread
         self.phase = ""
         self.at = ledger.now()
@@ -220,7 +221,8 @@ class Track:
         """Record what the thread did since the last mark."""
         now = self._ledger.now()
         span = Span(self._thread, kind, self.at, now, label or self.phase, visit, nbytes)
-        self._ledger.add(span)
+        if self._kept:
+            self._ledger.add(span)
         self.at = now
         return span
 

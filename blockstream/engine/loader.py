@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from blockstream.plan.loads import Load
 from blockstream.plan.scheduler import Scheduler
@@ -19,6 +19,18 @@ from blockstream.plan.scheduler import Scheduler
 from .clock import Clock
 from .ledger import Ledger, Span
 from .store import Handle, Loading, Store, Whole
+
+
+class Lanes(NamedTuple):
+    """What the ledger calls an engine's compute thread ("" leaves no spans), its loader and a load."""
+
+    compute: str = "compute"
+    loader: str = "loader"
+    load: str = "load"
+
+
+#: An engine between disk and memory.
+HOST = Lanes()
 
 
 class Loader:
@@ -37,6 +49,7 @@ class Loader:
         clock: Clock,
         on_loaded: Callable[[Span], None] | None = None,
         on_dropped: Callable[[], None] = lambda: None,
+        lanes: Lanes = HOST,
     ) -> None:
         self.condition = clock.condition()
         self.handles: dict[Load, Handle] = {}
@@ -47,11 +60,12 @@ class Loader:
         self._ledger = ledger
         self._on_loaded = on_loaded
         self._on_dropped = on_dropped
+        self._lanes = lanes
         self._closing = False
         #: The load begun while the last one ended.
         self._begun: tuple[Load, Loading] | None = None
         self._thread = clock.thread(
-            threading.Thread(target=self._run, name="blockstream-loader", daemon=True)
+            threading.Thread(target=self._run, name=f"blockstream-{lanes.loader}", daemon=True)
         )
 
     @property
@@ -101,7 +115,7 @@ class Loader:
                 self._begun[1].abandon()
 
     def _load_until_closed(self) -> None:
-        track = self._ledger.track("loader")
+        track, kind = self._ledger.track(self._lanes.loader), self._lanes.load
         while (begun := self._next()) is not None:
             load, loading = begun
             track.mark("idle")
@@ -109,9 +123,9 @@ class Loader:
                 handle = loading.finish(self._begin_another)
             except BaseException:
                 self.failed = load
-                track.mark("load", load.segment.name, load.visit)
+                track.mark(kind, load.segment.name, load.visit)
                 raise
-            span = track.mark("load", load.segment.name, load.visit, load.segment.streamed_nbytes)
+            span = track.mark(kind, load.segment.name, load.visit, load.segment.streamed_nbytes)
             with self.condition:
                 if self._scheduler.loaded(load) and not self._closing:
                     self.handles[load] = handle

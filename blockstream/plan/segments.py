@@ -46,7 +46,8 @@ class Segment:
     """What is loaded and released together.
 
     `nbytes` is the room it needs in the arena, `read_nbytes` what one load reads from storage
-    (`nbytes` when None), `load_s` and `execute_s` the seconds one load and one visit take.
+    (`nbytes` when None), `load_s` and `execute_s` the seconds one load and one visit take. A device holds
+    `copied_nbytes` of it, which take `copy_s` over the link.
     A `resident` segment stays from its first visit to the end of its stage whatever the policy.
     """
 
@@ -56,6 +57,8 @@ class Segment:
     execute_s: float = 0.0
     read_nbytes: int | None = None
     resident: bool = False
+    copied_nbytes: int = 0
+    copy_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.nbytes < 0 or self.load_s < 0 or self.execute_s < 0:

@@ -1,0 +1,80 @@
+"""Plan a device over host memory: what stays on the device, what of the rest in host memory, what on disk.
+
+Two runs of the same planner. The host's order is what the device misses: all of it in the first pass, what
+streams there in every pass after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .layout import ALIGN
+from .planner import Plan, make_plan
+from .retention import POLICIES, RetentionPolicy
+from .segments import Schedule, Segment, Stage
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """The plans of a device and of the host memory below it; visits of both have the same numbers."""
+
+    device: Plan
+    host: Plan
+
+
+def make_tiers(
+    schedule: Schedule,
+    rooms: tuple[int, int],
+    policies: Sequence[RetentionPolicy] = POLICIES,
+    *,
+    slots: int | None = None,
+    lookahead: int | None = None,
+    align: int = ALIGN,
+) -> Tiers:
+    """Return the plans for (bytes on the device, bytes of host memory); arguments as of `make_plan`.
+
+    Segments of `schedule` have their room in host memory, what a device holds of them, the seconds of a
+    load and of a copy. Raises BudgetError naming the least of the tier that cannot hold two slots.
+    """
+    device_nbytes, host_nbytes = rooms
+    above = device_schedule(schedule, frozenset())
+    device = make_plan(above, device_nbytes, policies, slots=slots, lookahead=lookahead, align=align)
+    below = host_schedule(schedule, device)
+    host = make_plan(below, host_nbytes, policies, slots=slots, align=align)
+    missed = frozenset(
+        (s, i)
+        for s, (stage, planned) in enumerate(zip(host.schedule.stages, host.stages, strict=True))
+        for i in stage.visited
+        if i not in planned.layout.retained
+    )
+    return Tiers(replace(device, schedule=device_schedule(schedule, missed)), host)
+
+
+def device_schedule(schedule: Schedule, missed: frozenset[tuple[int, int]]) -> Schedule:
+    """Return the schedule as a device has it: a load is a copy, or a read from disk of what is `missed`.
+
+    `missed` are (stage, segment) that host memory does not keep.
+    """
+
+    def above(at: tuple[int, int], s: Segment) -> Segment:
+        load_s = max(s.copy_s, s.load_s) if at in missed else s.copy_s
+        return replace(s, nbytes=s.copied_nbytes, load_s=load_s, read_nbytes=s.copied_nbytes)
+
+    return Schedule(
+        tuple(
+            replace(stage, segments=tuple(above((n, i), s) for i, s in enumerate(stage.segments)))
+            for n, stage in enumerate(schedule.stages)
+        )
+    )
+
+
+def host_schedule(schedule: Schedule, device: Plan) -> Schedule:
+    """Return the schedule as the host's memory has it: what the device retains is visited once."""
+
+    def below(n: int, stage: Stage) -> Stage:
+        kept = frozenset(device.stages[n].layout.retained)
+        segments = tuple(replace(s, resident=False) for s in stage.segments)
+        return replace(stage, segments=segments, once=kept)
+
+    return Schedule(tuple(below(n, stage) for n, stage in enumerate(schedule.stages)))
