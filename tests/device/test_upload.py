@@ -18,8 +18,7 @@ from blockstream.plan.planner import least_arena
 from blockstream.plan.retention import NONE, POLICIES, PREFIX, SPREAD
 from blockstream.plan.segments import AtMost, Exactly, Schedule, Stage, Unknown
 from blockstream.plan.tiers import device_schedule, host_schedule, make_tiers
-
-from .towers import Weights, tower
+from tests.support.towers import Weights, tower
 
 KIND = st.sampled_from(["late", "early"])
 

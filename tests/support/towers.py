@@ -19,7 +19,7 @@ from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
 from blockstream.engine.loader import Lanes
 from blockstream.plan.segments import Extent, Schedule, Segment, Stage
-from tests.checkpoint.files import write
+from tests.support.checkpoint_files import write
 
 
 class Weights:
