@@ -26,15 +26,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks._results import table, write
 from blockstream.cli.main import main as blockstream
 from blockstream.run.config import make_config
-from movd.coreml.compare import TOLERANCES, Opened, difference
-from movd.coreml.convert import Form, convert, example
-from movd.coreml.int8 import dequantised, is_quantised
-from movd.coreml.interpreter import FiniteWatch
-from movd.coreml.manifest import Program, Tensor, describe_package
-from movd.coreml.networks import Networks, What
-from movd.coreml.segments import HIDDEN
-from movd.coreml.tools import coremltools
 from movd.released import OPENSORA_VAE, STDIT3_XL_2, T5_V1_1_XXL
+from movd_coreml.compare import TOLERANCES, Opened, difference
+from movd_coreml.convert import Form, convert, example
+from movd_coreml.int8 import dequantised, is_quantised
+from movd_coreml.interpreter import FiniteWatch
+from movd_coreml.manifest import Program, Tensor, describe_package
+from movd_coreml.networks import Networks, What
+from movd_coreml.segments import HIDDEN
+from movd_coreml.tools import coremltools
 
 COMMAND = "python benchmarks/coreml_full.py"
 SIZE = (68, 256, 256)

@@ -16,34 +16,6 @@ def _pipeline(options: Any) -> Any:
     return MovdPipeline(options)
 
 
-@hookimpl
-def backends() -> Sequence[Choice]:
-    """List what computes exported Core ML packages."""
-    from movd.coreml.options import CoreMLOptions, InterpreterOptions
-
-    return [
-        Choice(
-            "coreml-interpreter",
-            _interpreter,
-            InterpreterOptions,
-            summary="exported Core ML packages, evaluated with torch on any system",
-        ),
-        Choice("coreml", _coreml, CoreMLOptions, summary="exported Core ML packages, by Core ML on macOS"),
-    ]
-
-
-def _interpreter(options: Any) -> Any:
-    from movd.coreml.backend import PackagesBackend
-
-    return PackagesBackend(Path(options.packages))
-
-
-def _coreml(options: Any) -> Any:
-    from movd.coreml.macos import CoreMLBackend
-
-    return CoreMLBackend(options)
-
-
 #: A config.json that leaves one out means the default of transformers, which is the library's to know.
 _T5_SIZES = {"vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"}
 

@@ -138,12 +138,13 @@ class FinalLayer(nn.Module):
         Known frames are modulated twice, by t and then by t0, as the original's code does and
         as the released weights were trained.
         """
-        u = self._modulated(x, t)
+        u = self.modulated(x, t)
         if t0 is not None and x_mask is not None:
-            u = torch.where(x_mask[:, :, None, None], u, self._modulated(u, t0))
+            u = torch.where(x_mask[:, :, None, None], u, self.modulated(u, t0))
         return self.linear(u)
 
-    def _modulated(self, x: Tensor, t: Tensor) -> Tensor:
+    def modulated(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return x [B, T, S, C] shifted and scaled by the table and by t [B, C]."""
         m = self.scale_shift_table.to(x.dtype) + t[:, None]
         shift, scale = m[:, None, None].unbind(3)
         return modulate(x, shift, scale)

@@ -55,9 +55,9 @@ def _config(coreml_models):
 def _exported(coreml_config, tmp_path_factory):
     """Two presets, one with a shorter last chunk; float32, T5 in int8, functions joined in one package."""
     need_coremltools()
-    from movd.coreml.convert import Form
-    from movd.coreml.export import Settings, export
-    from movd.coreml.networks import What
+    from movd_coreml.convert import Form
+    from movd_coreml.export import Settings, export
+    from movd_coreml.networks import What
 
     settings = Settings(What(((17, 16, 16), (20, 16, 32))), Form("iOS18"), ("t5",))
     return export(coreml_config(), tmp_path_factory.mktemp("export") / "a", settings)
@@ -67,9 +67,9 @@ def _exported(coreml_config, tmp_path_factory):
 def _exported_flexible(coreml_config, tmp_path_factory):
     """The same two sizes by functions that range over both; STDiT3 in half precision, an older target."""
     need_coremltools()
-    from movd.coreml.convert import Form
-    from movd.coreml.export import Settings, export
-    from movd.coreml.networks import What
+    from movd_coreml.convert import Form
+    from movd_coreml.export import Settings, export
+    from movd_coreml.networks import What
 
     what = What(((17, 32, 32), (17, 16, 48)), flexible=True)
     out = tmp_path_factory.mktemp("export") / "b"

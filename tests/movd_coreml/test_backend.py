@@ -13,7 +13,7 @@ from blockstream.run import runner
 from blockstream.run.config import load_config, make_config
 from blockstream.verify.comparison import verify
 from movd import pipeline
-from movd.coreml import packaged
+from movd_coreml import packaged
 from tests.support.coreml import need_coremltools
 from tests.support.interrupted import Passes
 
@@ -25,7 +25,7 @@ ARENA = "5MiB"
 def _exported_tiny(tmp_path_factory):
     """The embedded model for one small size."""
     need_coremltools()
-    from movd.coreml.export import export
+    from movd_coreml.export import export
 
     return export(tiny(), tmp_path_factory.mktemp("export") / "tiny")
 

@@ -10,12 +10,12 @@ import torch
 
 from blockstream.cli.main import main
 from blockstream.errors import ConfigError
-from movd.coreml import tools
-from movd.coreml import verify as verifying
-from movd.coreml.compare import difference
-from movd.coreml.int8 import dequantised
-from movd.coreml.networks import Networks, What
-from movd.coreml.segments import HIDDEN
+from movd_coreml import tools
+from movd_coreml import verify as verifying
+from movd_coreml.compare import difference
+from movd_coreml.int8 import dequantised
+from movd_coreml.networks import Networks, What
+from movd_coreml.segments import HIDDEN
 from tests.support.coreml import need_coremltools
 
 #: Exports take a while where other processes compute.

@@ -9,15 +9,15 @@ from torch import nn
 
 from blockstream.errors import CheckpointError, ConfigError, ModelError
 from blockstream.run.config import load_config
-from movd.coreml import export as module
-from movd.coreml.compare import Opened
-from movd.coreml.convert import Form, convert
-from movd.coreml.export import JOURNAL_NAME, Settings, export
-from movd.coreml.int8 import dequantised, dequantised_half
-from movd.coreml.manifest import MANIFEST_NAME, Program, describe_package, open_export
-from movd.coreml.networks import Networks, What, parse_size
-from movd.coreml.segments import tensor
-from movd.coreml.verify import verify
+from movd_coreml import export as module
+from movd_coreml.compare import Opened
+from movd_coreml.convert import Form, convert
+from movd_coreml.export import JOURNAL_NAME, Settings, export
+from movd_coreml.int8 import dequantised, dequantised_half
+from movd_coreml.manifest import MANIFEST_NAME, Program, describe_package, open_export
+from movd_coreml.networks import Networks, What, parse_size
+from movd_coreml.segments import tensor
+from movd_coreml.verify import verify
 from tests.support.coreml import need_coremltools
 
 #: Exports take a while where other processes compute.

@@ -10,10 +10,10 @@ import torch
 
 from blockstream.errors import CheckpointError, ConfigError, ModelError, SegmentLoadError
 from blockstream.run import runner
-from movd.coreml import macos
-from movd.coreml.compiled import UNITS, CompiledPackages, CoreML
-from movd.coreml.interpreter import Package, evaluate
-from movd.coreml.macos import TOLERANCE, difference
+from movd_coreml import macos
+from movd_coreml.compiled import UNITS, CompiledPackages, CoreML
+from movd_coreml.interpreter import Package, evaluate
+from movd_coreml.macos import TOLERANCE, difference
 
 
 class Runtime:
@@ -191,7 +191,7 @@ def test_another_process_may_have_compiled_it_meanwhile(exported, tmp_path):
 
 
 def test_a_package_that_is_not_what_was_exported_is_not_compiled(exported, tmp_path):
-    from movd.coreml.manifest import open_export
+    from movd_coreml.manifest import open_export
 
     shutil.copytree(exported.folder, tmp_path / "copy")
     copy = open_export(tmp_path / "copy")
@@ -231,7 +231,7 @@ def test_core_ml_is_called_as_coremltools_has_it(monkeypatch, tmp_path):
                 return "model"
 
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr("movd.coreml.tools.coremltools", lambda: Tools)
+    monkeypatch.setattr("movd_coreml.tools.coremltools", lambda: Tools)
     runtime = CoreML()
     assert runtime.version.startswith("coremltools 9.0, macOS")
     runtime.compile(tmp_path / "a.mlpackage", tmp_path / "a.mlmodelc")
@@ -243,7 +243,7 @@ def test_core_ml_is_called_as_coremltools_has_it(monkeypatch, tmp_path):
 
 
 def test_coremltools_itself_has_these_names():
-    from movd.coreml.tools import available, coremltools
+    from movd_coreml.tools import available, coremltools
 
     if not available():
         pytest.skip("coremltools is not installed")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from blockstream.errors import CheckpointError, ConfigError
-from movd.coreml.manifest import (
+from movd_coreml.manifest import (
     MANIFEST_NAME,
     Manifest,
     Preset,

@@ -12,10 +12,10 @@ from blockstream.module.attention import attention_hooks
 from blockstream.plugins.manager import activate
 from blockstream.run.config import make_config
 from movd.attention import attention_layers
-from movd.coreml.int8 import dequantised, is_quantised
-from movd.coreml.networks import Networks, What, gather_frames
-from movd.coreml.segments_vae import _parts, temporal_units
 from movd.options import MovdOptions
+from movd_coreml.int8 import dequantised, is_quantised
+from movd_coreml.networks import Networks, What, gather_frames
+from movd_coreml.segments_vae import parts_within, temporal_units
 
 SIZES = ((17, 16, 16), (20, 24, 40))
 
@@ -175,10 +175,10 @@ def test_no_part_of_the_vae_exceeds_what_is_given_unless_one_layer_does(networks
         return sum(4 * p.numel() for path in unit.modules for p in vae.get_submodule(path).parameters())
 
     most = 3 * max(map(size, units)) // 2
-    parts = _parts(vae, units, most)
+    parts = parts_within(vae, units, most)
     assert [unit for part in parts for unit in part] == units and len(parts) > 1
     assert all(sum(map(size, part)) <= most for part in parts)
-    assert [len(part) for part in _parts(vae, units, 1)] == [1] * len(units)
+    assert [len(part) for part in parts_within(vae, units, 1)] == [1] * len(units)
 
 
 def _always(merge):

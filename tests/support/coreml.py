@@ -2,7 +2,7 @@
 
 import pytest
 
-from movd.coreml.tools import available
+from movd_coreml.tools import available
 
 
 def need_coremltools():

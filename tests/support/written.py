@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from movd.coreml.interpreter.proto import messages
+from movd_coreml.interpreter.proto import messages
 
 DTYPES = {"float32": ("FLOAT32", 2), "float16": ("FLOAT16", 1), "int32": ("INT32", 14), "int8": ("INT8", 4)}
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from blockstream.errors import ModelError
-from movd.coreml import tools
-from movd.coreml.interpreter.operations import OPERATORS
+from movd_coreml import tools
+from movd_coreml.interpreter.operations import OPERATORS
 
 A = np.random.default_rng(0)
 X = A.standard_normal((2, 3, 4, 6)).astype(np.float32)

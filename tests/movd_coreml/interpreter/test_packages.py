@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from blockstream.errors import CheckpointError, ConfigError, ModelError
-from movd.coreml.interpreter import FiniteWatch, MappedWeights, Package, evaluate, proto
-from movd.coreml.interpreter.program import Blob
-from movd.coreml.interpreter.run import blob_tensor
-from movd.coreml.interpreter.types import TensorType
+from movd_coreml.interpreter import FiniteWatch, MappedWeights, Package, evaluate, proto
+from movd_coreml.interpreter.program import Blob
+from movd_coreml.interpreter.run import blob_tensor
+from movd_coreml.interpreter.types import TensorType
 from tests.support.written import Written
 
 proto.messages()  # else there is nothing to test with
@@ -45,9 +45,9 @@ def test_a_package_is_evaluated_with_the_weights_of_its_file(tmp_path):
 
 def test_reading_a_package_imports_the_messages_alone():
     code = (
-        "import sys; import movd.coreml.backend; from movd.coreml.interpreter import proto; proto.messages();"
+        "import sys; import movd_coreml.backend; from movd_coreml.interpreter import proto; proto.messages();"
         "assert 'coremltools' not in sys.modules;"
-        "from movd.coreml.tools import coremltools;"
+        "from movd_coreml.tools import coremltools;"
         "ours = proto.messages()[0].Model; theirs = coremltools().proto.Model_pb2.Model;"
         "theirs().CopyFrom(ours(specificationVersion=9))"
     )

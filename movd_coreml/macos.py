@@ -1,6 +1,6 @@
 """Core ML itself as a backend, on macOS: segments are loaded, asked for a prediction and released by visit.
 
-Prediction has not been run on a Mac: see `movd.coreml.compiled`.
+Prediction has not been run on a Mac: see `movd_coreml.compiled`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from blockstream.engine.store import Loading, Store, StoreAround, Whole
 from blockstream.errors import BlockstreamError, ModelError, SegmentLoadError
 from blockstream.plan.loads import Load
 from blockstream.system.floor import cache_folder
-from movd.coreml.backend import PackagesBackend
-from movd.coreml.compiled import CompiledPackages, CoreML, Loaded, Runtime
-from movd.coreml.interpreter import evaluate
-from movd.coreml.manifest import Program
-from movd.coreml.options import CoreMLOptions
-from movd.coreml.packaged import PackagedSegment, Predict, interpreted
+from movd_coreml.backend import PackagesBackend
+from movd_coreml.compiled import CompiledPackages, CoreML, Loaded, Runtime
+from movd_coreml.interpreter import evaluate
+from movd_coreml.manifest import Program
+from movd_coreml.options import CoreMLOptions
+from movd_coreml.packaged import PackagedSegment, Predict, interpreted
 
 #: How far a first prediction may be from the interpreter's, relative to the largest number. Devices round in
 #: other places: this finds wrong results, not rounding.

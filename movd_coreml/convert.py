@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from blockstream.errors import ModelError
-from movd.coreml.int8 import LEAST_ELEMENTS
-from movd.coreml.manifest import Tensor
-from movd.coreml.segments import TORCH_DTYPES
-from movd.coreml.tools import coremltools, quiet
+from movd_coreml.int8 import LEAST_ELEMENTS
+from movd_coreml.manifest import Tensor
+from movd_coreml.segments import TORCH_DTYPES
+from movd_coreml.tools import coremltools, quiet
 
 #: What is computed in half precision when that is asked: products. Norms, sums and what feeds them stay in
 #: float32, because squares of activations and the stream between blocks leave the range of half precision.
@@ -162,7 +162,7 @@ def _passes(ct: Any) -> Any:
 
 
 def _quantised(ct: Any, model: Any) -> Any:
-    """Return the model with the weights of its products in int8, as `movd.coreml.int8` rounds them."""
+    """Return the model with the weights of its products in int8, as `movd_coreml.int8` rounds them."""
     quantise = ct.optimize.coreml
     config = quantise.OpLinearQuantizerConfig(
         mode="linear_symmetric",

@@ -18,11 +18,11 @@ from blockstream.checkpoint import Checkpoint, FileStamp, TensorEntry
 from blockstream.checkpoint.read.entries import unreadable
 from blockstream.errors import CheckpointError
 from blockstream.system import regular
-from movd.coreml.interpreter import Blob, Function, Package, evaluate, read_records
-from movd.coreml.interpreter.types import PACKED_BITS, TORCH, TensorType
-from movd.coreml.manifest import Export, Preset, Program, Segment, Stage, Variant
-from movd.coreml.manifest import Tensor as Described
-from movd.coreml.segments import TORCH_DTYPES
+from movd_coreml.interpreter import Blob, Function, Package, evaluate, read_records
+from movd_coreml.interpreter.types import PACKED_BITS, TORCH, TensorType
+from movd_coreml.manifest import Export, Preset, Program, Segment, Stage, Variant
+from movd_coreml.manifest import Tensor as Described
+from movd_coreml.segments import TORCH_DTYPES
 
 #: Names of dtypes in packages and in checkpoints.
 _DTYPES = {

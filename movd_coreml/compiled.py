@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.run.outputs import write_json
 from blockstream.system import regular
-from movd.coreml.manifest import Export, describe_package
+from movd_coreml.manifest import Export, describe_package
 
 #: The names coremltools has for what Core ML may compute on.
 UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu-and-gpu": "CPU_AND_GPU", "cpu-and-ne": "CPU_AND_NE"}
@@ -51,7 +51,7 @@ class CoreML:
                 f"backend coreml needs macOS, this is {platform.system()}; coreml-interpreter computes the "
                 "same packages on any system"
             )
-        from movd.coreml.tools import coremltools
+        from movd_coreml.tools import coremltools
 
         self._tools: Any = coremltools()
         self.version = f"coremltools {self._tools.__version__}, macOS {platform.mac_ver()[0]}"

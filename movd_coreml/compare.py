@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from movd.coreml.interpreter import FiniteWatch, MappedWeights, Package, evaluate
-from movd.coreml.manifest import Program
-from movd.coreml.segments import HIDDEN
+from movd_coreml.interpreter import FiniteWatch, MappedWeights, Package, evaluate
+from movd_coreml.manifest import Program
+from movd_coreml.segments import HIDDEN
 
 #: The largest difference, in units of the largest change a segment makes.
 TOLERANCES = {"fp32": 1e-4, "fp16": 3e-3}

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from movd.coreml.manifest import Variant
-from movd.coreml.segments import Function, Recipe, Sizes, StageRecipe, ranged, tensor
 from movd.vae import LATENT_SCALE, OpenSoraVAE
 from movd.vae_temporal import channels_to_time
+from movd_coreml.manifest import Variant
+from movd_coreml.segments import Function, Recipe, Sizes, StageRecipe, ranged, tensor
 
 TEMPORAL, SPATIAL = "vae-temporal", "vae-spatial"
 
@@ -36,7 +36,7 @@ def temporal_stage(vae: OpenSoraVAE, sizes: Sizes, most_nbytes: int) -> StageRec
 
     Input: z [1, 4, t, h, w], latents as the flow leaves them. Output: x [1, 4, frames, h, w].
     """
-    parts = _parts(vae, temporal_units(vae), most_nbytes)
+    parts = parts_within(vae, temporal_units(vae), most_nbytes)
     keys: dict[tuple[int, int, int, int], dict[Variant, list[str]]] = defaultdict(lambda: defaultdict(list))
     for preset in sizes.presets:
         _, h, w = sizes.presets[0].latent if sizes.flexible else preset.latent
@@ -65,7 +65,7 @@ def temporal_stage(vae: OpenSoraVAE, sizes: Sizes, most_nbytes: int) -> StageRec
 
 def spatial_stage(vae: OpenSoraVAE, sizes: Sizes, most_nbytes: int) -> StageRecipe:
     """Return the stage that decodes `frames_a_call` frames: x [F, 4, h, w] to x [F, 3, 8h, 8w]."""
-    parts = _parts(vae, spatial_units(vae), most_nbytes)
+    parts = parts_within(vae, spatial_units(vae), most_nbytes)
     keys: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for preset in sizes.presets:
         _, h, w = sizes.presets[0].latent if sizes.flexible else preset.latent
@@ -190,7 +190,7 @@ class Chain(nn.Module):
         return x
 
 
-def _parts(vae: OpenSoraVAE, units: Sequence[Unit], most_nbytes: int) -> list[list[Unit]]:
+def parts_within(vae: OpenSoraVAE, units: Sequence[Unit], most_nbytes: int) -> list[list[Unit]]:
     """Return the units in runs of at most `most_nbytes` of float32 weights."""
     parts: list[list[Unit]] = []
     room = 0

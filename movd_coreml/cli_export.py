@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     """Export; asked again after an interruption, go on."""
     config = load_config(args.config, args.sets)
 
-    from movd.coreml.convert import Form
-    from movd.coreml.export import Settings, export
-    from movd.coreml.networks import What, parse_size
+    from movd_coreml.convert import Form
+    from movd_coreml.export import Settings, export
+    from movd_coreml.networks import What, parse_size
 
     int8 = () if args.int8 is None else tuple(sorted(set(args.int8))) or ("t5",)
     settings = Settings(

@@ -13,12 +13,12 @@ from blockstream.engine.store import StoreAround
 from blockstream.errors import ConfigError
 from blockstream.plugins.protocols import Merge, Run
 from movd.attention import attention_layers
-from movd.coreml.manifest import Export, open_export
-from movd.coreml.packaged import Predict, interpreted
-from movd.coreml.packaged_networks import PackagedDiT, PackagedT5, PackagedVAE, holds_merged
 from movd.networks import Network
 from movd.options import MovdOptions
 from movd.weights import Weights
+from movd_coreml.manifest import Export, open_export
+from movd_coreml.packaged import Predict, interpreted
+from movd_coreml.packaged_networks import PackagedDiT, PackagedT5, PackagedVAE, holds_merged
 
 
 class PackagesBackend:

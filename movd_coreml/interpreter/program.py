@@ -166,7 +166,7 @@ class _Reader:
         if operator is None:
             raise CheckpointError(
                 f"{where}: is not one of the {len(OPERATORS)} operations that are evaluated; write the "
-                "module without it, or add it to movd.coreml.interpreter"
+                "module without it, or add it to movd_coreml.interpreter"
             )
         operands: dict[str, Operand | tuple[Operand, ...]] = {}
         for key, argument in message.inputs.items():

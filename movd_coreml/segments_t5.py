@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ModelError
-from movd.coreml.segments import HIDDEN, Function, Recipe, StageRecipe, tensor
+from movd_coreml.segments import HIDDEN, Function, Recipe, StageRecipe, tensor
 
 STAGE = "t5"
 #: The parameter whose rows are the table of tokens.

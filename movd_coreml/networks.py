@@ -15,16 +15,16 @@ from blockstream.plugins.manager import activate
 from blockstream.plugins.protocols import AttentionLayer, Merge
 from blockstream.run.config import RunConfig
 from movd.attention import attention_layers
-from movd.coreml.bound import Bound
-from movd.coreml.manifest import Preset, preset_name
-from movd.coreml.segments import Sizes, StageRecipe
-from movd.coreml.segments_dit import dit_stage, tables
-from movd.coreml.segments_t5 import EMBEDDING, t5_stage
-from movd.coreml.segments_vae import spatial_stage, temporal_stage
 from movd.options import MovdOptions
 from movd.rflow import timesteps
 from movd.sizes import check_frames
 from movd.weights import Weights
+from movd_coreml.bound import Bound
+from movd_coreml.manifest import Preset, preset_name
+from movd_coreml.segments import Sizes, StageRecipe
+from movd_coreml.segments_dit import dit_stage, tables
+from movd_coreml.segments_t5 import EMBEDDING, t5_stage
+from movd_coreml.segments_vae import spatial_stage, temporal_stage
 
 #: (frames, height, width) in pixels.
 Size = tuple[int, int, int]

@@ -18,11 +18,11 @@ from blockstream.errors import ConfigError
 from blockstream.module.attention import attention_hooks
 from blockstream.plugins.protocols import AttentionLayer, Merge
 from movd.attention import attention_layers
-from movd.coreml.blocks import Block, mlp
-from movd.coreml.manifest import Preset, Variant
-from movd.coreml.manifest import Tensor as Described
-from movd.coreml.segments import HIDDEN, Function, Recipe, Sizes, StageRecipe, ranged, tensor
 from movd.stdit3 import STDiT3, STDiT3Block
+from movd_coreml.blocks import Block, mlp
+from movd_coreml.manifest import Preset, Variant
+from movd_coreml.manifest import Tensor as Described
+from movd_coreml.segments import HIDDEN, Function, Recipe, Sizes, StageRecipe, ranged, tensor
 
 STAGE = "dit"
 BATCH = 2
@@ -240,7 +240,7 @@ class Last(nn.Module):
         self, x: Tensor, t_emb: Tensor, t0_emb: Tensor, x_mask: Tensor, z: Tensor | None = None
     ) -> Tensor:
         """Return [B, out_channels, T, H, W] of x [B, T, S, C]; known frames are modulated twice."""
-        modulated = self.layer._modulated
+        modulated = self.layer.modulated
         u = modulated(x, t_emb)
         on = x_mask[:, :, None, None]
         u = self.layer.linear(on * u + (1 - on) * modulated(u, t0_emb))

@@ -1,7 +1,7 @@
 """Compare an export with the torch modules it was made from: function by function, and chained.
 
 Every function is given what the torch modules computed up to it; besides, the stages run one after the
-other on the packages alone. Packages are evaluated by `movd.coreml.interpreter`, on macOS by Core ML as well.
+other on the packages alone. Packages are evaluated by `movd_coreml.interpreter`, on macOS by Core ML as well.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from blockstream.run.config import RunConfig, load_config
-from movd.coreml.compare import TOLERANCES, Chained, Compared, Opened, Values, difference, mean_difference
-from movd.coreml.export import CONFIG_NAME
-from movd.coreml.int8 import dequantised, dequantised_half, is_quantised
-from movd.coreml.interpreter import FiniteWatch
-from movd.coreml.manifest import Export, Preset, Program, Segment, Variant, open_export
-from movd.coreml.networks import Networks, What, gather_frames
-from movd.coreml.segments import Recipe
-from movd.coreml.segments_dit import tables
+from movd_coreml.compare import TOLERANCES, Chained, Compared, Opened, Values, difference, mean_difference
+from movd_coreml.export import CONFIG_NAME
+from movd_coreml.int8 import dequantised, dequantised_half, is_quantised
+from movd_coreml.interpreter import FiniteWatch
+from movd_coreml.manifest import Export, Preset, Program, Segment, Variant, open_export
+from movd_coreml.networks import Networks, What, gather_frames
+from movd_coreml.segments import Recipe
+from movd_coreml.segments_dit import tables
 
 SCHEMA = 1
 OnSegment = Callable[[str, int, int], None]
@@ -236,7 +236,7 @@ class _Verification:
         """Return how far Core ML's own result is from torch's; None where it does not run."""
         if sys.platform != "darwin":
             return None
-        from movd.coreml.tools import coremltools
+        from movd_coreml.tools import coremltools
 
         ct = coremltools()
         named = None if program.function == "main" else program.function

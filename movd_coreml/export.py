@@ -25,8 +25,8 @@ from blockstream.run.config import RunConfig
 from blockstream.run.outputs import LOCK, OutputFolder, write_atomic, write_json
 from blockstream.system import regular
 from blockstream.system.machine import versions
-from movd.coreml.convert import MULTIFUNCTION, Form, convert, join
-from movd.coreml.manifest import (
+from movd_coreml.convert import MULTIFUNCTION, Form, convert, join
+from movd_coreml.manifest import (
     MANIFEST_NAME,
     Export,
     File,
@@ -41,10 +41,10 @@ from movd.coreml.manifest import (
     open_export,
     read_manifest,
 )
-from movd.coreml.manifest import Tensor as Described
-from movd.coreml.networks import Networks, What
-from movd.coreml.segments import Function, Recipe
-from movd.coreml.tools import coremltools
+from movd_coreml.manifest import Tensor as Described
+from movd_coreml.networks import Networks, What
+from movd_coreml.segments import Function, Recipe
+from movd_coreml.tools import coremltools
 
 JOURNAL_NAME = "manifest.unfinished.json"
 CONFIG_NAME = "config.yaml"

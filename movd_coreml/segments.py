@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from movd.coreml.manifest import Preset, Tensor, Variant
+from movd_coreml.manifest import Preset, Tensor, Variant
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int32": torch.int32}
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import ModelError
-from movd.coreml.manifest import Export, Preset, Variant
-from movd.coreml.networks import gather_frames
-from movd.coreml.packaged import PackagedStage, Predict, checkpoint_of
-from movd.coreml.segments_vae import SPATIAL, TEMPORAL
 from movd.stdit3 import STDiT3Config
+from movd_coreml.manifest import Export, Preset, Variant
+from movd_coreml.networks import gather_frames
+from movd_coreml.packaged import PackagedStage, Predict, checkpoint_of
+from movd_coreml.segments_vae import SPATIAL, TEMPORAL
 
 
 class PackagedT5(PackagedStage):

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; return 1 when there is a difference."""
-    from movd.coreml.verify import verify
+    from movd_coreml.verify import verify
 
     config = load_config(args.config, args.sets) if args.config else None
     report = verify(args.folder, config, _show if sys.stderr.isatty() else None)
