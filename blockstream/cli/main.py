@@ -27,6 +27,7 @@ BUILT_IN = {
     "pack": ("blockstream.cli.pack", "write a checkpoint in the form that reads fastest"),
     "synth": ("blockstream.cli.synth", "write a random checkpoint of any architecture, for benchmarks"),
     "report": ("blockstream.cli.report", "draw runs again, compare them side by side"),
+    "compare": ("blockstream.cli.compare", "measure what two runs made of the same prompts, side by side"),
     "schema": ("blockstream.cli.schema", "print the JSON Schema of config files"),
     "plugins": ("blockstream.cli.plugins", "list what is installed, without importing it"),
     "plugins.new": ("blockstream.cli.new_plugin", "write the package of a plugin to start from"),

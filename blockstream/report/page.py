@@ -1,23 +1,15 @@
-"""report.html: one self-contained page about one run, or several side by side. It opens without a network.
-
-Whatever comes from outside (names, prompts, configs, versions) is escaped; a content security policy
-lets the page run its own script and nothing else.
-"""
+"""report.html: one self-contained page about one run, or several side by side."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .charts import straightness_svg
 from .facts import Fact, comparison_facts, equation_table, fact_cards, pass_table, stage_table
 from .record import Bar, RunRecord
+from .shell import data_uri, escaped, media, page, table
 from .thin import thin_bars, thin_samples
 from .timeline import headline
 
@@ -28,7 +20,6 @@ SAMPLES = 3000
 EMBED_NBYTES = 24 << 20
 VIDEOS = 12
 KINDS = ("load", "execute", "stall", "outside")
-_MIME = {".mp4": "video/mp4", ".png": "image/png"}
 _KEYS = (
     ("load", "load"),
     ("execute", "execute"),
@@ -41,20 +32,20 @@ _KEYS = (
 def report_html(record: RunRecord) -> str:
     """Return the page of one run."""
     body = [
-        f"<h1>{_e(record.name)}</h1>",
-        f'<p class="lead">{_e(headline(record))}</p>',
-        *(f'<p class="remark">{_e(remark)}</p>' for remark in record.remarks),
+        f"<h1>{escaped(record.name)}</h1>",
+        f'<p class="lead">{escaped(headline(record))}</p>',
+        *(f'<p class="remark">{escaped(remark)}</p>' for remark in record.remarks),
         _cards(fact_cards(record)),
         _results(record),
         "<h2>Timeline</h2>",
         _tools(),
         _timeline(record),
-        _section("Predicted and measured", _table(stage_table(record.report))),
-        _section("Terms of Eq. 8 and Eq. 9, seconds a pass", _table(equation_table(record.report))),
+        _section("Predicted and measured", table(stage_table(record.report))),
+        _section("Terms of Eq. 8 and Eq. 9, seconds a pass", table(equation_table(record.report))),
         _section("How straight the flow was", _straightness(record)),
-        _details("Every pass", _table(pass_table(record))),
-        _details("Config", f"<pre>{_e(record.config)}</pre>" if record.config else ""),
-        _details("Versions", _table(_versions(record))),
+        _details("Every pass", table(pass_table(record))),
+        _details("Config", f"<pre>{escaped(record.config)}</pre>" if record.config else ""),
+        _details("Versions", table(_versions(record))),
     ]
     return _page(record.name, body, [record])
 
@@ -63,52 +54,19 @@ def compare_html(records: Sequence[RunRecord]) -> str:
     """Return one page about several runs: their figures side by side, their timelines on one scale."""
     body = [
         f"<h1>{len(records)} runs</h1>",
-        _table(comparison_facts(records)),
+        table(comparison_facts(records)),
         "<h2>Timelines</h2>",
         _tools(),
     ]
     for record in records:
-        body += [f"<h3>{_e(record.name)}</h3>", f'<p class="lead">{_e(headline(record))}</p>']
-        body += [f'<p class="remark">{_e(remark)}</p>' for remark in record.remarks]
+        body += [f"<h3>{escaped(record.name)}</h3>", f'<p class="lead">{escaped(headline(record))}</p>']
+        body += [f'<p class="remark">{escaped(remark)}</p>' for remark in record.remarks]
         body.append(_timeline(record))
     return _page(f"{len(records)} runs", body, records)
 
 
 def _page(title: str, body: Sequence[str], records: Sequence[RunRecord]) -> str:
-    here = resources.files(__package__)
-    style = here.joinpath("page.css").read_text(encoding="utf-8")
-    script = here.joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data: 'self'; media-src data: 'self'; base-uri 'none'; form-action 'none'"
-    )
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_e(title)}</title>",
-            '<link rel="icon" href="data:,">',
-            f"<style>{style}</style></head><body><main>",
-            *body,
-            "</main>",
-            f'<script type="application/json" id="data">{_json([_data(r) for r in records])}</script>',
-            f"<script>{script}</script></body></html>",
-            "",
-        ]
-    )
-
-
-def _e(text: object) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _json(value: Any) -> str:
-    """Return JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return page(title, body, "page.js", [_data(r) for r in records])
 
 
 # -- what the script draws -----------------------------------------------------------------
@@ -161,16 +119,17 @@ def _row(bar: Bar) -> list[Any]:
 
 
 def _section(title: str, content: str) -> str:
-    return f"<h2>{_e(title)}</h2>{content}" if content else ""
+    return f"<h2>{escaped(title)}</h2>{content}" if content else ""
 
 
 def _details(title: str, content: str) -> str:
-    return f"<details><summary>{_e(title)}</summary>{content}</details>" if content else ""
+    return f"<details><summary>{escaped(title)}</summary>{content}</details>" if content else ""
 
 
 def _cards(facts: Sequence[Fact]) -> str:
     cards = "".join(
-        f'<div class="card"><b class="{_e(f.mood)}">{_e(f.value)}</b><span>{_e(f.what)}</span></div>'
+        f'<div class="card"><b class="{escaped(f.mood)}">{escaped(f.value)}</b>'
+        f"<span>{escaped(f.what)}</span></div>"
         for f in facts
     )
     return f'<div class="cards">{cards}</div>' if facts else ""
@@ -193,18 +152,9 @@ def _tools() -> str:
 
 def _timeline(record: RunRecord) -> str:
     return (
-        f'<div class="timeline" tabindex="0" role="img" aria-label="timeline of {_e(record.name)}">'
+        f'<div class="timeline" tabindex="0" role="img" aria-label="timeline of {escaped(record.name)}">'
         '<canvas></canvas><div class="tip" hidden></div></div>'
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose first row is its head; "" for one without rows."""
-    if len(rows) < 2:
-        return ""
-    head = "".join(f"<th>{_e(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _versions(record: RunRecord) -> list[list[str]]:
@@ -225,21 +175,13 @@ def _results(record: RunRecord) -> str:
         caption = prompts[k] if k < len(prompts) else path.name
         nbytes = path.stat().st_size
         relative = path.relative_to(record.folder).as_posix()
-        source = _data_uri(path) if nbytes <= left else relative
+        source = data_uri(path) if nbytes <= left else relative
         left -= nbytes if nbytes <= left else 0
-        shown.append(_result(path.suffix, source, str(caption)))
+        shown.append(_result(path, source, str(caption)))
     more = len(record.results) - VIDEOS
     note = f'<p class="hint">and {more} more in the folder</p>' if more > 0 else ""
     return f'<h2>Result</h2><div class="videos">{"".join(shown)}</div>{note}' if shown else ""
 
 
-def _result(suffix: str, source: str, caption: str) -> str:
-    if suffix == ".mp4":
-        media = f'<video src="{_e(source)}" controls loop muted playsinline preload="metadata"></video>'
-    else:
-        media = f'<img src="{_e(source)}" alt="{_e(caption)}">'
-    return f"<figure>{media}<figcaption>{_e(caption)}</figcaption></figure>"
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:{_MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _result(path: Path, source: str, caption: str) -> str:
+    return f"<figure>{media(path, source, caption)}<figcaption>{escaped(caption)}</figcaption></figure>"

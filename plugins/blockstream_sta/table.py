@@ -18,6 +18,7 @@ from torch import Tensor
 
 from blockstream.errors import ConfigError
 from blockstream.plugins.protocols import AttentionLayer, current_run
+from blockstream.system import regular
 
 from .tiles import Tiling, Window
 
@@ -69,6 +70,7 @@ class Table:
     def read(cls, path: Path, name: str | None = None) -> Table:
         """Return the table of a file. Raises ConfigError for one that is missing or is no table."""
         try:
+            regular.check(path)
             with safe_open(str(path), "pt") as file:
                 said = file.metadata() or {}
                 windows, choice = file.get_tensor("windows").tolist(), file.get_tensor("choice")

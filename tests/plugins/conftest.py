@@ -8,5 +8,5 @@ from tests.support.golden import folder_of, golden
 
 __all__ = ["folder_of", "golden"]
 
-if find_spec("blockstream_sta") is None:
+if find_spec("blockstream_vbench") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2] / "plugins"))
