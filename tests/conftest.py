@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .support.odd_files import odd_file  # noqa: F401 (a fixture)
+from tests.support.odd_files import odd_file  # noqa: F401 (a fixture)
 
 #: Libraries open these once a process, the first time they are used; they are not leaks.
 _LASTING_THREADS = ("pymp", "ThreadPoolExecutor-", "asyncio_", "tqdm", "pytest_timeout", "OMP")

@@ -1,4 +1,7 @@
-"""Bytes of checkpoints: headers to extents, direct reads, the packed form. Never imports torch."""
+"""Bytes of checkpoints: headers to extents, direct reads, the packed form. Never imports torch.
+
+In: files, or tensors to write; out: entries, a store of segments, packs.
+"""
 
 from blockstream.checkpoint.read.catalog import Checkpoint
 from blockstream.checkpoint.read.entries import FileStamp, TensorEntry

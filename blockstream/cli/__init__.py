@@ -1,1 +1,4 @@
-"""The `blockstream` command: one file a command."""
+"""The `blockstream` command: one file a command.
+
+In: a command line; out: text and an exit code.
+"""

@@ -1,1 +1,4 @@
-"""What people see of a run: progress, tables. Reads plain values and ledgers only."""
+"""What people see of a run: progress, tables, pages, and the figures in them.
+
+In: plain values and ledgers; out: report.json, text and pictures.
+"""

@@ -1,1 +1,4 @@
-"""What this machine has and may give: memory, limits, processors, disk."""
+"""What this machine has and may give: memory, limits, processors, disk.
+
+In: files of the system and short measurements; out: bytes, speeds, a cache folder.
+"""

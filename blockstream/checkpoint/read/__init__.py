@@ -1,1 +1,4 @@
-"""Reading checkpoints: headers to entries, entries to extents, extents to memory. Bytes only."""
+"""Reading checkpoints, bytes only.
+
+In: folders of weights; out: entries by name, layouts of segments, their bytes in memory.
+"""

@@ -1,1 +1,4 @@
-"""Writing checkpoints: packs, random ones of full size, atomically and past the page cache. Bytes only."""
+"""Writing checkpoints, atomically and past the page cache, bytes only.
+
+In: a checkpoint to pack, or shapes to fill at random; out: files.
+"""
