@@ -23,8 +23,7 @@ from blockstream.system import calibration, floor
 from movd.reference import read_reference
 from movd.texts import TextFolder
 from movd.weights import Weights
-
-from .checkpoint.files import write
+from tests.support.checkpoint_files import write
 
 FIRST = "model-00001-of-00002.safetensors"
 SEGMENTS = {"a": ("t0",), "b": ("t1",)}
