@@ -74,6 +74,16 @@ class _Views:
         """Return whether anything but the bound modules holds a view, or a parameter itself."""
         return self._count_uses() != self._uses or sum(map(sys.getrefcount, self._listed)) != self._references
 
+    def become(self, absents: Mapping[str, Absent]) -> bool:
+        """Make each parameter a stand-in, whoever holds it; False where a tensor shares its memory."""
+        if self._count_uses() != self._uses:
+            return False
+        for name, param in self.params.items():
+            absent = absents[name]
+            stand_in = type(absent).of(absent.shape, absent.dtype, absent.what)
+            torch.utils.swap_tensors(param, stand_in)  # type: ignore[no-untyped-call]
+        return True
+
     @property
     def version(self) -> int:
         """Return the count of writes through torch."""
@@ -123,6 +133,20 @@ class Binding:
             table[name] = absent
         self._flatten()
         self.bound_by = self._views = None
+
+    def give_up(self, by: object) -> None:
+        """Put the stand-ins back after a time in which anybody could take the parameters.
+
+        A parameter that somebody has kept becomes a stand-in itself, as it would be had it been taken while
+        the segment was on disk: what it was a view of is about to be another's.
+        """
+        views = self._views
+        if views is None or self.bound_by is not by:
+            return
+        kept = views.held_elsewhere()
+        self.unbind(by)
+        if kept and views.become({param: places[0].absent for param, places in self._spots}):
+            self._by_room = {at: v for at, v in self._by_room.items() if v is not views}
 
     def check(self, output: Any, module: str) -> None:
         """Raise AliasError if anything shares the segment's memory, ModelError if it was written to.

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
+from .guards import left_out, strip
 from .standins import Absent
 
 _LruCache = type(functools.lru_cache(lambda: None))
@@ -54,7 +55,10 @@ def faked(
     try:
         with _cleared_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             with FakeCopyMode(mode):
-                fake, args, kwargs = copy.deepcopy((module, call.args, call.kwargs), _stand_ins(module))
+                fake, args, kwargs = copy.deepcopy(
+                    (module, call.args, call.kwargs), {**left_out(module), **_stand_ins(module)}
+                )
+            strip(fake)
             _make_computable(fake, dtype_of)
             yield fake, Call(args, kwargs)
     finally:

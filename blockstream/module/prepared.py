@@ -25,11 +25,14 @@ from blockstream.module.layers.int8 import Int8Layers, Product, resolve
 from .binding import Binding, Spot
 from .conversions import Source
 from .dtypes import to_torch
+from .guards import guard, reopen, shut, unguard
 from .match import match, require_parameters
 from .partition import Part, Place, partition
 from .row_tables import TableReader
 from .standins import Absent, RowTable
 
+#: What of torch computes fused where no gradient could be asked for.
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", *(name for name in ITEM_NBYTES if name.startswith("F8"))})
 
 
@@ -53,6 +56,7 @@ class Prepared:
         int8: Product | None = None,
     ) -> None:
         require_parameters(module)
+        reopen(module)
         self.name = name
         self.module = module
         #: What marks synthetic weights; None for real ones.
@@ -60,6 +64,10 @@ class Prepared:
         self.form = checkpoint.form
         self.matched = match(module, checkpoint, packing=packing)
         self._modules = dict(module.named_modules())
+        #: Whether it looks at which parameters require grad before it computes fused.
+        self.looks_at_grad = any(
+            p.requires_grad for m in module.modules() if isinstance(m, _FUSED) for p in m.parameters()
+        )
         #: How layers with int8 weights multiply.
         self.int8 = int8 or resolve("auto")
         self._int8 = Int8Layers(module, self.matched.sources, checkpoint.root, self.int8)
@@ -123,6 +131,7 @@ class Prepared:
 
     def install(self) -> None:
         """Put stand-ins in the place of all parameters and load the stored buffers."""
+        reopen(self.module)
         self._absent: dict[Place, Absent] = {}
         try:
             for places in self._tables:
@@ -131,6 +140,7 @@ class Prepared:
                 for places in part.params:
                     self._stand_in(places, f"parameter {places[0].path!r} of segment {part.name!r}")
             self._load_buffers()
+            guard(self.module)
         except BaseException:
             self.restore()
             raise
@@ -150,7 +160,11 @@ class Prepared:
         return made
 
     def restore(self) -> None:
-        """Give the module back its own parameters and buffers; close the tables. Idempotent."""
+        """Give the module back its own parameters and buffers; close the tables. Idempotent.
+
+        A module whose own parameters are on meta refuses to be called from then on.
+        """
+        unguard(self.module)
         for table, name, value in reversed(self._undo):
             table[name] = value
         with torch.inference_mode():  # writes to tensors of any mode
@@ -161,6 +175,7 @@ class Prepared:
         for reader in self._readers:
             reader.close()
         self._int8.undo()
+        shut(self.module)
 
     def _dtype_for(self, path: str, dtype: str | None) -> str | None:
         """Return the dtype asked for, float32 where the module says it must stay so; scales stay theirs."""

@@ -51,6 +51,15 @@ _of_module: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref
 _running: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
+def _fork_all() -> None:
+    for each in list(_running):
+        each._fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork_all)
+
+
 def session(module: nn.Module) -> Session:
     """Return the session that streams a module; ModelError if none does."""
     found = _of_module.get(module)
@@ -99,6 +108,7 @@ class Session:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._closed = False
+        self._forked = False
         _refuse_second(self)
         self._governor = Governor(
             budget,
@@ -232,6 +242,9 @@ class Session:
             return
         self._closed = True
         _running.discard(self)
+        if self._forked:
+            self._restore()  # the threads, and whatever they held, are the parent's
+            return
         if self._observed is not None:
             self._observe_finished(self._observed)
         try:
@@ -241,11 +254,24 @@ class Session:
             self._governor.close()
             if self._store is not None:
                 self._store.close()
-            for s in self._stages:
-                s.restore()
-                _of_module.pop(s.prepared.module, None)
-            for binding in self._bindings.values():
-                binding.forget()
+            self._restore()
+
+    def _restore(self) -> None:
+        for s in self._stages:
+            s.restore()
+            _of_module.pop(s.prepared.module, None)
+        for binding in self._bindings.values():
+            binding.forget()
+
+    def _fork(self) -> None:
+        """In a forked child: what was loaded is the parent's alone, and so are the threads that load."""
+        if self._engine is None:
+            return
+        self._forked = True
+        for binding in self._bindings.values():
+            binding.unbind(binding.bound_by)
+        for s in self._stages:
+            s.unsettle()
 
     def __enter__(self) -> Session:
         return self
@@ -365,6 +391,12 @@ class Session:
 
     def _enter(self, stage: StreamedStage) -> None:
         """Make the calling thread and a stage the ones that compute."""
+        if self._forked:
+            raise ModelError(
+                f"{stage.model_name} is called in a forked process, and its weights are loaded by threads of "
+                "the parent; stream it in the child, fork before its first forward, or start processes by "
+                'spawn (multiprocessing.set_start_method("spawn"))'
+            )
         me = threading.get_ident()
         with self._lock:
             if self._owner is not None and self._owner != me:

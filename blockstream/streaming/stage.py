@@ -1,4 +1,4 @@
-"""One streamed module: its hooks, its passes, the order it runs in.
+"""One streamed module: its calls, its passes, the order it runs in.
 
 A pass is one forward of the module. What is called outside it (an encoder by itself, a decode
 method) belongs to the pass that follows, or begins another when its first segment comes round again.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from blockstream.errors import AliasError, ModelError
 from blockstream.module.binding import BoundHandle, address_of, tensors_in
+from blockstream.module.guards import Follower, Wake
 from blockstream.module.order import order_of_parts
 from blockstream.module.prepared import Prepared
 from blockstream.module.rehearsal import Rehearsal, rehearse
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class StreamedStage:
-    """The compute side of one stage. Its hooks drive the session's engine."""
+    """The compute side of one stage. Calls of its modules drive the session's engine."""
 
     def __init__(
         self,
@@ -83,10 +84,12 @@ class StreamedStage:
         self._ran: list[int] = []
         self._ran_before: tuple[int, ...] = ()
         self._strayed = 0
-        self._hooks: list[RemovableHandle] = []
-        #: Whether everything is in memory and bound to stay, so that no hook is needed.
+        self._unfused = False
+        self._followed: list[Follower] = []
+        #: Whether everything is in memory and bound to stay, so that no call need be followed.
         self.settled = False
-        self._waker: RemovableHandle | None = None
+        self._settled: list[BoundHandle] = []
+        self._waker: Wake | None = None
         self.example_inputs = example_inputs
         self.install()
 
@@ -106,10 +109,10 @@ class StreamedStage:
         left = set(self.streamed) - set(self.order)
         return sum(self.prepared.layouts[self.prepared.parts[i].name].nbytes for i in left)
 
-    # -- hooks -------------------------------------------------------------------------------
+    # -- its calls ---------------------------------------------------------------------------
 
     def install(self, finer: int | None = None) -> None:
-        """Find the module's order, put stand-ins and hooks in place.
+        """Find the module's order, put stand-ins in place and follow calls.
 
         With `finer`, undo that first and cut anew: no segment above so many bytes, where it can be helped.
         """
@@ -130,40 +133,43 @@ class StreamedStage:
         self._attach()
 
     def settle(self) -> bool:
-        """Bind everything and remove the hooks if all is in memory to stay; return whether it was."""
+        """Bind everything and follow no calls if all is in memory to stay; return whether it was."""
         handles = self._engine.everything()
-        if handles is None or self.guessed or self._open:
+        if handles is None or self.guessed or self._open or self.prepared.looks_at_grad:
             return False
         for handle in handles:
             assert isinstance(handle, BoundHandle)
             handle.bind()
+            self._settled.append(handle)
         self._detach()
         self.settled = True
         return True
 
     def wake(self) -> None:
-        """Have the next forward begin with hooks again. Any thread."""
+        """Have the next forward be followed again. Any thread."""
         if self.settled and self._waker is None:
-            hook = self.prepared.module.register_forward_pre_hook
-            self._waker = hook(self._woken, prepend=True, with_kwargs=True)
-
-    def _woken(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.unsettle()
-        self._enter("", args, kwargs)
+            self._waker = Wake(self.prepared.module, self.model_name, self.unsettle)
+            self._waker.attach()
 
     def unsettle(self) -> None:
-        """Put the hooks back. Compute thread, between forwards."""
+        """Follow calls again. Compute thread, between forwards."""
+        self._sleep()
+        if self.settled:
+            self.settled = False
+            for handle in self._settled:
+                handle.binding.give_up(handle)
+            self._settled = []
+            self._attach()
+
+    def _sleep(self) -> None:
         if self._waker is not None:
             self._waker.remove()
             self._waker = None
-        if self.settled:
-            self.settled = False
-            self._attach()
 
     def _detach(self) -> None:
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks.clear()
+        for call in self._followed:
+            call.remove()
+        self._followed.clear()
 
     def remember(self, index: int) -> None:
         """Keep what was measured of stage number `index` for the plans of later runs."""
@@ -176,19 +182,18 @@ class StreamedStage:
         return not astray and all(self._kinds[i] in self._seen for i in self.order)
 
     def restore(self) -> None:
-        """Remove the hooks and give the module back as it was."""
+        """Follow no more calls and give the module back as it was."""
         self._detach()
-        if self._waker is not None:
-            self._waker.remove()
+        self._sleep()
         self.prepared.restore()
 
     def _attach(self) -> None:
-        """Add hooks to the module, its blocks and what may be called by itself."""
+        """Follow the calls of the module, its blocks and what may be called by itself."""
         modules = dict(self.prepared.module.named_modules())
         entries = [self.prepared.parts[i].entry for i in self.streamed]
         self._hooked = {"", *(e for e in entries if e is not None), *self.prepared.outside}
         for path in self._hooked:
-            self._hook(modules[path], path)
+            self._follow(modules[path], path)
 
     def _index_parts(self, order: list[int] | None) -> None:
         parts = self.prepared.parts
@@ -201,17 +206,11 @@ class StreamedStage:
         self.order = tuple(self.streamed if order is None else order)
         self.guessed = order is None
 
-    def _hook(self, module: nn.Module, path: str) -> None:
-        def first(module: nn.Module, args: Any, kwargs: Any) -> None:
-            # Hooks the user adds later still run before ours ends the visit.
-            module._forward_hooks[last.id] = module._forward_hooks.pop(last.id)
-            self._enter(path, args, kwargs)
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            self._leave(path, output)
-
-        last = module.register_forward_hook(after, always_call=True)
-        self._hooks += [module.register_forward_pre_hook(first, prepend=True, with_kwargs=True), last]
+    def _follow(self, module: nn.Module, path: str) -> None:
+        what = f"{self.model_name}.{path}" if path else self.model_name
+        call = Follower(module, what, partial(self._enter, path), partial(self._leave, path))
+        call.attach()
+        self._followed.append(call)
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -227,8 +226,9 @@ class StreamedStage:
                 return
         self._calls.append(path)
         if outermost:
-            self._outermost = sys._getframe(2)  # the call that runs the hook
+            self._outermost = sys._getframe(1)  # the call that is followed
             self._refuse_gradients(args, kwargs)
+            self._choose_as_resident()
         part = self._part_at.get(path)
         if part is not None and "" not in self._calls and self._ran[:1] == [part]:
             self.close_pass()
@@ -237,7 +237,7 @@ class StreamedStage:
         if part is not None:
             self._begin_visit(part)
 
-    def _leave(self, path: str, output: Any) -> None:
+    def _leave(self, path: str, output: Any, failed: bool) -> None:
         """End a call, also one that raised; nothing to do for one that was refused on entering."""
         if not self._calls or not self.session._is_inside():
             return
@@ -245,16 +245,25 @@ class StreamedStage:
         try:
             part = self._part_at.get(path)
             if part is not None:
-                self._end_visit(part, output)
+                self._end_visit(part, output, failed)
             if path == "" and "" not in self._calls:
-                self._end_forward(output)
+                self._end_forward(output, failed)
         finally:
             if not self._calls:
                 self._outermost = None
+                if self._unfused:
+                    self._unfused = False
+                    torch.backends.mha.set_fastpath_enabled(True)
                 self.session._leave()
 
+    def _choose_as_resident(self) -> None:
+        """Have torch's attention not compute fused where its resident parameters would require grad."""
+        if self.prepared.looks_at_grad and torch.is_grad_enabled():
+            self._unfused = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+
     def _is_running(self) -> bool:
-        """Return whether the outermost call is still on the stack; an interrupt ends it without a hook."""
+        """Return whether the outermost call is still on the stack; an interrupt may end it unseen."""
         frame = sys._getframe() if self.session._is_inside() else self._outermost
         while frame is not None and frame is not self._outermost:
             frame = frame.f_back
@@ -267,10 +276,10 @@ class StreamedStage:
         self.close_pass(complete=False)
         self.session._leave()
 
-    def _end_forward(self, output: Any) -> None:
+    def _end_forward(self, output: Any, failed: bool) -> None:
         complete = False
         try:
-            if not _failed(output):
+            if not failed:
                 self._check_result(output)
                 complete = True
         finally:
@@ -302,15 +311,16 @@ class StreamedStage:
         handle.bind()
         self._ran.append(part)
 
-    def _end_visit(self, part: int, output: Any) -> None:
+    def _end_visit(self, part: int, output: Any, failed: bool) -> None:
         if self._in_use is None or self._in_use[0] != part:
             return
         _, visit, handle = self._in_use
         try:
-            if not _failed(output):
+            if not failed:
                 handle.binding.check(output, self.prepared.parts[part].entry or self.name)
         finally:
             self._in_use = None
+            handle.binding.unbind(handle)  # what is retained too: nobody outside may take its parameters
             del handle
             self._engine.release(visit)
             self._seen.add(self._kinds[part])
@@ -354,7 +364,8 @@ class StreamedStage:
         if self._in_use is not None:  # an interrupted forward
             self._engine.release(self._in_use[1])
             self._in_use = None
-        for visit, _ in self._kept:
+        for visit, handle in self._kept:
+            handle.binding.unbind(handle)
             self._engine.release(visit)
         self._kept.clear()
         self._engine.end_pass(self.name, self._pass)
@@ -399,8 +410,3 @@ class StreamedStage:
                     f"output{path} of {self.model_name} shares memory with its weights, which "
                     "may be replaced; return a copy (.clone())"
                 )
-
-
-def _failed(output: Any) -> bool:
-    """Return whether a hook that is always called was called because forward raised."""
-    return output is None and sys.exc_info()[0] is not None

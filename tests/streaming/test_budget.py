@@ -20,6 +20,7 @@ import blockstream
 from blockstream.budget.amounts import held
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import BudgetError
+from blockstream.module.guards import CALL, Follower
 from blockstream.plan.loads import State
 from blockstream.system.limits import Headroom, HeadroomReader, Limit
 from blockstream.system.memory import trim_heap
@@ -333,21 +334,21 @@ def test_an_explicit_budget_above_what_there_is_warns_and_keeps_to_what_there_is
         assert retained(s) < BLOCKS
 
 
-def hooks(module):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+def followed(module):
+    return sum(isinstance(m.__dict__.get(CALL), Follower) for m in module.modules())
 
 
 def test_with_everything_in_memory_the_hooks_are_gone(checkpoint, want):
     with blockstream.open(arena="200MiB") as s:
         module = s.stage("m", Model, checkpoint, passes=None)
-        assert hooks(module) > 0
+        assert followed(module) > 0
         for _ in range(2):
             assert torch.equal(module(X), want(X))
-        assert hooks(module) == 0
+        assert followed(module) == 0
         spans = len(s.ledger.spans)
         assert torch.equal(module(X), want(X))
         assert len(s.ledger.spans) == spans
-    assert hooks(module) == 0
+    assert followed(module) == 0
 
 
 def test_a_stage_without_hooks_gives_memory_back_when_it_is_short(checkpoint, want, monkeypatch):
@@ -365,7 +366,7 @@ def test_a_stage_without_hooks_gives_memory_back_when_it_is_short(checkpoint, wa
         free.leave(0)
         assert woken.wait(timeout=30)
         assert torch.equal(module(X), want(X))
-        assert retained(s) < BLOCKS and not stage.settled and hooks(module) > BLOCKS
+        assert retained(s) < BLOCKS and not stage.settled and followed(module) > BLOCKS
         free.leave(600 * MIB)
         for _ in range(3):
             assert torch.equal(module(X), want(X))
@@ -377,15 +378,15 @@ def test_another_budget_ends_running_without_hooks(checkpoint, want):
         module = s.stage("m", Model, checkpoint, passes=None)
         for _ in range(3):
             module(X)
-        assert s._stages[0].settled and hooks(module) == 0
+        assert s._stages[0].settled and followed(module) == 0
         s.set_budget(held().nbytes - 4 * BLOCK)
-        assert hooks(module) > BLOCKS
+        assert followed(module) > BLOCKS
         assert torch.equal(module(X), want(X))
         assert retained(s) < BLOCKS
         s.set_budget(held().nbytes + 400 * MIB)
         for _ in range(3):
             assert torch.equal(module(X), want(X))
-        assert hooks(module) == 0, "and gone again"
+        assert followed(module) == 0, "and gone again"
 
 
 def test_fifty_sessions_leave_no_thread_descriptor_or_map(checkpoint, want):

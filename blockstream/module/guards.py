@@ -1,0 +1,234 @@
+"""What stands among a module's own attributes while it streams.
+
+Calls are followed by way of `_call_impl`, which `nn.Module.__call__` looks up on the module itself: a
+module that looks at its hooks before it chooses how to compute (torch's encoder layers do) finds none of
+ours, and an exception or interrupt leaves a call as surely as its end. What would change or copy the weights
+is refused whole, before anything has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockstream.errors import ModelError
+
+#: The attribute by which calls are followed.
+CALL = "_call_impl"
+
+
+class Guard:
+    """Something of ours in a module's `__dict__`. It goes into no copy and no pickle."""
+
+    def __init__(self, module: nn.Module, what: str) -> None:
+        self.module = module
+        #: The module's name in errors.
+        self.what = what
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ModelError(
+            f"{self.what} is streamed: parameter by parameter its weights are on disk, and it is neither "
+            "copied nor pickled; copy its checkpoint's files, or the module before it is streamed"
+        )
+
+
+class Link(Guard):
+    """One of those that follow a module's calls, each around those attached before it."""
+
+    def attach(self) -> None:
+        """Follow calls from now on."""
+        inner = self.module.__dict__.get(CALL)
+        self.run: Callable[..., Any] = inner or type(self.module)._call_impl.__get__(self.module)
+        self.module.__dict__[CALL] = self
+
+    def remove(self) -> None:
+        """Follow no more, whoever was attached since. Idempotent."""
+        inner: Any = self
+        link: Any = self.module.__dict__.get(CALL)
+        if link is self:
+            if isinstance(self.run, Guard):
+                self.module.__dict__[CALL] = self.run
+            else:
+                del self.module.__dict__[CALL]
+        while isinstance(link, Link):
+            if link.run is inner:
+                link.run = self.run
+            link = link.run
+
+
+class Follower(Link):
+    """Follows a module's calls: `enter(args, kwargs)` before, `leave(output, failed)` after each.
+
+    Hooks of the user's run within. `leave` is called however the call ends, one that `enter` refused too.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        what: str,
+        enter: Callable[[Any, Any], None],
+        leave: Callable[[Any, bool], None],
+    ) -> None:
+        super().__init__(module, what)
+        self._enter, self._leave = enter, leave
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        output, failed = None, True
+        try:
+            self._enter(args, kwargs)
+            output = self.run(*args, **kwargs)
+            failed = False
+            return output
+        finally:
+            self._leave(output, failed)
+
+
+class Wake(Link):
+    """Calls `wake` before the module's next call, which then goes the way that `wake` left."""
+
+    def __init__(self, module: nn.Module, what: str, wake: Callable[[], None]) -> None:
+        super().__init__(module, what)
+        self._wake = wake
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Wake, then call the module."""
+        self.remove()
+        self._wake()
+        return self.module(*args, **kwargs)
+
+
+class _Unmoved(Guard):
+    """In the place of `_apply`, by which `.to`, `.half`, `.cuda` and `share_memory` change tensors."""
+
+    def __call__(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        tensors = [*self.module.parameters(recurse), *self.module.buffers(recurse)]
+        for dtype, dim in dict.fromkeys((t.dtype, t.dim()) for t in tensors):
+            probe = torch.empty((2,) * dim, dtype=dtype)
+            if fn(probe) is not probe or probe.is_shared():  # type: ignore[no-untyped-call]
+                raise ModelError(
+                    f"{self.what} is streamed: its weights come from its checkpoint's files at every load, "
+                    "and its dtype, device and memory format stay; nothing was changed. Name the dtype where "
+                    'it is opened (dtype="bf16"), and bring the inputs to that of the model'
+                )
+        return self.module
+
+
+class _Frozen(Guard):
+    """In the place of `requires_grad_`: weights that are read from files are not trained."""
+
+    def __call__(self, requires_grad: bool = True) -> nn.Module:
+        if requires_grad:
+            raise ModelError(
+                f"{self.what} is streamed: its weights are read-only and cannot be trained; nothing was "
+                "changed"
+            )
+        return self.module
+
+
+class _Unloaded(Guard):
+    """In the place of `load_state_dict`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ModelError(
+            f"{self.what} is streamed: the next load would lose what is written to its weights; nothing was "
+            "changed. Save the state dict to a file and stream the module from that"
+        )
+
+
+class _Unsaved(Guard):
+    """In the place of `state_dict`: only names and shapes can be given (`keep_vars=True`)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("keep_vars") or (len(args) > 2 and args[2]):
+            return type(self.module).state_dict(self.module, *args, **kwargs)
+        raise ModelError(
+            f"{self.what} is streamed: its state dict would hold all its weights in memory; copy its "
+            "checkpoint's files, or name keep_vars=True for names and shapes alone"
+        )
+
+
+class Closed:
+    """Refuses calls of a module whose session is over, as long as its own parameters are on meta."""
+
+    def __init__(self, module: nn.Module, what: str) -> None:
+        self.module, self.what = module, what
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise ModelError, or call the module if it has been given weights since."""
+        if not any(p.is_meta for p in self.module.parameters()):
+            self.remove()
+            return self.module(*args, **kwargs)
+        raise ModelError(
+            f"{self.what} was streamed and that has ended: its weights are not in memory; call it inside the "
+            "with block, or stream it again"
+        )
+
+    def remove(self) -> None:
+        """Refuse no more."""
+        if self.module.__dict__.get(CALL) is self:
+            del self.module.__dict__[CALL]
+
+
+_GUARDS: dict[str, type[Guard]] = {
+    "_apply": _Unmoved,
+    "requires_grad_": _Frozen,
+    "load_state_dict": _Unloaded,
+    "state_dict": _Unsaved,
+}
+
+
+def guard(root: nn.Module) -> None:
+    """Guard a module that is about to stream, and all in it that has parameters."""
+    for path, module in _with_parameters(root):
+        for name, kind in _GUARDS.items():
+            module.__dict__[name] = kind(module, _name(root, path))
+
+
+def unguard(root: nn.Module) -> None:
+    """Take all guards away. Idempotent."""
+    for module in root.modules():
+        for name, value in list(module.__dict__.items()):
+            if isinstance(value, Guard):
+                del module.__dict__[name]
+
+
+def shut(root: nn.Module) -> None:
+    """Have a module whose parameters are on meta again refuse to be called, by name."""
+    for path, module in _with_parameters(root):
+        if CALL not in module.__dict__ and any(p.is_meta for p in module.parameters()):
+            module.__dict__[CALL] = Closed(module, _name(root, path))
+
+
+def reopen(root: nn.Module) -> None:
+    """Undo `shut`. Idempotent."""
+    for module in root.modules():
+        closed = module.__dict__.get(CALL)
+        if isinstance(closed, Closed):
+            closed.remove()
+
+
+def left_out(root: nn.Module) -> dict[int, None]:
+    """Return what a deep copy of a module leaves out, as its memo: `strip` the copy of what stands there."""
+    return {id(v): None for m in root.modules() for v in m.__dict__.values() if isinstance(v, Guard)}
+
+
+def strip(copy: nn.Module) -> None:
+    """Remove from a deep copy the attributes that `left_out` left empty."""
+    for module in copy.modules():
+        for name in (CALL, *_GUARDS):
+            if name in module.__dict__ and module.__dict__[name] is None:
+                del module.__dict__[name]
+
+
+def _with_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in root.named_modules():
+        if not path or next(module.parameters(), None) is not None:
+            yield path, module
+
+
+def _name(root: nn.Module, path: str) -> str:
+    return f"{type(root).__name__}.{path}" if path else type(root).__name__
