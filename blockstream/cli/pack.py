@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockstream.run.outputs import write_atomic
 from blockstream.system import regular
 
 if TYPE_CHECKING:
@@ -67,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
         float32=what.float32,
         int8=what.int8,
         made=what.made,
+        beside=_small_files(folder, args.dtype),
         on_segment=on_segment,
     )
     if shown:
         print(file=sys.stderr)
-    _copy_small_files(folder, args.dst, args.dtype)
     nbytes = Checkpoint.open(args.dst).nbytes
     print(f"{args.dst}: {len(manifest.segments)} segments, {format_nbytes(nbytes)}")
     if errors := [one for segment in manifest.segments for one in segment.int8]:
@@ -92,16 +91,22 @@ def _print_errors(errors: Sequence[Rounded]) -> None:
         print(f"  {len(more)} more lost less, rms down to {more[-1].rms:.5f}; the manifest has them")
 
 
-def _copy_small_files(folder: Path, dst: Path, dtype: str | None) -> None:
-    """Copy config and tokenizer beside the pack, so that it is opened as its source is."""
+def _small_files(folder: Path, dtype: str | None) -> dict[str, bytes]:
+    """Return config and tokenizer to lie beside the pack, so that it is opened as its source is."""
     found = {path.name: path for pattern in SMALL_FILES for path in sorted(folder.glob(pattern))}
-    for name, path in found.items():
-        if not path.is_file():
-            continue
-        data = regular.read_bytes(path)
-        if name == "config.json" and dtype in DTYPES:
-            data = _with_dtype(data, dtype)
-        write_atomic(dst / name, data)
+    files = {name: _read(path) for name, path in found.items() if not path.is_dir()}
+    if "config.json" in files and dtype in DTYPES:
+        files["config.json"] = _with_dtype(files["config.json"], dtype)
+    return files
+
+
+def _read(path: Path) -> bytes:
+    from blockstream.checkpoint.read.entries import unreadable
+
+    try:
+        return regular.read_bytes(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _with_dtype(config: bytes, dtype: str) -> bytes:

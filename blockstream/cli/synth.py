@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,10 +45,8 @@ def run(args: argparse.Namespace) -> int:
     note = {"architecture": architecture.name, "dtype": args.dtype}
     with tempfile.TemporaryDirectory() as folder:
         # First, and aside: what fails here must not fail after many gigabytes.
-        small = _write_small(architecture, Path(folder))
-        made = synthesise(spec, args.dst, args.layout, shard_nbytes, args.seed, note=note)
-        for path in small:
-            shutil.copyfile(path, args.dst / path.name)
+        small = {path.name: path.read_bytes() for path in _write_small(architecture, Path(folder))}
+    made = synthesise(spec, args.dst, args.layout, shard_nbytes, args.seed, note=note, beside=small)
     files = len(made.files)
     print(
         f"{args.dst}: {len(made)} random tensors of {architecture.name}, {format_nbytes(made.nbytes)} in "

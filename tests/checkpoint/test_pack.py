@@ -228,7 +228,7 @@ def test_two_packers_of_one_folder_are_kept_apart(tmp_path, source):
     second = []
 
     def again(*_):
-        with pytest.raises(CheckpointError, match="another process is packing"):
+        with pytest.raises(CheckpointError, match="another process is writing to it"):
             pack(source, dst, SEGMENTS)
         second.append(True)
 

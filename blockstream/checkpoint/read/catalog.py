@@ -28,6 +28,8 @@ Form = Literal["safetensors", "torch", "packed", "raw"]
 
 #: A file of this name marks a folder whose weights were synthesised, and says from what.
 SYNTHETIC_NAME = "synthetic.json"
+#: What stands in its place while its files are written.
+SYNTHESIS_NAME = "synthetic.unfinished.json"
 #: The manifest of a packed checkpoint.
 MANIFEST_NAME = "blockstream.json"
 #: What stands beside the files of a pack while it is unfinished.
@@ -138,6 +140,10 @@ def _find(folder: Path) -> Path:
     if (folder / JOURNAL_NAME).exists():
         raise CheckpointError(
             f"{folder}: is a pack that was not finished; run the same pack again to finish it"
+        )
+    if (folder / SYNTHESIS_NAME).exists():
+        raise CheckpointError(
+            f"{folder}: holds random weights that were not all written; run the same synth again to finish it"
         )
     for name in (*_INDEXES, *_SINGLES):
         if (folder / name).exists():

@@ -7,8 +7,6 @@ the same request is made again; the manifest, written last, makes it a pack.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -32,10 +30,11 @@ from blockstream.checkpoint.read.manifest import (
 from blockstream.checkpoint.read.reader import BLOCK, Batch, Reader, ReadFile, Wanted, aligned_buffer
 from blockstream.checkpoint.read.safetensors_header import MOST_HEADER_NBYTES, read_header
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .rounding import FLOATS, SCALE, Rounder
 from .safetensors_writer import TensorSpec, aligned_order, header_bytes, write_safetensors
-from .writer import UNFINISHED, FileWriter, Pwrite, write_json
+from .writer import UNFINISHED, FileWriter, Pwrite, locked, write_json, write_small
 
 #: dtypes a pack can be asked for, by the names users give them; int8 is for the matrices that are named.
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": None}
@@ -61,6 +60,7 @@ def pack(
     float32: Collection[str] = (),
     int8: Collection[str] = (),
     made: Mapping[str, Made] = MappingProxyType({}),
+    beside: Mapping[str, bytes] = MappingProxyType({}),
     on_segment: Callable[[str, int, int], None] | None = None,
     pwrite: Pwrite = os.pwrite,
 ) -> Manifest:
@@ -70,37 +70,34 @@ def pack(
     called `rest`. `dtype` (bf16, fp16, fp32) converts floating-point tensors of 32 and 16 bits, to
     float32 those that `float32` names. The matrices that `int8` names are rounded, one scale a row, which is
     written beside each (`int8`). Names in `made` are tensors computed for the pack; what they are made
-    of is left out, unless a segment names it.
+    of is left out, unless a segment names it. `beside` are small files by their names, such as config.json.
     `on_segment(name, done, of)` hears of each file. Asked again after an interruption it goes on; a
-    finished pack of the same request is returned as it is. Raises CheckpointError for a folder that
-    holds anything else, a full disk (finished files stay), or a source that changed meanwhile.
+    finished pack of the same request is returned as it is, given the files beside it that are not so.
+    Raises CheckpointError for a folder that holds anything else, a full disk (finished files stay), or a
+    source that changed meanwhile.
     """
     source = src if isinstance(src, Checkpoint) else Checkpoint.open(src)
     folder = Path(dst)
     request = _request(source, segments, dtype, float32, int8, made)
-    with _locked(folder):
+    with locked(folder):
         manifest = _resume(folder, request)
-        if len(manifest.segments) == len(request.segments):
-            return manifest
-        copier = _Copier(source, request, made)
-        _check_space(folder, copier, request, manifest)
-        if source.synthetic is not None:
-            write_json(folder / SYNTHETIC_NAME, dict(source.synthetic))
-        with Reader() as reader:
-            copier.open(reader)
-            for i, (name, names) in enumerate(request.segments):
-                if i < len(manifest.segments):
-                    continue
-                done = _write_segment(folder, i, name, copier, names, pwrite)
-                manifest = manifest.model_copy(update={"segments": (*manifest.segments, done)})
-                write_json(folder / JOURNAL_NAME, manifest.model_dump(mode="json"))
-                if on_segment is not None:
-                    on_segment(name, i + 1, len(request.segments))
-        for file in source.files:
-            file.check()
-        write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+        if not (folder / MANIFEST_NAME).exists():
+            manifest = _write_segments(folder, manifest, _Copier(source, request, made), on_segment, pwrite)
+            write_small(folder, beside)
+            for file in source.files:
+                file.check()
+            write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+        else:
+            write_small(folder, {n: data for n, data in beside.items() if not _holds(folder / n, data)})
         (folder / JOURNAL_NAME).unlink(missing_ok=True)
         return manifest
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return regular.read_bytes(path) == data
+    except OSError:
+        return False
 
 
 def verify_pack(folder: str | os.PathLike[str]) -> int:
@@ -227,21 +224,29 @@ def _resume(folder: Path, request: Request) -> Manifest:
     return manifest
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second packer; it is made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be used: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise CheckpointError(f"{folder}: another process is packing to it; wait for it") from None
-    finally:
-        os.close(descriptor)
+def _write_segments(
+    folder: Path,
+    manifest: Manifest,
+    copier: _Copier,
+    on_segment: Callable[[str, int, int], None] | None,
+    pwrite: Pwrite,
+) -> Manifest:
+    """Write the segments that a manifest lacks, noting each in the journal; return it with all of them."""
+    request, source = manifest.request, copier.source
+    _check_space(folder, copier, request, manifest)
+    if source.synthetic is not None:
+        write_json(folder / SYNTHETIC_NAME, dict(source.synthetic))
+    with Reader() as reader:
+        copier.open(reader)
+        for i, (name, names) in enumerate(request.segments):
+            if i < len(manifest.segments):
+                continue
+            done = _write_segment(folder, i, name, copier, names, pwrite)
+            manifest = manifest.model_copy(update={"segments": (*manifest.segments, done)})
+            write_json(folder / JOURNAL_NAME, manifest.model_dump(mode="json"))
+            if on_segment is not None:
+                on_segment(name, i + 1, len(request.segments))
+    return manifest
 
 
 def _check_space(folder: Path, copier: _Copier, request: Request, done: Manifest) -> None:
@@ -282,7 +287,7 @@ class _Copier:
     """Supplies the bytes of a pack's tensors, converted, in bounded memory."""
 
     def __init__(self, source: Checkpoint, request: Request, made: Mapping[str, Made]) -> None:
-        self._source, self._request, self._made = source, request, made
+        self.source, self._request, self._made = source, request, made
         self._int8 = frozenset(request.int8)
         #: The matrices rounded so far, until their segment is written.
         self.rounders: dict[str, Rounder] = {}
@@ -290,13 +295,13 @@ class _Copier:
     def open(self, reader: Reader) -> None:
         """Open the files of the source."""
         self._reader = reader
-        self._files = {stamp: reader.open(stamp.path) for stamp in self._source.files}
+        self._files = {stamp: reader.open(stamp.path) for stamp in self.source.files}
         self._converted = memoryview(bytearray(2 * _STEP_NBYTES))
 
     def specs(self, name: str) -> tuple[TensorSpec, ...]:
         """Return a tensor as it will be written, under the name it was asked for, and its scales."""
         if name in self._int8:
-            shape = self._source[name].shape
+            shape = self.source[name].shape
             return TensorSpec(name, "I8", shape), TensorSpec(name + SCALE, "F32", shape[:1])
         tensor, dtype = self._tensor(name), self._request.dtype_of(name)
         keep = dtype is None or not can_convert(tensor.dtype, dtype)
@@ -325,13 +330,13 @@ class _Copier:
 
     def _rounded(self, name: str) -> Iterator[memoryview]:
         """Yield a matrix as int8, in pieces of whole rows."""
-        entry = self._source[name]
+        entry = self.source[name]
         rounder = self.rounders[name] = Rounder(name, entry.dtype, entry.shape)
         for piece in self._own_bytes(name, tensor_nbytes(entry.dtype, entry.shape[1:])):
             yield rounder.round(piece)
 
     def _tensor(self, name: str) -> Made | TensorEntry:
-        return self._made[name] if name in self._made else self._source[name]
+        return self._made[name] if name in self._made else self.source[name]
 
     def _own_bytes(self, name: str, item: int) -> Iterator[memoryview]:
         """Yield a tensor's bytes as they are before conversion, in steps of whole items."""
@@ -339,7 +344,7 @@ class _Copier:
             data, step = self._made[name].make(), _STEP_NBYTES // item * item
             yield from (data[at : at + step] for at in range(0, len(data), step))
         else:
-            entry = self._source[name]
+            entry = self.source[name]
             yield from _pieces(self._reader, self._files[entry.file], entry.offset, entry.nbytes, item)
 
 

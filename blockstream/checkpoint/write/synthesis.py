@@ -8,25 +8,30 @@ report repeats.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from blockstream.checkpoint.read.catalog import SYNTHETIC_NAME, Checkpoint
+from blockstream.checkpoint.read.catalog import SYNTHESIS_NAME, SYNTHETIC_NAME, Checkpoint
 from blockstream.checkpoint.read.convert import can_convert, convert
 from blockstream.checkpoint.read.entries import ITEM_NBYTES
+from blockstream.checkpoint.read.index import read_json
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 from .safetensors_writer import TensorSpec, shard, shard_names, usual_order, write_safetensors
 from .torch_zip_writer import write_torch_zip
-from .writer import UNFINISHED, FileWriter, write_json
+from .writer import UNFINISHED, FileWriter, json_bytes, locked, write_json, write_small
 
 #: Random numbers in the pool: a prime, so that repeats never line up with a matrix's rows.
 POOL = 4_194_301
@@ -41,13 +46,15 @@ def synthesise(
     seed: int = 0,
     *,
     note: Mapping[str, Any] | None = None,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Checkpoint:
     """Write a random checkpoint of `spec`, name -> (dtype, shape), to a new folder; return it opened.
 
     `layout` is what users have: safetensors, or torch zip files (`.bin`), both as their usual writers
     lay them out and name them, cut into shards of at most `shard_nbytes` with an index. `note` goes
-    into the marker. Raises CheckpointError for a folder that is not empty, a full disk, or a dtype
-    there is no random value for; then nothing is left.
+    into the marker, `beside` are small files by their names. Killed and asked the same again, it goes on.
+    Raises CheckpointError for a folder that holds weights, a full disk, or a dtype there is no random
+    value for; then nothing is left.
     """
     folder = Path(dst)
     unknown = sorted({dtype for dtype, _ in spec.values()} - ITEM_NBYTES.keys())
@@ -57,55 +64,89 @@ def synthesise(
             f"known are {', '.join(ITEM_NBYTES)}"
         )
     tensors = usual_order(TensorSpec(n, d, tuple(s)) for n, (d, s) in spec.items())
-    made = _prepare(folder, sum(t.nbytes for t in tensors))
     stem, suffix = ("model", ".safetensors") if layout == "safetensors" else ("pytorch_model", ".bin")
     shards = shard(tensors, shard_nbytes)
-    names = shard_names(stem, suffix, len(shards))
-    values = _Values(seed)
-    try:
-        write_json(folder / SYNTHETIC_NAME, {"seed": seed, **(note or {})})
-        for name, part in zip(names, shards, strict=True):
-            with FileWriter(folder / name) as writer:
-                if layout == "safetensors":
-                    write_safetensors(writer, part, values, {"format": "pt"})
-                else:
-                    write_torch_zip(writer, part, values)
-        if len(shards) > 1:
-            index = {
-                "metadata": {"total_size": sum(t.nbytes for t in tensors)},
-                "weight_map": {t.name: str(n) for n, part in zip(names, shards, strict=True) for t in part},
-            }
-            write_json(folder / f"{stem}{suffix}.index.json", index)
-    except BaseException:
-        for path in (folder / SYNTHETIC_NAME, *(folder / n for n in names)):
-            path.unlink(missing_ok=True)
-        if made:
-            folder.rmdir()
-        raise
+    names = [str(name) for name in shard_names(stem, suffix, len(shards))]
+    marker: dict[str, Any] = {"seed": seed, **(note or {})}
+    whole = [[t.name, t.dtype, list(t.shape)] for t in tensors]
+    asked = json.dumps({"marker": marker, "tensors": whole, "files": names})
+    about = {**marker, "sha256": hashlib.sha256(asked.encode()).hexdigest()}
+    small = {**beside, SYNTHETIC_NAME: json_bytes(marker)}
+    written: list[str] = [*names, f"{stem}{suffix}.index.json", *small]
+    made = not folder.exists()
+    with locked(folder):
+        try:
+            theirs = _prepare(folder, about, sum(t.nbytes for t in tensors), small)
+        except BaseException:
+            _leave(folder, (), made)
+            raise
+        try:
+            values = _Values(seed)
+            for name, part in zip(names, shards, strict=True):
+                if (folder / name).exists():  # whole, as it has its name
+                    continue
+                with FileWriter(folder / name) as writer:
+                    if layout == "safetensors":
+                        write_safetensors(writer, part, values, {"format": "pt"})
+                    else:
+                        write_torch_zip(writer, part, values)
+            if len(shards) > 1:
+                index = {
+                    "metadata": {"total_size": sum(t.nbytes for t in tensors)},
+                    "weight_map": {t.name: n for n, part in zip(names, shards, strict=True) for t in part},
+                }
+                write_json(folder / f"{stem}{suffix}.index.json", index)
+            write_small(folder, {name: data for name, data in small.items() if name not in theirs})
+        except BaseException:
+            _leave(folder, [*(name for name in written if name not in theirs), SYNTHESIS_NAME], made)
+            raise
+        (folder / SYNTHESIS_NAME).unlink()
     return Checkpoint.open(folder)
 
 
-def _prepare(folder: Path, nbytes: int) -> bool:
-    """Make the folder if need be; return whether it was made. Refuses one that holds weights."""
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made: {error.strerror}") from error
+def _prepare(
+    folder: Path, about: Mapping[str, Any], nbytes: int, small: Mapping[str, bytes]
+) -> frozenset[str]:
+    """Note in the folder what is to be written; return which small files are there already, and are the same.
+
+    Raises for a folder that holds weights or other files of those names, and for a disk that is too full.
+    """
+    journal = folder / SYNTHESIS_NAME
+    if journal.exists():
+        noted = read_json(journal)
+        if not isinstance(noted, dict) or noted.get("about") != about:
+            raise CheckpointError(
+                f"{folder}: holds unfinished random weights of something else; "
+                "remove them or choose another folder"
+            )
+        return frozenset(name for name in small if name in noted["theirs"])
     held = (".safetensors", ".bin", ".index.json", UNFINISHED)
-    there = sorted(p.name for p in folder.iterdir() if p.name.endswith(held))
+    own = SYNTHESIS_NAME + UNFINISHED
+    there = sorted(p.name for p in folder.iterdir() if p.name.endswith(held) and p.name != own)
     if there:
         raise CheckpointError(
             f"{folder}: holds weights already ({', '.join(there[:3])}); choose another folder"
         )
+    theirs = frozenset(name for name in small if (folder / name).exists())
+    other = sorted(name for name in theirs if regular.read_bytes(folder / name) != small[name])
+    if other:
+        raise CheckpointError(f"{folder}: holds another {other[0]} already; choose another folder")
     free = shutil.disk_usage(folder).free
     if nbytes > free:
-        if made:
-            folder.rmdir()
         raise CheckpointError(
             f"{folder}: {nbytes} bytes are to be written and {free} are free; free some space"
         )
-    return made
+    write_json(journal, {"about": about, "theirs": sorted(theirs)})
+    return theirs
+
+
+def _leave(folder: Path, names: Iterable[str], made: bool) -> None:
+    """Remove what was written to a folder, and the folder if it was made for it."""
+    with contextlib.suppress(OSError):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        if made:
+            folder.rmdir()
 
 
 class _Values:

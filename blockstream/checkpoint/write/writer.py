@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -187,10 +187,41 @@ class FileWriter:
         )
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against another process that writes to it; it is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made or opened: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CheckpointError(
+            f"{folder}: another process is writing to it; wait for it or choose another folder"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file atomically: readers see the old one or the new one, whole."""
     with FileWriter(path) as writer:
-        writer.write(json.dumps(value, indent=1).encode() + b"\n")
+        writer.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as the text of a JSON file."""
+    return json.dumps(value, indent=1).encode() + b"\n"
+
+
+def write_small(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write small files of a folder, each atomically."""
+    for name, data in files.items():
+        with FileWriter(folder / name) as writer:
+            writer.write(data)
 
 
 def sync_folder(folder: Path) -> None:
