@@ -10,9 +10,8 @@ import pytest
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.write.packer import verify_pack
-
-from ..support import faults
-from ..support.checkpoint_files import write
+from tests.support import faults
+from tests.support.checkpoint_files import write
 
 PACK = """
 from blockstream.checkpoint.write.packer import pack
