@@ -8,6 +8,7 @@
     ├── ModelError             a module that cannot be streamed as it is
     │   └── AliasError         a tensor that shares storage with a slot outlives it
     ├── EngineError            the engine was used out of order or has been closed
+    ├── NonFiniteError         a result with numbers that are not finite: it means nothing
     └── SegmentLoadError       a segment could not be loaded; names segment, file and cause
 
 Every message says what, with which values, and the next step.
@@ -46,6 +47,10 @@ class AliasError(ModelError):
 
 class EngineError(BlockstreamError):
     """The engine was used out of order or has been closed."""
+
+
+class NonFiniteError(BlockstreamError):
+    """A result with numbers that are not finite; names what, and the first of them."""
 
 
 class SegmentLoadError(BlockstreamError):

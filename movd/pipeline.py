@@ -7,20 +7,21 @@ are not declared.
 
 from __future__ import annotations
 
+import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from blockstream.errors import ConfigError
+from blockstream.errors import ConfigError, EngineError
 from blockstream.plan.segments import AtMost, Exactly, Passes
 from blockstream.plugins.protocols import Run
-from blockstream.run.runner import NOWHERE
 from blockstream.streaming.pace import pace
 from blockstream.system.floor import cache_folder
 from blockstream.system.machine import versions
@@ -30,11 +31,10 @@ from movd.networks import Network, Networks, OwnNetworks
 from movd.options import MovdOptions
 from movd.reference import digest, read_reference
 from movd.rflow import OpenSoraFlow
-from movd.state import IMAGE, VIDEO, Progress, Step
 from movd.stdit3 import STDiT3
 from movd.t5 import embed
-from movd.texts import TextCache, TextFolder, Texts
-from movd.video import to_frames, write_image, write_video
+from movd.texts import TextCache, Texts
+from movd.video import check_encoder, to_frames, write_image, write_video
 from movd.weights import Weights
 
 if TYPE_CHECKING:
@@ -42,10 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A step that took longer than this is saved at once, in seconds.
-SLOW_STEP_S = 10.0
-#: The packages whose version may change a bit.
-PACKAGES = ("torch", "transformers", "diffusers", "blockstream-engine")
+LATENTS = "latents.safetensors"
+VIDEO, IMAGE = "video.mp4", "image.png"
+#: The state that holds the first frame's latents, once encoded.
 REFERENCE = "reference"
 
 
@@ -62,16 +61,22 @@ class MovdPipeline:
 
     def declare(self, session: Session, run: Run) -> None:
         """Add the stages that have work to do. Checkpoints are matched to modules, headers alone are read."""
-        o = self.options
-        weights = self.weights = Weights(o, planning=run.out == NOWHERE)
-        self.progress = Progress(run.out, len(self.captions), run.resumed)
-        self.to_decode = [n for n in self.indices if self.progress.result(n) is None]
-        self.to_denoise = [n for n in self.to_decode if not self.progress.has_latents(n)]
+        o, files = self.options, run.files
+        weights = self.weights = Weights(o, planning=run.planning)
         self.networks = self._networks(run)
+        self._identify(run)
+        self.results = [self._named(n, IMAGE if o.frames == 1 else VIDEO) for n in self.indices]
+        self.to_decode = [n for n in self.indices if not files.is_whole(self.results[n])]
+        self.to_denoise = [n for n in self.indices if not files.is_whole(self._named(n, LATENTS))]
         self.latent, self.pixels = weights.latent(o), weights.pixels(o)
-        self.first = self._reference()
-        if not self.to_decode:
-            return
+        self.first = self._reference(run)
+        self.texts = self._texts(run)
+        files.declare(
+            [*self.results, *(self._named(n, LATENTS) for n in self.indices)],
+            [*(_state(n) for n in self.to_denoise), REFERENCE, *self.texts.names],
+        )
+        if self.to_decode and o.frames > 1 and not run.planning:
+            check_encoder()
         self._warn_of_cut_captions()
         if self.first is not None:
             self.encoder = session.stage(
@@ -82,12 +87,17 @@ class MovdPipeline:
                 dtype=o.vae.converted,
                 example_inputs=(self.first,),
             )
-        self._declare_text(session, run)
+        self._declare_text(session)
         self._declare_denoiser(session, run)
-        chunks = weights.vae_config.chunks(o.frames)
-        passes = Exactly(len(self.to_decode) * len(chunks))
-        example = (torch.empty(1, *self._latent_of(chunks[0])), chunks[0])
-        self.vae = self._stage(session, "vae", self.networks.decoder(), passes, example)
+        if self.to_decode:
+            chunks = weights.vae_config.chunks(o.frames)
+            passes = Exactly(len(self.to_decode) * len(chunks))
+            example = (torch.empty(1, *self._latent_of(chunks[0])), chunks[0])
+            self.vae = self._stage(session, "vae", self.networks.decoder(), passes, example)
+
+    def _named(self, n: int, name: str) -> str:
+        """Return the name of a prompt's file: of several prompts each has a folder, 0000, 0001, ..."""
+        return f"{n:04d}/{name}" if len(self.captions) > 1 else name
 
     def _networks(self, run: Run) -> Networks:
         """Return what makes the networks: the config's backend, which has to have segments for them."""
@@ -123,14 +133,16 @@ class MovdPipeline:
             pace=pace,
         )
 
-    def _declare_text(self, session: Session, run: Run) -> None:
-        """Add T5, unless every caption's embedding is there."""
-        o, weights = self.options, self.weights
+    def _texts(self, run: Run) -> Texts:
+        """Return the embeddings of the captions that are to be denoised, none read yet."""
         captions = [self.captions[n] for n in self.to_denoise]
-        cache = TextCache(cache_folder() / "movd" / "text", o.cache_nbytes)
-        own = TextFolder(self.progress.state / "text")
-        self.texts = Texts(captions, self._text_numerics(run), own, cache)
-        self.to_embed = self.texts.missing(captions)
+        cache = TextCache(cache_folder() / "movd" / "text", self.options.cache_nbytes)
+        return Texts(captions, self._text_numerics(run), run.files, cache)
+
+    def _declare_text(self, session: Session) -> None:
+        """Add T5, unless every caption's embedding is there."""
+        weights = self.weights
+        self.to_embed = self.texts.missing([self.captions[n] for n in self.to_denoise])
         if self.to_embed:
             tokens = torch.ones(1, weights.dit_config.model_max_length, dtype=torch.long)
             example = {"input_ids": tokens, "attention_mask": tokens}
@@ -141,19 +153,17 @@ class MovdPipeline:
         """Add STDiT3, unless every prompt is denoised."""
         if not self.to_denoise:
             return
-        o = self.options
-        most = getattr(run.sampler, "passes", lambda steps: (steps, steps))(o.steps)[1]
-        saved = [self.progress.step(n) for n in self.to_denoise]
-        left = [most if step is None else max(0, most - step.index) for step in saved]
-        passes = AtMost(max(1, sum(left)))
+        steps, shape = self.options.steps, (1, *self.latent)
+        most = run.passes(steps)[1]
+        saved = [run.sampled(_state(n), steps, shape) for n in self.to_denoise]
+        left = sum(max(0, most - passes) for _, passes in saved)
         example = self._denoiser_inputs()
         network = self.networks.denoiser(run)
-        self.dit = self._stage(
-            session, "dit", network, passes, example, self._pace(network, run, example, saved)
-        )
+        pace = self._pace(network, run, example, [index for index, _ in saved])
+        self.dit = self._stage(session, "dit", network, AtMost(max(1, left)), example, pace)
 
     def _pace(
-        self, network: Network, run: Run, example: Mapping[str, Any], saved: Sequence[Step | None]
+        self, network: Network, run: Run, example: Mapping[str, Any], begins: Sequence[int]
     ) -> tuple[float, ...]:
         """Return how long each pass takes beside one without merging, all prompts one after another."""
         if not run.config.attention or not isinstance(network.module, STDiT3):
@@ -165,7 +175,7 @@ class MovdPipeline:
             return attention_layers(dit, grid, tokens)
 
         steps = pace(network.module, example, run, self.options.steps, layers)
-        return tuple(p for step in saved for p in steps[0 if step is None else step.index :])
+        return tuple(p for begin in begins for p in steps[begin:])
 
     def _denoiser_inputs(self) -> dict[str, Any]:
         """Return inputs of the shapes a step has, with guidance, for a text of full length."""
@@ -184,12 +194,10 @@ class MovdPipeline:
         channels, _, h, w = self.latent
         return channels, self.weights.vae_config.latent_frames(frames), h, w
 
-    def _reference(self) -> Tensor | None:
+    def _reference(self, run: Run) -> Tensor | None:
         """Return the frame to encode, None where there is none or it has been encoded."""
         path = self.options.reference
-        if path is None or not self.to_denoise:
-            return None
-        if self.progress.resumed and self.progress.tensor(REFERENCE) is not None:
+        if path is None or not self.to_denoise or run.files.load(REFERENCE) is not None:
             return None
         return read_reference(Path(path), *self.pixels)
 
@@ -226,20 +234,17 @@ class MovdPipeline:
     @torch.inference_mode()
     def run(self, session: Session, run: Run) -> Mapping[str, Any]:
         """Make every video; return their files, relative to `run.out`."""
-        if self.to_decode:
-            self._make(session, run)
-        output = self._output(run.out)
-        self.progress.finish()
-        return output
+        self._make(session, run)
+        return self._output(run)
 
     def _make(self, session: Session, run: Run) -> None:
-        self.progress.begin(self._about())
         if self.first is not None:
             with run.phase("reference"):
-                self.progress.save_tensor(REFERENCE, self.encoder(self.first))
+                encoded = run.check("the encoded reference image", self.encoder(self.first))
+                run.files.save(REFERENCE, {"z": encoded})
             session.end("vae-encoder")
         with run.phase("text"):
-            self._embed(session)
+            self._embed(session, run)
         with run.phase("denoise"):
             for n in self.to_denoise:
                 self._denoise(session, run, n)
@@ -247,22 +252,24 @@ class MovdPipeline:
             session.end("dit")
         with run.phase("decode"):
             for n in self.to_decode:
-                self._decode(n)
+                self._decode(run, n)
 
-    def _about(self) -> dict[str, dict[str, str | None]]:
-        """Return what a run's bits follow from beside its config."""
-        installed = versions()
+    def _identify(self, run: Run) -> None:
+        """Name what the run's bits follow from beside its config."""
+        if run.planning:
+            return
         inputs: dict[str, str | None] = dict(self.weights.identity())
         if self.networks.identity is not None:
             inputs["packages"] = self.networks.identity
         if self.options.reference is not None:
             inputs[REFERENCE] = digest(Path(self.options.reference))
-        return {"inputs": inputs, "versions": {name: installed[name] for name in PACKAGES}}
+        run.files.identify(inputs)
 
-    def _embed(self, session: Session) -> None:
+    def _embed(self, session: Session, run: Run) -> None:
         self.texts.collect([self.captions[n] for n in self.to_denoise])
         for caption in self.to_embed:
-            self.texts.put(caption, *embed(self.t5, self.weights.tokenizer, [caption]))
+            y, mask = embed(self.t5, self.weights.tokenizer, [caption])
+            self.texts.put(caption, run.check(f"T5's embedding of {caption[:60]!r}", y), mask)
         if self.to_embed:
             session.end("t5")
 
@@ -275,7 +282,10 @@ class MovdPipeline:
         if o.reference is not None:
             x_mask = torch.ones(1, self.latent[1])
             x_mask[:, 0] = 0
-            z[:, :, :1] = self.progress.tensor(REFERENCE)
+            encoded = run.files.load(REFERENCE)
+            if encoded is None:
+                raise EngineError(f"the encoded reference image is gone from {run.out}; run the same again")
+            z[:, :, :1] = encoded["z"]
         flow = OpenSoraFlow(
             self.dit,
             y,
@@ -290,43 +300,45 @@ class MovdPipeline:
             generator,
             on_remaining=lambda passes: self._remaining(session, n, passes),
         )
-        i, memory = 0, None
-        if (saved := self.progress.step(n)) is not None:
-            i, z, memory = saved.index, saved.z, saved.memory
-            flow.load_state(saved.flow)
-        saver = _Saver(self.progress, n, o.save_every, flow, memory)
-        flow.on_step = saver
         with self.networks.attention(self.dit, run, int(mask.sum(1).max())):
-            z = run.sampler(flow, z, i, memory)
-        self.progress.save_latents(n, z, self._said_by(run.sampler, saver.memory))
-
-    def _said_by(self, sampler: Any, memory: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return what a sampler has to say of the prompt it has just done."""
-        report: Callable[..., dict[str, Any]] | None = getattr(sampler, "report", None)
-        return report(memory, self.options.steps) if report is not None and memory is not None else {}
+            z, said = run.sample(_state(n), flow, z, o.save_every)
+        run.check(f"the latents of prompt {n}", z)
+        metadata = {"about": json.dumps(dict(said))}
+        run.files.write(self._named(n, LATENTS), save({"z": z.contiguous()}, metadata))
+        run.files.drop(_state(n))
 
     def _remaining(self, session: Session, n: int, passes: int) -> None:
         """Let the VAE's head load as soon as the last pass of the last prompt is known to be the last."""
         if passes == 0 and n == self.to_denoise[-1]:
             session.end("dit")
 
-    def _decode(self, n: int) -> None:
-        z, _ = self.progress.latents(n)
-        if self.options.frames == 1:
-            write_image(self.progress.target(n, IMAGE), next(self._frames(z))[0])
-        else:
-            write_video(self.progress.target(n, VIDEO), self._frames(z), self.options.fps)
+    def _decode(self, run: Run, n: int) -> None:
+        z, _ = self._latents(run, n)
+        with run.files.writing(self.results[n]) as path:
+            if self.options.frames == 1:
+                write_image(path, next(self._frames(run, n, z))[0])
+            else:
+                write_video(path, self._frames(run, n, z), self.options.fps)
 
-    def _frames(self, z: Tensor) -> Iterator[np.ndarray]:
+    def _frames(self, run: Run, n: int, z: Tensor) -> Iterator[np.ndarray]:
+        begin = 0
         for clip in self.vae.decode_chunks(z, self.options.frames):
+            end = begin + clip.shape[2]
+            run.check(f"the VAE's frames {begin} to {end - 1} of prompt {n}", clip)
+            begin = end
             yield to_frames(clip[0])
 
-    def _output(self, out: Path) -> dict[str, Any]:
+    def _latents(self, run: Run, n: int) -> tuple[Tensor, dict[str, Any]]:
+        """Return the latents [1, 4, T', h, w] of a prompt and what the sampler said of them."""
+        with safe_open(run.out / self._named(n, LATENTS), framework="pt") as file:
+            # Memory of its own, aligned as that of a computed tensor: kernels differ with the address.
+            return file.get_tensor("z").clone(), json.loads(file.metadata()["about"])
+
+    def _output(self, run: Run) -> dict[str, Any]:
         o = self.options
-        name = IMAGE if o.frames == 1 else VIDEO
-        said = [self.progress.latents(n)[1] for n in self.indices]
+        said = [self._latents(run, n)[1] for n in self.indices]
         return {
-            "files": [str((self.progress.folder(n) / name).relative_to(out)) for n in self.indices],
+            "files": self.results,
             "prompts": list(o.texts),
             "height": self.pixels[0],
             "width": self.pixels[1],
@@ -336,21 +348,6 @@ class MovdPipeline:
         }
 
 
-class _Saver:
-    """Saves one prompt's state after a step: each `every`-th, and those that took long."""
-
-    def __init__(
-        self, progress: Progress, n: int, every: int, flow: OpenSoraFlow, memory: Mapping[str, Any] | None
-    ) -> None:
-        self._progress, self._n, self._every, self._flow = progress, n, every, flow
-        self.memory = memory
-        self._steps = 0
-        self._saved_s = time.monotonic()
-
-    def __call__(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
-        self._steps += 1
-        self.memory = memory
-        if self._steps % self._every and time.monotonic() - self._saved_s < SLOW_STEP_S:
-            return
-        self._progress.save_step(self._n, Step(i + 1, z, memory, self._flow.state()))
-        self._saved_s = time.monotonic()
+def _state(n: int) -> str:
+    """Return the name of the state of a prompt's sampling."""
+    return f"{n:04d}"

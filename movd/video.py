@@ -1,12 +1,15 @@
-"""Frames to files: H.264 in mp4, a still as PNG. Written beside the target, then moved there whole."""
+"""Frames to files: H.264 in mp4, a still as PNG."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+
+from blockstream.errors import ConfigError
 
 #: x264: a constant rate factor that is visually lossless for small clips. Without the macroblock tree, which
 #: on frames of few blocks reads memory it never wrote, so that the same frames gave other bytes now and then.
@@ -22,32 +25,42 @@ def to_frames(x: Tensor, *, truncate: bool = False) -> np.ndarray:
     return pixels.byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 
-def write_video(path: Path, chunks: Iterable[np.ndarray], fps: int) -> int:
+def check_encoder() -> None:
+    """Encode one frame in memory: what cannot write a video is found before anything is computed.
+
+    Raises ConfigError with the cause.
+    """
+    try:
+        write_video(io.BytesIO(), [np.zeros((1, 16, 16, 3), np.uint8)], 24)
+    except Exception as error:
+        raise ConfigError(
+            f"videos cannot be written here: {type(error).__name__}: {error}; reinstall av (pip install av), "
+            "or make images with frames: 1"
+        ) from error
+
+
+def write_video(path: Path | io.BytesIO, chunks: Iterable[np.ndarray], fps: int) -> int:
     """Write an mp4 from uint8 chunks [n, H, W, 3] as they come; return the number of frames.
 
-    Sizes are even, as every size of the VAE is. A failure leaves no file behind.
+    Sizes are even, as every size of the VAE is.
     """
     import av
 
-    temporary = path.with_name(f".{path.name}.part")
     count = 0
-    try:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            stream = None
-            for frames in chunks:
-                for frame in frames:
-                    if stream is None:
-                        stream = container.add_stream("libx264", rate=fps, options=ENCODING)
-                        stream.height, stream.width = frame.shape[:2]
-                        stream.pix_fmt = "yuv420p"
-                        stream.thread_count = 1  # x264 holds a buffer a thread
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-                    count += 1
-            if stream is not None:
-                container.mux(stream.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    target = path if isinstance(path, io.BytesIO) else str(path)
+    with av.open(target, "w", format="mp4") as container:
+        stream = None
+        for frames in chunks:
+            for frame in frames:
+                if stream is None:
+                    stream = container.add_stream("libx264", rate=fps, options=ENCODING)
+                    stream.height, stream.width = frame.shape[:2]
+                    stream.pix_fmt = "yuv420p"
+                    stream.thread_count = 1  # x264 holds a buffer a thread
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                count += 1
+        if stream is not None:
+            container.mux(stream.encode())
     return count
 
 
@@ -55,9 +68,4 @@ def write_image(path: Path, frame: np.ndarray) -> None:
     """Write one uint8 frame [H, W, 3] as PNG."""
     from PIL import Image
 
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        Image.fromarray(frame).save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Image.fromarray(frame).save(path, format="PNG")

@@ -5,7 +5,6 @@ Nothing but headers is read here. Modules are built without their weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from torch import nn
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.module.empty import empty
+from blockstream.run.identity import identity_of
 from blockstream.streaming.model_plan import imagined_model, unstored
 from blockstream.system import regular
 from movd.official import check_keys
@@ -34,9 +34,6 @@ from movd.vae_halves import VAEDecoder, VAEEncoder
 log = logging.getLogger(__name__)
 
 _Module = TypeVar("_Module", bound=nn.Module)
-
-#: Checkpoints up to this size are told apart by all their bytes, larger ones by headers, sizes and times.
-HASHED_NBYTES = 64 << 20
 
 #: The configurations of what stands in a plan for folders that are not there.
 RELEASED: dict[str, Mapping[str, Any]] = {"t5": T5_V1_1_XXL, "dit": STDIT3_XL_2, "vae": OPENSORA_VAE}
@@ -164,20 +161,10 @@ class Part:
 
     @cached_property
     def identity(self) -> str:
-        """Return what tells these weights from others, wherever they lie.
-
-        Small files are hashed whole. Of large ones the header, the size and the time of the last change
-        are, so that they need not be read.
-        """
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        """Return what tells these weights from others, wherever they lie."""
         if self.is_imagined:
             return "imagined"
-        files = self.checkpoint.files
-        small = sum(file.nbytes for file in files) <= HASHED_NBYTES
-        for file in files:
-            digest.update(f"{file.path.name} {file.nbytes} {file.header_hash}".encode())
-            digest.update(regular.read_bytes(file.path) if small else str(file.mtime_ns).encode())
-        return digest.hexdigest()[:16]
+        return identity_of(self.checkpoint, json.dumps(self.config, sort_keys=True))
 
     def check(self, module: nn.Module, unused: tuple[str, ...] = ()) -> None:
         """Check that the checkpoint holds exactly a module's keys, besides those that begin with `unused`.

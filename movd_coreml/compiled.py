@@ -113,7 +113,7 @@ class CompiledPackages:
     def note_checked(self, package: str, function: str, error: float) -> None:
         """Keep that a function was compared, and how far it was off."""
         known = self._checked[package] = {**self._read(package), function: error}
-        write_json(self._notes(package), known)
+        write_json(self._notes(package), known, unique=True)
 
     def _read(self, package: str) -> dict[str, float]:
         try:

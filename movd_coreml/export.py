@@ -22,7 +22,7 @@ from torch import Tensor
 from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
 from blockstream.run.config import RunConfig
-from blockstream.run.outputs import LOCK, OutputFolder, write_atomic, write_json
+from blockstream.run.outputs import LOCK, locked, replaced, unfinished, write_atomic, write_json
 from blockstream.system import regular
 from blockstream.system.machine import versions
 from movd_coreml.convert import MULTIFUNCTION, Form, convert, join
@@ -84,7 +84,7 @@ def export(
     settings = settings or Settings()
     coremltools()
     out.mkdir(parents=True, exist_ok=True)
-    with OutputFolder(out, resume=True), Networks(config, settings.what) as networks:
+    with locked(out), Networks(config, settings.what) as networks:
         return _Exporter(networks, out, settings, on_segment or (lambda name, done, of: None)).run()
 
 
@@ -150,7 +150,8 @@ class _Exporter:
         """Take over what an earlier export of the same has written; refuse a folder with anything else."""
         found = next((n for n in (MANIFEST_NAME, JOURNAL_NAME) if (self.out / n).is_file()), None)
         if found is None:
-            there = sorted(p.name for p in self.out.iterdir() if p.name not in (LOCK, _PART, "packages"))
+            own = (LOCK, _PART, "packages", unfinished(self.out / JOURNAL_NAME).name)
+            there = sorted(p.name for p in self.out.iterdir() if p.name not in own)
             if there:
                 raise ConfigError(
                     f"{self.out} is not empty ({', '.join(there[:3])}) and holds no export; "
@@ -294,9 +295,8 @@ class _Exporter:
         path = f"tables/{name}.f32"
         target = self.out / path
         target.parent.mkdir(exist_ok=True)
-        unfinished = target.with_name(f".{target.name}.part")
-        value.contiguous().numpy().astype(np.dtype("<f4"), copy=False).tofile(unfinished)
-        unfinished.replace(target)
+        with replaced(target) as temporary:
+            value.contiguous().numpy().astype(np.dtype("<f4"), copy=False).tofile(temporary)
         return Table(
             name=name,
             path=path,

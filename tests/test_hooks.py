@@ -15,6 +15,7 @@ from blockstream.plan.segments import Exactly, Segment, Stage
 from blockstream.plugins import hookspecs
 from blockstream.plugins.manager import KNOWN_HOOKS, Plugins
 from blockstream.plugins.protocols import AttentionLayer
+from blockstream.run.files import Files
 
 PAGE = Path(__file__).parent.parent / "docs" / "hooks.md"
 SECTION = re.compile(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", re.S | re.M)
@@ -163,15 +164,21 @@ def test_hook_attention_kernel():
     torch.testing.assert_close(kernel(q, k, v, TEMPORAL), expected)
 
 
+def run_in(folder):
+    run = SimpleNamespace(out=folder, files=Files(folder), budget_nbytes=5)
+    run.files.begin({}, {})
+    return run
+
+
 def test_hook_run_started(tmp_path):
-    run = SimpleNamespace(out=tmp_path, budget_nbytes=5)
+    run = run_in(tmp_path)
     Example("run_started").call("run_started", run=run)
     assert (tmp_path / "host.txt").read_text() == "budget 5 bytes\n"
 
 
 def test_hook_run_finished(tmp_path):
     report = {"stages": [{"name": "t5", "wall_s": 1.0}, {"name": "dit", "wall_s": 2.0}]}
-    Example("run_finished").call("run_finished", run=SimpleNamespace(out=tmp_path), report=report)
+    Example("run_finished").call("run_finished", run=run_in(tmp_path), report=report)
     assert (tmp_path / "slowest.txt").read_text() == "dit"
 
 

@@ -18,10 +18,11 @@ from blockstream.checkpoint.write.packer import pack, verify_pack
 from blockstream.cli.main import main
 from blockstream.errors import BlockstreamError
 from blockstream.run.config import make_config, read_config
-from blockstream.run.resume import finished
+from blockstream.run.files import Files
+from blockstream.run.journal import Journal
 from blockstream.system import calibration, floor
 from movd.reference import read_reference
-from movd.texts import TextFolder
+from movd.texts import TextCache
 from movd.weights import Weights
 from tests.support.checkpoint_files import write
 
@@ -134,15 +135,19 @@ def test_what_is_only_kept_for_speed_is_done_without(odd_file, tmp_path):
     (kept,) = (tmp_path / "calibration").iterdir()
     make(kept)
     assert calibration.read(about, tmp_path) == {}
-    texts = TextFolder(tmp_path / "texts")
-    y, mask = torch.zeros(1, 1, 4, 2), torch.ones(1, 4, dtype=torch.long)
-    texts.put("key", y, mask)
+    texts = TextCache(tmp_path / "texts", 1 << 20)
+    texts.put("key", {"y": torch.zeros(4, 2)})
     make(texts.path("key"))
     assert texts.get("key") is None
-    texts.put("key", y, mask)  # takes its place
+    texts.put("key", {"y": torch.zeros(4, 2)})  # takes its place
     assert texts.get("key") is not None
-    make(tmp_path / "report.json")
-    assert finished(tmp_path) is None
+    files = Files(tmp_path / "run", resumed=True)
+    files.folder.mkdir()
+    files.begin({}, {})
+    files.declare(["report.json"])
+    files.write("report.json", b"{}")
+    make(files.folder / "report.json")
+    assert not Files(files.folder, Journal.read(files.folder), resumed=True).is_whole("report.json")
     make(tmp_path / "floor.json")
     assert floor.cached(tmp_path / "floor.json") is None
 

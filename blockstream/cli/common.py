@@ -47,11 +47,11 @@ def read_document(name: str, sets: list[str]) -> Document:
     return document
 
 
-def load_config(name: str, sets: list[str]) -> RunConfig:
-    """Return the validated configuration of a config."""
-    from blockstream.run.config import make_config
+def load_config(named: str | Document, sets: list[str]) -> RunConfig:
+    """Return the validated configuration of a config, which may have been read already."""
+    from blockstream.run.config import make_config, with_sets
 
-    return make_config(read_document(name, sets))
+    return make_config(read_document(named, sets) if isinstance(named, str) else with_sets(named, sets))
 
 
 def print_json(value: Any) -> None:

@@ -301,15 +301,18 @@ def pass_finished(stage, pass_index):
 def run_finished(run, report):
     """Write the table into the run's folder."""
     lines = ["stage,pass,seconds", *(f"{name},{index},{s:.6f}" for name, index, s in _rows)]
-    (run.out / "passes.csv").write_text("\\n".join(lines) + "\\n")
+    run.files.declare(["passes.csv"])
+    run.files.write("passes.csv", ("\\n".join(lines) + "\\n").encode())
 ''',
-    imports="from types import SimpleNamespace\n\nfrom blockstream.plugins.manager import Plugins",
+    imports="from types import SimpleNamespace\n\nfrom blockstream.plugins.manager import Plugins\n"
+    "from blockstream.run.files import Files",
     found='assert "pass_finished" in plugins.hooks_of("$name")',
     tests="""
 def test_every_pass_is_a_row(tmp_path):
     plugins = Plugins()
     plugins.load("$name")
-    run, stage = SimpleNamespace(out=tmp_path), SimpleNamespace(name="dit")
+    run, stage = SimpleNamespace(files=Files(tmp_path)), SimpleNamespace(name="dit")
+    run.files.begin({}, {})
     plugins.hook.run_started(run=run)
     for i in range(3):
         plugins.hook.pass_started(stage=stage, pass_index=i)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockstream.errors import ConfigError
 
 from .common import add_config, add_json, load_config, print_json
+
+if TYPE_CHECKING:
+    from blockstream.run.config import RunConfig
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier run left in the folder"
     )
+    parser.add_argument(
+        "--allow-nonfinite",
+        action="store_true",
+        help="keep a result with NaN or overflowed numbers, with a warning, instead of ending the run",
+    )
     add_json(parser, "the report")
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    """Return the config that is named, else the one of the run that is gone on with."""
+    from blockstream.run.resume import config_of
+
+    sets = [*args.sets, *(["allow_nonfinite=true"] if args.allow_nonfinite else [])]
+    return load_config(args.config or config_of(args.resume), sets)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--resume goes on with a run and --overwrite replaces it; choose one")
     if args.config is None and args.resume is None:
         raise ConfigError("name a config, e.g. blockstream run movd.yaml, or --resume DIR")
-    config = load_config(args.config or str(args.resume / "config.yaml"), args.sets)
+    config = _config(args)
 
     from blockstream.report.progress import Progress
     from blockstream.report.summary import print_run

@@ -8,6 +8,7 @@ besides: plans, memory, steps of a sampler.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,6 +133,8 @@ class Ledger:
         self.notes: list[Note] = []
         self._clock = clock
         self._begin = clock()
+        self._began = time.time()
+        self.path: Path | None = None
         self._file: IO[str] | None = None
         self._writing = threading.Lock()
         self._written = self._noted = 0
@@ -139,8 +142,14 @@ class Ledger:
         #: The compute thread's track, from the first moment of the ledger.
         self.compute = Track(self, "compute")
         if path is not None:
-            self._file = path.open("w", encoding="utf-8")
-            self._file.write(json.dumps({"schema": SCHEMA, "began": time.time()}) + "\n")
+            self.write_to(path)
+
+    def write_to(self, path: Path) -> None:
+        """Write to a file from now on, beginning with what there is; its first line is there at once."""
+        self.path = path
+        self._file = path.open("w", encoding="utf-8")
+        self._file.write(json.dumps({"schema": SCHEMA, "began": self._began}) + "\n")
+        self.flush()
 
     def now(self) -> float:
         """Return the seconds since the ledger began."""
@@ -172,8 +181,8 @@ class Ledger:
             self.compute.mark("outside")
             self.compute.phase = before
 
-    def flush(self) -> None:
-        """Write the spans and notes that are not in the file yet."""
+    def flush(self, sync: bool = False) -> None:
+        """Write the spans and notes that are not in the file yet; with `sync`, to the disk itself."""
         with self._writing:
             if self._file is None:
                 return
@@ -181,6 +190,8 @@ class Ledger:
             self._file.writelines(_dump(s) + "\n" for s in spans)
             self._file.writelines(_dump_note(n) + "\n" for n in notes)
             self._file.flush()
+            if sync:
+                os.fsync(self._file.fileno())
             self._written += len(spans)
             self._noted += len(notes)
             self._flushed_s = self.now()

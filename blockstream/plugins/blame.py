@@ -17,12 +17,14 @@ def blaming(who: str, unless: Callable[[Exception], bool] = lambda error: False)
     """Turn what the block raises into a PluginError that begins with `who`.
 
     The package's own errors, raised on purpose, interrupts, and those of which `unless` says that they
-    are not theirs pass unchanged.
+    are not theirs pass unchanged. `sys.exit()` is a failure like any other.
     """
     try:
         yield
     except BlockstreamError:
         raise
+    except SystemExit as error:
+        raise PluginError(f"{who}: SystemExit: {error.code}") from error
     except Exception as error:
         if unless(error):
             raise

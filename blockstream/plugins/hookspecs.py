@@ -115,10 +115,11 @@ def attention_kernel(layer: AttentionLayer) -> AttentionKernel | None:
 
 @hookspec
 def run_started(run: Any) -> None:
-    """Observe that a run begins: its config is resolved and nothing has been loaded yet.
+    """Observe that a run begins: it has been planned and accepted, and nothing has been loaded yet.
 
-    `run` has `config` (the RunConfig), `out` (the folder it writes, a Path), `budget_nbytes`, and
-    `predicted_s`: the predicted seconds of each stage by name, in order, kept up to date.
+    `run` has `config` (the RunConfig), `out` (the folder it writes, a Path), `files` (what it writes
+    there: declare a name, then write it), `budget_nbytes`, and `predicted_s`: the predicted seconds of
+    each stage by name, in order, kept up to date.
     """
 
 

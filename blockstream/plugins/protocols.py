@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from blockstream.engine.ledger import Span
     from blockstream.plan.segments import Stage
     from blockstream.run.config import RunConfig
+    from blockstream.run.files import Files
     from blockstream.streaming.session import Session
 
 AttentionKind = Literal["spatial", "temporal", "cross", "full"]
@@ -133,35 +134,67 @@ class Flow(Protocol):
     def state(self) -> Mapping[str, Any]:
         """Return what a resumed run needs beside z: tensors and numbers only."""
 
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned; not called where that was empty."""
+
 
 class Sampler(Protocol):
-    """One function with one loop."""
+    """One function with one loop.
+
+    It may have `passes(n) -> (least, most)`, the passes that n steps take where that is not one each, and
+    `report(memory, n)`, what it has to say of a sampling, from the last memory it gave, for report.json.
+    """
 
     def __call__(self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
         """Return the sample reached from `z` at index `i`; calls `flow.step_done` after each step."""
 
 
 class Pipeline(Protocol):
-    """What turns a config into results: it declares its stages, then runs on them.
+    """What turns a config into results: it declares its stages and files, then makes them.
 
-    `declare` adds the stages to a session in the order they run, `run` calls their modules and writes
-    the results under `run.out`; it returns what report.json holds under "output".
+    `run` returns what report.json holds under "output"; its "files" are the results, relative to `run.out`.
     """
 
     def declare(self, session: Session, run: Run) -> None:
-        """Add the stages: `session.stage(name, model, checkpoint, passes=...)`."""
+        """Add the stages that have work left, in the order they run; name what will be written.
+
+        `session.stage(name, model, checkpoint, passes=...)`, `run.files.declare(files, states)`. Nothing is
+        written yet: the run may still be refused.
+        """
 
     def run(self, session: Session, run: Run) -> Mapping[str, Any]:
-        """Make the results."""
+        """Make the results, saved by `run.files`."""
 
 
 class Run(Protocol):
-    """What a pipeline may know and use of the run it is part of."""
+    """What a pipeline may know and use of the run it is part of.
+
+    `planning`: nothing will run, checkpoints need not be there. `resumed`: it goes on with what is in `out`.
+    """
 
     config: RunConfig
     out: Path
+    files: Files
+    planning: bool
     resumed: bool
     sampler: Sampler
+
+    def sample(
+        self, name: str, flow: Flow, z: Tensor, save_every: int = 5
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return what the run's sampler makes of z and what it says of it, saved under a declared state.
+
+        A resumed run goes on from there. Remove the state, `files.drop(name)`, once the sample is written.
+        """
+
+    def passes(self, steps: int) -> tuple[int, int]:
+        """Return the least and the most passes that the run's sampler makes of so many steps."""
+
+    def sampled(self, name: str, steps: int, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the index and the passes at which a sampling was left: (0, 0) where it was not begun."""
+
+    def check(self, what: str, value: Tensor) -> Tensor:
+        """Return a tensor that is finite. Raises NonFiniteError naming it, unless the config lets it pass."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is done outside the segments, for the ledger."""

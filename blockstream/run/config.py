@@ -84,6 +84,9 @@ class Settings(BaseModel):
     int8: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="how layers with int8 weights multiply; auto is the processor's fastest"
     )
+    allow_nonfinite: bool = Field(
+        False, description="keep what holds NaN or overflowed, with a warning, instead of ending the run"
+    )
     output: str | None = Field(None, min_length=1, description="folder of the run, unless --out")
 
 
@@ -147,7 +150,11 @@ def read_config(path_or_name: str | Path, sets: Sequence[str] = ()) -> Document:
 
     A file wins over an example of the same name; `document.packaged` says which package it is from.
     """
-    document = _find(path_or_name)
+    return with_sets(_find(path_or_name), sets)
+
+
+def with_sets(document: Document, sets: Sequence[str]) -> Document:
+    """Return a document with `--set`s applied, unvalidated."""
     for text in sets:
         document = with_set(document, text)
     return document

@@ -6,15 +6,25 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockstream.budget.amounts import cpu_count, parse_nbytes, resolve_budget
 from blockstream.engine.ledger import Ledger, unaccounted
+from blockstream.errors import PluginError
 from blockstream.plugins.manager import Plugins, activate
-from blockstream.plugins.protocols import AttentionKernel, AttentionLayer, Merge, Pipeline, Sampler, new_run
+from blockstream.plugins.protocols import (
+    AttentionKernel,
+    AttentionLayer,
+    Flow,
+    Merge,
+    Pipeline,
+    Sampler,
+    new_run,
+)
 from blockstream.report.forecast import plan_account
 from blockstream.report.outcome import (
     attention_account,
@@ -29,10 +39,15 @@ from blockstream.system.machine import versions
 from blockstream.system.memory import held
 
 from .config import RunConfig
-from .outputs import OutputFolder, write_atomic, write_json
-from .resume import finished, keep_ledger, resumed
+from .files import Files
+from .finite import Finite
+from .folder import LEDGER, RunFolder, run_folder, write_report
+from .identity import identity_of, versions_of
+from .steps import sample, saved_step
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from blockstream.streaming.session import Session
 
 log = logging.getLogger(__name__)
@@ -44,18 +59,26 @@ NOWHERE = Path(os.devnull) / "run"
 
 
 class RunInProgress:
-    """A run as its pipeline and its observers see it; see `pipeline.Run` and the hook `run_started`."""
+    """A run as its pipeline and its observers see it; see `protocols.Run` and the hook `run_started`.
+
+    Without `files` it has those of an empty folder that is its own.
+    """
 
     def __init__(
-        self, config: RunConfig, out: Path, ledger: Ledger, plugins: Plugins, resumed: bool = False
+        self, config: RunConfig, out: Path, ledger: Ledger, plugins: Plugins, files: Files | None = None
     ) -> None:
         self.config = config
         self.out = out
-        self.resumed = resumed
+        self.planning = out == NOWHERE
+        self.files = Files(out) if files is None else files
+        self.resumed = self.files.resumed
         self.ledger = ledger
         self.budget_nbytes = resolve_budget(config.budget).nbytes
         self.predicted_s: dict[str, float] = {}
-        self.sampler: Sampler = WatchedSampler(config.sampler.build(), ledger, config.sampler.who)
+        self.finite = Finite(config.allow_nonfinite)
+        self.sampler: Sampler = WatchedSampler(
+            config.sampler.build(), ledger, config.sampler.who, self.finite.refuse
+        )
         self.merges = WatchedMerge(ledger)
         self.kernels = WatchedKernels()
         self.hook = plugins.hook
@@ -63,6 +86,26 @@ class RunInProgress:
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is done outside the segments, for the ledger."""
         return self.ledger.phase(name)
+
+    def sample(
+        self, name: str, flow: Flow, z: Tensor, save_every: int = 5
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return what the sampler makes of z and what it says of it, saved under a declared state."""
+        return sample(self.sampler, self.files, name, flow, z, save_every)
+
+    def sampled(self, name: str, steps: int, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the index and the passes at which a sampling was left: (0, 0) where it was not begun."""
+        step = saved_step(self.files, name, steps, shape)
+        return (0, 0) if step is None else (step.index, step.passes)
+
+    def passes(self, steps: int) -> tuple[int, int]:
+        """Return the least and the most passes that the sampler makes of so many steps."""
+        declared: Callable[[int], tuple[int, int]] | None = getattr(self.sampler, "passes", None)
+        return (steps, steps) if declared is None else declared(steps)
+
+    def check(self, what: str, value: Tensor) -> Tensor:
+        """Return a tensor that is finite. Raises NonFiniteError naming it, unless the config lets it pass."""
+        return self.finite.check(what, value)
 
     def token_merge(self, layer: AttentionLayer) -> Merge | None:
         """Return the merge a plugin has for a layer."""
@@ -107,36 +150,46 @@ def run(
     """Run a config, write its folder and return what report.json holds.
 
     `out` None: the config's `output`, else the next free folder out/NAME. `observers` have hookimpls.
-    With `resume` the run in the folder goes on; if nothing is left to do, its report is returned.
+    With `resume` the run in the folder goes on; if nothing is left to do, its report is returned. With
+    `overwrite` the files of the run in the folder go, once this one is accepted.
     Raises ConfigError for a folder that is in use or not empty, and for a config that is not the one a
     resumed run was begun with. A run that fails before it computes leaves nothing in its folder.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(OutputFolder(out or _folder(config), resume, overwrite))
+        folder = stack.enter_context(run_folder(out or _folder(config), resume, overwrite))
+        found = versions_of(config)
         if resume:
-            config = resumed(config, folder.path)
-            if (done := finished(folder.path)) is not None:
+            config = folder.resumed(config, found)
+            if (done := folder.finished()) is not None:
+                folder.tidy(pinned(config))
                 return done
-            keep_ledger(folder.path)
         stack.enter_context(_telling_how_to_go_on(folder))
         config = pinned(config)
-        write_atomic(folder.path / "config.yaml", config.dump().encode())
-        ledger = stack.enter_context(Ledger(folder.path / "ledger.jsonl"))
+        ledger = stack.enter_context(Ledger())
         stack.enter_context(ledger.phase("setup"))
+        begin = partial(_begin, folder, config, found, ledger)
+        if folder.is_new:  # from here on a kill leaves what `--resume` can go on with
+            begin()
         plugins = activate(config)
         for n, observer in enumerate(observers):
             plugins.register(observer, f"observer#{n}")
-        this = RunInProgress(config, folder.path, ledger, plugins, resumed=resume)
+        this = RunInProgress(config, folder.path, ledger, plugins, folder.files)
         ledger.note("budget", this.budget_nbytes)
-        plugins.hook.run_started(run=this)
         stack.enter_context(new_run())
-        report = _run_pipeline(this, plugins, folder)
+        report = _run_pipeline(this, plugins, folder, begin)
         ledger.compute.phase = "report"
-        write_json(folder.path / "report.json", report)
         plugins.hook.run_finished(run=this, report=report)
-        ledger.flush()
+        ledger.flush(sync=True)
+        write_report(folder, report)
         draw_finished(folder.path)
     return report
+
+
+def _begin(folder: RunFolder, config: RunConfig, found: Mapping[str, str | None], ledger: Ledger) -> None:
+    """Begin to write to the folder; nothing happens the second time."""
+    if ledger.path is None:
+        folder.begin(config, found)
+        ledger.write_to(folder.path / LEDGER)
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
@@ -162,19 +215,28 @@ def plan(config: RunConfig) -> dict[str, Any]:
         )
 
 
-def _run_pipeline(this: RunInProgress, plugins: Plugins, folder: OutputFolder) -> dict[str, Any]:
+def _run_pipeline(
+    this: RunInProgress, plugins: Plugins, folder: RunFolder, begin: Callable[[], None]
+) -> dict[str, Any]:
     pipeline: Pipeline = this.config.pipeline.build()
     runtime, first = held().nbytes, None
-    with open_session(this, observer=plugins.hook) as session:
+    with open_session(this, observer=plugins.hook) as session, _no_exit(this.config.pipeline.who):
         pipeline.declare(session, this)
+        this.files.identify(_weights_of(session, this.files.identified))
         began_s, watch = this.ledger.now(), session.watch
         if session.names:  # a resumed run may have nothing left to compute
             first = session.draft()
             this.predicted_s = {s.name: s.wall_s for s in first.predicted.stages}
+        begin()
+        plugins.hook.run_started(run=this)
+        if session.names:
             session.start()
         folder.begun = True
         with this.phase("run"):
             output = pipeline.run(session, this)
+        for name in _results(output):
+            this.files.adopt(name)
+        this.files.drop_states()
         this.ledger.compute.phase = "report"
         watch.sample()
         summary = session.report()
@@ -225,12 +287,32 @@ def open_session(this: RunInProgress, kind: type[Session] | None = None, **optio
     )
 
 
+def _weights_of(session: Session, known: frozenset[str]) -> dict[str, str]:
+    """Return what tells the weights of the stages from others, besides those the pipeline has named."""
+    opened = session.checkpoints
+    return {name: identity_of(opened[name]) for name in opened.keys() - known}
+
+
+def _results(output: Mapping[str, Any]) -> list[str]:
+    found = output.get("files", ())
+    return [str(name) for name in found] if isinstance(found, list | tuple) else []
+
+
 @contextmanager
-def _telling_how_to_go_on(folder: OutputFolder) -> Iterator[None]:
-    """Say on Ctrl-C how the run goes on."""
+def _no_exit(who: str) -> Iterator[None]:
+    """Turn `sys.exit()` in a plugin's code into an error: a run that makes nothing has not gone well."""
     try:
         yield
-    except KeyboardInterrupt:
+    except SystemExit as error:
+        raise PluginError(f"{who}: SystemExit: {error.code}") from error
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """Say how a run goes on that was stopped, by whatever."""
+    try:
+        yield
+    except BaseException:
         if folder.begun:
             log.warning("%s is unfinished; go on with: blockstream run --resume %s", *2 * (folder.path,))
         raise

@@ -100,6 +100,7 @@ class Session:
         self.int8 = resolve(int8)
         self.ledger = ledger if ledger is not None else Ledger()
         self._stages: list[StreamedStage] = []
+        self._checkpoints: dict[str, Checkpoint] = {}
         self._engine: Engine | None = None
         self._arena: Arena | None = None
         self._store: BindingStore | None = None
@@ -154,6 +155,7 @@ class Session:
         self._stages.append(
             StreamedStage(self, prepared, parse_passes(passes), example_inputs, around, tuple(pace))
         )
+        self._checkpoints[name] = opened
         _of_module[module] = weakref.ref(self)
         return module
 
@@ -285,6 +287,11 @@ class Session:
         return tuple(s.name for s in self._stages)
 
     @property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """Return where the weights of each stage lie, by its name."""
+        return dict(self._checkpoints)
+
+    @property
     def plan(self) -> Plan:
         """Return the plan in force; made on first use."""
         self.start()
@@ -372,6 +379,8 @@ class Session:
 
     def _look_after(self, now: Held) -> None:
         """Have a stage that runs without hooks give memory back when it is short. The watch's thread."""
+        if not self._stages:  # a resumed run may have nothing left to compute
+            return
         stage, engine = self._stages[0], self._engine
         if not stage.settled or engine is None or not self._governor.is_due(settled=True):
             return

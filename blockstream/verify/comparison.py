@@ -158,6 +158,7 @@ class _Verification:
             out = Path(scratch) / "out"
             out.mkdir()
             this = RunInProgress(config, out, Ledger(), plugins)
+            this.files.begin(config.resolved(), {})
             plugins.hook.run_started(run=this)
             session = open_session(this, kind, observer=plugins.hook if observed else None, **options)
             error = None

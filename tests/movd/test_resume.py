@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from blockstream.errors import CheckpointError, ConfigError
+from blockstream.errors import ConfigError
 from blockstream.run import runner
 from tests.support.interrupted import Gate, Passes, raise_interrupt, with_sampler
 
@@ -168,7 +168,6 @@ def test_a_kill_after_the_last_video_leaves_only_the_report_to_write(config, key
     out = tmp_path / "out"
     runner.run(config(**keys), out)
     (out / "report.json").unlink()
-    (out / "state").mkdir()
     assert go_on(config(**keys), out) == {}
     assert json.loads((out / "report.json").read_text())["output"]["files"][1] == "0001/video.mp4"
     assert not (out / "state").exists()
@@ -213,27 +212,78 @@ def test_other_weights_are_refused_by_name(config, keys, tmp_path):
 
 def test_another_version_is_told_of(config, keys, tmp_path, caplog):
     stop_at("dit", 3, config(**keys), tmp_path / "out")
-    path = tmp_path / "out" / "state" / "run.json"
+    path = tmp_path / "out" / "files.jsonl"
     path.write_text(path.read_text().replace(torch.__version__.partition("+")[0], "1.0"))
     with caplog.at_level(logging.WARNING):
         go_on(config(**keys), tmp_path / "out")
     assert "begun with torch 1.0" in caplog.text
 
 
-def test_a_state_that_cannot_be_read_says_what_to_do(config, keys, whole, tmp_path):
-    stop_at("dit", 3, config(**keys), tmp_path / "out")
-    path = tmp_path / "out" / "state" / "0000.safetensors"
+def cut(path):
     os.truncate(path, 100)
-    with pytest.raises(CheckpointError, match=r"0000.safetensors cannot be read .*; remove it"):
-        runner.run(config(**keys), tmp_path / "out", resume=True)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def swap(path):
+    (path.parent / "0001.safetensors").write_bytes(path.read_bytes())
     path.unlink()
+
+
+def lose(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, swap, lose])
+def test_a_damaged_state_is_said_to_be_and_made_again(config, keys, whole, tmp_path, damage, caplog):
+    stop_at("dit", 3, config(**keys), tmp_path / "out")
+    damage(tmp_path / "out" / "state" / "0000.safetensors")
     assert go_on(config(**keys), tmp_path / "out")["dit"] == 2 * STEPS
+    assert ("made again" in caplog.text) == (damage is not lose)
     assert_same(results(tmp_path / "out"), whole())
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, lose])
+@pytest.mark.parametrize("name", ["video.mp4", "latents.safetensors"])
+def test_a_result_that_a_power_cut_left_damaged_is_made_again(config, keys, whole, tmp_path, damage, name):
+    runner.run(config(**keys), tmp_path / "out")
+    damage(tmp_path / "out" / "0001" / name)
+    assert go_on(config(**keys), tmp_path / "out")
+    assert_same(results(tmp_path / "out"), whole())
+
+
+def test_a_prompt_edited_in_the_runs_own_config_is_refused(config, keys, tmp_path):
+    stop_at("dit", 3, config(**keys), tmp_path / "out")
+    path = tmp_path / "out" / "config.yaml"
+    path.write_text(path.read_text().replace("a red star", "a green star"))
+    from blockstream.run.config import load_config
+
+    with pytest.raises(ConfigError, match=r"begun with another config: prompts was \['a red star'"):
+        runner.run(load_config(path), tmp_path / "out", resume=True)
+
+
+def test_states_of_an_overwritten_run_are_never_used(config, keys, whole, tmp_path):
+    out = tmp_path / "out"
+    other = {**keys, "prompts": ["a green square", "a white ring"], "seed": 5}
+    stop_at("vae", 1, config(**other), out)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(config(**keys), out, overwrite=True, observers=[Gate("dit", 3, raise_interrupt)])
+    assert not list(out.glob("000?/video.mp4"))
+    go_on(config(**keys), out)
+    assert_same(results(out), whole())
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(config, keys, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match=r"config.yaml does not exist: no run was begun there"):
+    with pytest.raises(ConfigError, match=r"no record of a run \(files.jsonl\): none was begun there"):
         runner.run(config(**keys), tmp_path / "out", resume=True)
 
 

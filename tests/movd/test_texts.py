@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load
 
 from blockstream.run import runner
+from blockstream.run.files import Files
 from movd import pipeline
-from movd.texts import TextCache, TextFolder, Texts
+from movd.texts import TextCache, Texts
 from tests.support import movd_tiny as tiny
 from tests.support.interrupted import Passes
 
@@ -30,10 +31,32 @@ def passes_of(config, out):
     return passes.of
 
 
-def test_what_comes_back_is_what_was_put_and_zero_where_nothing_attends(tmp_path):
-    folder = TextFolder(tmp_path)
-    folder.put("key", Y, MASK)
-    y, mask = folder.get("key")
+A, B, C, D = (letter * 32 for letter in "abcd")
+ENTRY = {"y": Y[0, 0, :3].contiguous(), "length": 6}
+
+
+def own_files(folder):
+    files = Files(folder)
+    folder.mkdir(exist_ok=True)
+    files.begin({}, {})
+    return files
+
+
+def texts_of(captions, about, files, cache):
+    texts = Texts(captions, about, files, cache)
+    files.declare([], texts.names)
+    return texts
+
+
+@pytest.fixture(name="off")
+def _off(tmp_path):
+    return TextCache(tmp_path / "off", 0)
+
+
+def test_what_comes_back_is_what_was_put_and_zero_where_nothing_attends(tmp_path, off):
+    texts = texts_of(["a"], {}, own_files(tmp_path), off)
+    texts.put("a", Y, MASK)
+    y, mask = texts.get("a")
     assert torch.equal(mask, MASK)
     assert torch.equal(y[:, :, :3], Y[:, :, :3])
     assert not y[:, :, 3:].any()
@@ -41,10 +64,10 @@ def test_what_comes_back_is_what_was_put_and_zero_where_nothing_attends(tmp_path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_an_embedding_keeps_its_dtype(tmp_path, dtype):
-    folder = TextFolder(tmp_path)
-    folder.put("key", Y.to(dtype), torch.ones(1, 6, dtype=torch.int64))
-    assert torch.equal(folder.get("key")[0], Y.to(dtype))
+def test_an_embedding_keeps_its_dtype(tmp_path, off, dtype):
+    texts = texts_of(["a"], {}, own_files(tmp_path), off)
+    texts.put("a", Y.to(dtype), torch.ones(1, 6, dtype=torch.int64))
+    assert torch.equal(texts.get("a")[0], Y.to(dtype))
 
 
 def damage_truncated(path):
@@ -59,8 +82,8 @@ def damage_flipped(path):
 
 def damage_length(path):
     data = path.read_bytes()
-    assert b'"length":"6"' in data
-    path.write_bytes(data.replace(b'"length":"6"', b'"length":"9"'))
+    assert rb"\"length\": 6" in data
+    path.write_bytes(data.replace(rb"\"length\": 6", rb"\"length\": 9"))
 
 
 def damage_emptied(path):
@@ -72,73 +95,87 @@ DAMAGES = [damage_truncated, damage_flipped, damage_length, damage_emptied]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_as_if_it_were_not_there(tmp_path, damage, caplog):
-    folder = TextFolder(tmp_path)
-    folder.put("key", Y, MASK)
-    damage(folder.path("key"))
-    assert folder.get("key") is None
-    assert "is damaged and is made again" in caplog.text
-    folder.put("key", Y, MASK)
-    assert folder.get("key") is not None
+    cache = TextCache(tmp_path, 1 << 20)
+    cache.put(A, ENTRY)
+    damage(cache.path(A))
+    assert cache.get(A) is None
+    assert "made again" in caplog.text
+    cache.put(A, ENTRY)
+    assert cache.get(A) is not None
 
 
 def test_an_entry_under_another_key_is_not_taken(tmp_path):
-    folder = TextFolder(tmp_path)
-    folder.put("key", Y, MASK)
-    folder.path("key").rename(folder.path("other"))
-    assert folder.get("other") is None
+    cache = TextCache(tmp_path, 1 << 20)
+    cache.put(A, ENTRY)
+    cache.path(A).rename(cache.path(B))
+    assert cache.get(B) is None
 
 
 def test_the_cache_drops_what_was_used_longest_ago(tmp_path):
     cache = TextCache(tmp_path, 1 << 20)
-    for n, key in enumerate(["a", "b", "c"]):
-        cache.put(key, Y, MASK)
+    for n, key in enumerate([A, B, C]):
+        cache.put(key, ENTRY)
         os.utime(cache.path(key), (n, n))
-    size = cache.path("a").stat().st_size
-    assert cache.get("a") is not None  # used now
-    TextCache(tmp_path, 3 * size).put("d", Y, MASK)
-    assert [key for key in "abcd" if cache.path(key).exists()] == ["a", "c", "d"]
+    size = cache.path(A).stat().st_size
+    assert cache.get(A) is not None  # used now
+    TextCache(tmp_path, 3 * size).put(D, ENTRY)
+    assert [key for key in (A, B, C, D) if cache.path(key).exists()] == [A, C, D]
 
 
 def test_the_cache_clears_what_a_kill_left(tmp_path):
-    (tmp_path / ".old.safetensors.123").write_bytes(bytes(5000))
-    os.utime(tmp_path / ".old.safetensors.123", (1, 1))
-    cache = TextCache(tmp_path, 1000)
-    cache.put("key", Y, MASK)
-    assert [p.name for p in tmp_path.iterdir()] == ["key.safetensors"]
+    left = tmp_path / f".{B}.safetensors.123"
+    left.write_bytes(bytes(5000))
+    os.utime(left, (1, 1))
+    TextCache(tmp_path, 1000).put(A, ENTRY)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{A}.safetensors"]
+
+
+def test_the_cache_removes_none_but_its_own_files(tmp_path):
+    (tmp_path / "mine").write_bytes(bytes(5000))
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    mine = [folder / "model.safetensors", folder / ".keep.1", folder / f"{C}.safetensors.bak"]
+    for path in mine:
+        path.write_bytes(bytes(5000))
+        os.utime(path, (1, 1))
+    (folder / f"{B}.safetensors").symlink_to(tmp_path / "mine")
+    TextCache(folder, 10).put(A, ENTRY)
+    assert all(path.exists() for path in mine)
+    assert (tmp_path / "mine").stat().st_size == 5000
+    assert (folder / f"{B}.safetensors").is_symlink()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = TextCache(tmp_path / "file", 1000)
     with caplog.at_level(logging.INFO):
-        cache.put("key", Y, MASK)
-        assert cache.get("key") is None
+        cache.put(A, ENTRY)
+        assert cache.get(A) is None
     assert "cannot be written" in caplog.text
 
 
 def test_a_cache_of_no_size_holds_nothing(tmp_path):
-    TextCache(tmp_path / "cache", 1 << 20).put("key", Y, MASK)
+    TextCache(tmp_path / "cache", 1 << 20).put(A, ENTRY)
     off = TextCache(tmp_path / "cache", 0)
-    assert off.get("key") is None
-    off.put("other", Y, MASK)
+    assert off.get(A) is None
+    off.put(B, ENTRY)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @pytest.mark.parametrize("changed", ["weights", "tokenizer", "dtype", "threads"])
 def test_everything_an_embedding_follows_from_is_part_of_its_key(tmp_path, changed):
-    own, cache = TextFolder(tmp_path / "own"), TextCache(tmp_path / "cache", 1 << 20)
+    own, cache = own_files(tmp_path / "own"), TextCache(tmp_path / "cache", 1 << 20)
     about = {"weights": "w", "tokenizer": "t", "dtype": None, "threads": 1}
-    Texts(["a"], about, own, cache).put("a", Y, MASK)
-    assert Texts(["a", "b"], about, own, cache).missing(["a", "b", "b"]) == ["b"]
+    texts_of(["a"], about, own, cache).put("a", Y, MASK)
+    assert texts_of(["a", "b"], about, own, cache).missing(["a", "b", "b"]) == ["b"]
     other = {**about, changed: "other"}
-    assert Texts(["a"], other, own, cache).missing(["a"]) == ["a"]
+    assert texts_of(["a"], other, own, cache).missing(["a"]) == ["a"]
 
 
 def test_a_run_does_not_need_the_cache_once_it_has_begun(tmp_path):
     cache = TextCache(tmp_path / "cache", 1 << 20)
-    own = TextFolder(tmp_path / "own")
-    Texts(["a"], {}, TextFolder(tmp_path / "earlier"), cache).put("a", Y, MASK)
-    texts = Texts(["a"], {}, own, cache)
+    texts_of(["a"], {}, own_files(tmp_path / "earlier"), cache).put("a", Y, MASK)
+    texts = texts_of(["a"], {}, own_files(tmp_path / "own"), cache)
     assert texts.missing(["a"]) == []
     texts.collect(["a"])
     for path in cache.folder.iterdir():

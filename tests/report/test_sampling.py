@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import pytest
 import torch
 from blockstream_lpl import LinearProportionalLeap
 
 from blockstream.engine.ledger import Ledger, Note
-from blockstream.errors import PluginError
+from blockstream.errors import NonFiniteError, PluginError
 from blockstream.plugins.euler import sample as euler
 from blockstream.plugins.protocols import AttentionLayer, Merge
 from blockstream.report.sampling import WatchedMerge, WatchedSampler, cosine, samplings
+from blockstream.run.finite import Finite
 from tests.support.flows import Formula, bending, straight, turning
 
 Z = torch.linspace(-1, 1, 24).reshape(1, 2, 3, 2, 2)
@@ -60,7 +64,9 @@ def test_a_sampler_that_works_in_place_does_not_change_the_velocity_before():
         z = flow.advance(z, v, 0, 1)
         v.zero_()
         flow.velocity(z, 1)
-        return flow.advance(z, flow.velocity(z, 1), 1, 2)
+        z = flow.advance(z, flow.velocity(z, 1), 1, 2)
+        flow.step_done(1, z, None)
+        return z
 
     ledger = Ledger()
     WatchedSampler(in_place, ledger)(Formula(lambda z, t: torch.ones_like(z), n=2), Z)
@@ -115,3 +121,60 @@ def test_what_the_model_raises_is_not_blamed_on_the_sampler(where):
     with pytest.raises(OSError) as caught:
         WatchedSampler(euler, Ledger())(flow, Z)
     assert caught.value is error
+
+
+def steps(flow, z, i=0, memory=None, change=lambda z: z, remember=lambda z: None):
+    """Euler, what it makes of each step and remembers of it changed."""
+    for step in range(i, len(flow.times)):
+        z = change(flow.advance(z, flow.velocity(z, step), step, step + 1))
+        flow.step_done(step, z, remember(z))
+    return z
+
+
+WRONG = {
+    "never reports a step": (
+        lambda flow, z, i=0, memory=None: flow.advance(z, flow.velocity(z, 0), 0, len(flow.times)),
+        "returned without having called flow.step_done",
+    ),
+    "makes NaN in a step": (
+        partial(steps, change=lambda z: z * float("nan")),
+        r"reports step 1 with a sample of which 24 of 24 numbers are not finite, the first, nan, at \[0, 0",
+    ),
+    "returns NaN": (
+        lambda flow, z, i=0, memory=None: steps(flow, z) * float("inf"),
+        "returned a sample of which 24 of 24 numbers are not finite",
+    ),
+    "returns another dtype": (
+        lambda flow, z, i=0, memory=None: steps(flow, z).double(),
+        r"returned a tensor of torch.float64, expected torch.float32",
+    ),
+    "keeps text in memory": (
+        partial(steps, remember=lambda z: {"notes": ["a", z]}),
+        "memory.notes.0 is str; what is to be saved must be tensors and numbers",
+    ),
+    "asks beyond the end": (
+        lambda flow, z, i=0, memory=None: flow.velocity(z, len(flow.times)),
+        "asks for the velocity at index 30; there are 0 to 29",
+    ),
+    "goes backwards": (
+        lambda flow, z, i=0, memory=None: flow.advance(z, flow.velocity(z, 3), 3, 2),
+        "advances from index 3 to 2",
+    ),
+    "exits": (lambda flow, z, i=0, memory=None: sys.exit(0), "SystemExit: 0"),
+}
+
+
+@pytest.mark.parametrize(("sampler", "said"), WRONG.values(), ids=WRONG.keys())
+def test_what_a_sampler_does_wrongly_is_named_when_it_happens(sampler, said):
+    with pytest.raises(PluginError, match=f"plugin 'bad': {said}"):
+        WatchedSampler(sampler, Ledger(), "plugin 'bad'")(Formula(turning), Z)
+
+
+def test_a_model_that_overflows_is_told_of_by_its_step_and_not_blamed_on_the_sampler():
+    told = []
+    flow = Formula(lambda z, t: torch.full_like(z, float("inf")) if t < 0.5 else torch.ones_like(z), n=4)
+    out = WatchedSampler(euler, Ledger(), "euler", told.append)(flow, Z)
+    assert not out.isfinite().all()
+    assert told[0].startswith("what the model gives in step 4 of 4: 24 of 24 numbers are not finite")
+    with pytest.raises(NonFiniteError, match=r"step 4 of 4: .* inf, at .*--allow-nonfinite"):
+        WatchedSampler(euler, Ledger(), "euler", Finite().refuse)(flow, Z)

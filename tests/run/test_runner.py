@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from blockstream.engine.ledger import read_ledger, unaccounted
-from blockstream.errors import ConfigError
+from blockstream.errors import BudgetError, ConfigError, EngineError, PluginError
 from blockstream.module.empty import empty
 from blockstream.plugins.choices import Choice, Chosen
 from blockstream.plugins.hookspecs import hookimpl
@@ -42,6 +42,7 @@ class ToyPipeline:
         with empty():
             net = Net()
         self.net = session.stage("net", net, self.folder, passes=3)
+        run.files.declare(["latents.safetensors"], ["0000"])
 
     @torch.inference_mode()
     def run(self, session, run):
@@ -51,7 +52,7 @@ class ToyPipeline:
                 x = self.net(x)
                 if self.fail:
                     raise RuntimeError("the pipeline broke")
-        (run.out / "latents.safetensors").write_bytes(b"x")
+        run.files.write("latents.safetensors", b"x")
         return {"sum": float(x.sum())}
 
 
@@ -61,6 +62,12 @@ def _config(tmp_path):
     (tmp_path / "net").mkdir()
     save_file(Net().state_dict(), tmp_path / "net" / "model.safetensors")
     return lambda **more: make(tmp_path / "net", **more)
+
+
+def tree(folder):
+    """Return the bytes of every file in a folder, by name."""
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def make(folder, fail=False, arena=4 * 20480, **more):
@@ -127,33 +134,107 @@ def test_a_folder_that_is_not_empty_is_refused(config, tmp_path):
         runner.run(config(), tmp_path / "out")
 
 
-def test_overwrite_removes_what_a_run_wrote_and_nothing_else(config, tmp_path):
+def test_overwrite_replaces_a_run_and_refuses_a_folder_with_anything_else(config, tmp_path):
     out = tmp_path / "out"
     runner.run(config(), out)
-    (out / "mine.txt").write_text("keep me")
     (out / "0000").mkdir()
-    (out / "0000" / "notes.txt").write_text("mine too")
-    (out / "video.mp4").write_text("old")
+    for name in ("mine.txt", "0000/notes.txt", ".env.1", ".notes.part"):
+        (out / name).write_text("keep me")
+    before = tree(out)
+    with pytest.raises(ConfigError, match=r"no run has made \(.env.1, .notes.part, 0000/ and 1 more\)"):
+        runner.run(config(), out, overwrite=True)
+    assert tree(out) == before
+    for name in ("mine.txt", "0000/notes.txt", ".env.1", ".notes.part"):
+        (out / name).unlink()
+    (out / "0000").rmdir()
     runner.run(config(), out, overwrite=True)
-    assert (out / "mine.txt").read_text() == "keep me"
-    assert (out / "0000" / "notes.txt").exists()
-    assert not (out / "video.mp4").exists()
+    assert set(tree(out)) == set(before) - {"mine.txt", "0000/notes.txt", ".env.1", ".notes.part"}
 
 
-def test_a_second_run_of_a_folder_in_use_is_refused(config, tmp_path):
-    from blockstream.run.outputs import OutputFolder
+def test_overwrite_of_a_folder_that_was_never_a_run_touches_nothing(config, tmp_path):
+    out = tmp_path / "out"
+    (out / "state").mkdir(parents=True)
+    for name in ("config.yaml", "report.json", "state/mine", ".env.1"):
+        (out / name).write_text("keep me")
+    before = tree(out)
+    for options in ({"overwrite": True}, {"resume": True}, {}):
+        with pytest.raises(ConfigError):
+            runner.run(config(), out, **options)
+        assert tree(out) == before
 
-    with OutputFolder(tmp_path / "out"), pytest.raises(ConfigError, match="another run"):
-        runner.run(config(), tmp_path / "out")
-    runner.run(config(), tmp_path / "out")
+
+@pytest.mark.parametrize("refused", [{"budget": "1MiB", "arena": "auto"}, {"arena": "1KiB"}])
+def test_a_run_that_is_refused_deletes_nothing_of_the_one_it_was_to_replace(config, tmp_path, refused):
+    out = tmp_path / "out"
+    runner.run(config(), out)
+    before = tree(out)
+    for options in ({"overwrite": True}, {"resume": True}):
+        if options.get("resume"):
+            (out / "latents.safetensors").unlink()
+            del before["latents.safetensors"]
+        with pytest.raises(BudgetError):
+            runner.run(config(**refused), out, **options)
+        assert tree(out) == before
 
 
-def test_a_failed_run_keeps_its_ledger_and_unlocks_its_folder(config, tmp_path):
+def test_nothing_is_removed_through_a_link(config, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    runner.run(config(), out)
+    elsewhere.mkdir()
+    (elsewhere / "0000.safetensors").write_text("mine")
+    (out / "state").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="no run has made"):
+        runner.run(config(), out, overwrite=True)
+    (out / "latents.safetensors").unlink()
+    with pytest.raises(ConfigError, match="is a link"):
+        runner.run(config(), out, resume=True)
+    assert (elsewhere / "0000.safetensors").read_text() == "mine"
+
+
+def test_a_folder_in_use_is_refused_whatever_is_removed_from_it(config, tmp_path):
+    from blockstream.run.outputs import locked
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out):
+        for path in out.iterdir():
+            path.unlink()
+        with pytest.raises(ConfigError, match="another run"):
+            runner.run(config(), out)
+    runner.run(config(), out)
+
+
+def test_a_failed_run_keeps_its_ledger_and_says_how_to_go_on(config, tmp_path, caplog):
     with pytest.raises(RuntimeError, match="the pipeline broke"):
         runner.run(config(fail=True), tmp_path / "out")
     assert any(s.kind == "execute" for s in read_ledger(tmp_path / "out" / "ledger.jsonl"))
     assert not (tmp_path / "out" / "report.json").exists()
-    runner.run(config(), tmp_path / "out", overwrite=True)
+    assert "--resume" in caplog.text
+    runner.run(config(), tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("refused", [{"budget": "1MiB", "arena": "auto"}, {"arena": "1KiB"}])
+def test_a_run_that_is_refused_leaves_nothing(config, tmp_path, refused):
+    with pytest.raises(BudgetError):
+        runner.run(config(**refused), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BudgetError):
+        runner.run(config(**refused), tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_pipeline_that_exits_has_failed(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyPipeline, "run", lambda *arguments: sys.exit(0))
+    with pytest.raises(PluginError, match="pipeline 'toy': SystemExit: 0"):
+        runner.run(config(), tmp_path / "out")
+
+
+def test_a_file_that_was_not_declared_is_refused_by_name(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyPipeline, "run", lambda self, session, run: run.files.write("else", b""))
+    with pytest.raises(EngineError, match="else was not declared"):
+        runner.run(config(), tmp_path / "out")
 
 
 def test_observers_see_the_run_in_order(config, tmp_path):

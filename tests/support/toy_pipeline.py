@@ -81,6 +81,7 @@ class ToyPipeline:
             text, net = Text().eval(), Net().eval()
         self.text = session.stage("text", text, self.folder / "text")
         self.net = session.stage("net", net, self.folder / "net", passes=PASSES)
+        run.files.declare(["latents.safetensors"])
 
     @torch.inference_mode()
     def run(self, session, run):
@@ -89,7 +90,7 @@ class ToyPipeline:
         for n in range(PASSES):
             self.during(n)
             x = self.net(x + 0.1 * torch.randn(x.shape), seen)
-        (run.out / "latents.safetensors").write_bytes(b"x")
+        run.files.write("latents.safetensors", b"x")
         return {"sum": float(x.sum())}
 
 

@@ -72,4 +72,5 @@ def run_finished(run, report):
     for label, reads in _reads.items():
         nbytes, seconds = (sum(column) for column in zip(*reads, strict=True))
         lines.append(f"{label},{len(reads)},{nbytes},{seconds:.6f}")
-    (run.out / "reads.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    run.files.declare(["reads.csv"])
+    run.files.write("reads.csv", ("\n".join(lines) + "\n").encode())

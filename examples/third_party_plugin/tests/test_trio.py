@@ -7,6 +7,7 @@ from blockstream_trio.ab2 import sample
 
 from blockstream.plan.segments import Segment, Stage
 from blockstream.plugins.manager import Plugins
+from blockstream.run.files import Files
 
 
 @pytest.fixture
@@ -60,7 +61,8 @@ def test_every_nth_segment_stays_while_there_is_room(plugins):
 
 
 def test_reads_are_counted_and_written(plugins, tmp_path):
-    run = SimpleNamespace(out=tmp_path)
+    run = SimpleNamespace(files=Files(tmp_path))
+    run.files.begin({}, {})
     plugins.hook.run_started(run=run)
     for _ in range(2):
         plugins.hook.segment_loaded(span=SimpleNamespace(label="dit.block.0", nbytes=100, seconds=0.25))
