@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from safetensors.torch import load, save_file
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
-from blockstream.run import runner
-from blockstream.system import regular
+from blockstream.run import identity, runner
 from movd.weights import Part
 from tests.support.movd_models import write_t5, write_word_tokenizer
 
@@ -284,10 +284,11 @@ def test_weights_are_the_same_wherever_they_lie_and_others_once_a_byte_changes(o
 
 
 def test_large_weights_are_told_apart_without_being_read(own, monkeypatch):
-    monkeypatch.setattr("blockstream.run.identity.HASHED_NBYTES", 1)
+    monkeypatch.setattr(identity, "HASHED_NBYTES", 1)
     path = own["dit"] / "model.safetensors"
     before = Part("dit", own["dit"], {}).identity
-    monkeypatch.setattr(regular, "opened", lambda path: pytest.fail(f"{path} was read"))
+    unread = SimpleNamespace(opened=lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(identity, "regular", unread)
     assert Part("dit", own["dit"], {}).identity == before
     os.utime(path, (1, 1))
     assert Part("dit", own["dit"], {}).identity != before

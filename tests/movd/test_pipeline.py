@@ -211,7 +211,7 @@ def test_a_failure_in_the_middle_of_a_video_leaves_no_half_of_it(config, tmp_pat
     with pytest.raises(RuntimeError, match="the encoder broke"):
         runner.run(config(), tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"config.yaml", "ledger.jsonl", "latents.safetensors", "state"}
+    assert names == {"config.yaml", "files.jsonl", "ledger.jsonl", "latents.safetensors", "state"}
     monkeypatch.undo()
     runner.run(config(cache="off"), tmp_path / "out", resume=True)
     assert (tmp_path / "out" / "video.mp4").exists()
