@@ -128,9 +128,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"    {result['command']}",
         "",
         f"Milliseconds of one layer's attention, median of {result['trials']} trials (range); on the "
-        "processor its own time, with one thread. Saved is the share of dense attention's time, the median of "
-        "pairs in one round, beside what the density of the pairs allows. Difference is the largest from dense "
-        "attention under the whole mask.",
+        "processor its own time, with one thread. Saved is the share of dense attention's time, the median "
+        "of pairs in one round, beside what the density of the pairs allows. Difference is the largest from "
+        "dense attention under the whole mask.",
         "",
         f"| window | density | {' | '.join(f'{w} ms' for w in ways)} | saved by gathered | by flex | allowed "
         "| difference gathered, flex |",
