@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _results
-from benchmarks.cidl import (
+from benchmarks._results import path_of, summary, table, write
+from benchmarks.cidl_modes import (
     MODES,
     TEXT_TOKENS,
     Outcome,
@@ -50,11 +50,11 @@ def write_modes(found: Found, command: str, small: bool) -> Path:
             "stalled",
             "trials",
         ]
-        parts += [f"## {name}", _said(subject, sequential), _results.table(head, rows), *rest]
+        parts += [f"## {name}", _said(subject, sequential), table(head, rows), *rest]
         data[name] = {mode: _data(o, sequential) for mode, o in outcomes.items()}
     page = "\n\n".join([*parts, NOTES])
     title = "Concurrent inference and dynamic loading" + (" (small trial)" if small else "")
-    return _results.write(suite, command, title, page, {"subjects": data})
+    return write(suite, command, title, page, {"subjects": data})
 
 
 NOTES = """`a pass` is the wall time over the passes, the first with its cold start included, median of the
@@ -96,7 +96,7 @@ def _said(subject: Subject, sequential: Outcome) -> str:
 def _data(outcomes: Sequence[Outcome], sequential: Outcome) -> dict[str, Any]:
     o = median_of(outcomes)
     return {
-        **_results.summary([x.wall_s for x in outcomes]),
+        **summary([x.wall_s for x in outcomes]),
         "pass_s": [x.pass_s for x in outcomes],
         "equation_pass_s": equations_s(o, sequential),
         "simulated_s": o.predicted_s,
@@ -114,7 +114,7 @@ def _draw(outcome: Outcome, subject: Subject, name: str) -> Path:
     title, below = figure.texts[:2]
     title.set_text(f"{subject.name}, {outcome.mode}")
     below.set_text(f"{outcome.wall_s:.2f} s in all  \u00b7  simulated {outcome.predicted_s:.2f} s")
-    path = _results.path_of(name, ".png")
+    path = path_of(name, ".png")
     figure.savefig(path, dpi=80)
     return path
 
@@ -139,8 +139,8 @@ def write_sizes(
             "e_s": e,
             "r_s": r,
             "r8_s": by_eq,
-            "sequential": _results.summary([x.wall_s / n for x in outcomes["sequential"]]),
-            "concurrent": _results.summary([x.wall_s / n for x in outcomes["concurrent"]]),
+            "sequential": summary([x.wall_s / n for x in outcomes["sequential"]]),
+            "concurrent": summary([x.wall_s / n for x in outcomes["concurrent"]]),
         }
     suite = "cidl-sizes-small" if small else "cidl-sizes"
     figure = _draw_sizes(data, suite)
@@ -162,11 +162,11 @@ def write_sizes(
             "Eq. 8 says that r stays nearly constant as b varies: larger segments are fewer, l and e grow.",
             f"A chain of blocks, {format_nbytes(subject.checkpoint.nbytes)} in float32, {subject.tokens} "
             "tokens, cut into segments of half a block to four, from one checkpoint. Seconds a pass.",
-            _results.table(head, rows),
+            table(head, rows),
             f"![r against the size of a segment]({figure.name})",
         ]
     )
-    return _results.write(suite, command, "Eq. 8's r against the size of a segment", page, {"sizes": data})
+    return write(suite, command, "Eq. 8's r against the size of a segment", page, {"sizes": data})
 
 
 def _draw_sizes(data: Mapping[str, Mapping[str, Any]], suite: str) -> Path:
@@ -192,6 +192,6 @@ def _draw_sizes(data: Mapping[str, Mapping[str, Any]], suite: str) -> Path:
     ax.set_ylim(bottom=0)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    path = _results.path_of(suite, ".png")
+    path = path_of(suite, ".png")
     figure.savefig(path, dpi=110)
     return path

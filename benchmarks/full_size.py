@@ -190,8 +190,8 @@ def largest(found: Path, budget: int) -> list[dict[str, Any]]:
 
 def refused(found: Path, budget: int, more: Mapping[str, object]) -> str | None:
     """Return what leaves no room for a video of some size, None where there is room."""
-    from blockstream.plugins.manager import activate
     from blockstream.run import runner
+    from blockstream.run.activation import activate
     from blockstream.run.config import load_config
 
     given = sets("phone.yaml", found, budget=budget, **more)[1::2]

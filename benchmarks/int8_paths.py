@@ -57,7 +57,7 @@ def ways(out: int, columns: int, rows: int, dtype: torch.dtype) -> dict[str, Cal
     def chunked(way: int8.Way) -> Tensor:
         y = torch.empty(rows, out, dtype=dtype)
         for a in range(0, rows, int8.BLOCK_ROWS):
-            int8._fill(y[a : a + int8.BLOCK_ROWS], x[a : a + int8.BLOCK_ROWS], weight, scale, way)
+            int8.fill(y[a : a + int8.BLOCK_ROWS], x[a : a + int8.BLOCK_ROWS], weight, scale, way)
         return y
 
     def packed() -> Tensor:

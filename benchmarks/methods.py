@@ -35,7 +35,7 @@ from torch import Tensor
 from benchmarks import methods_page
 from benchmarks.rivals import ab2, euler_steps
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.protocols import new_run
+from blockstream.plugins import new_run
 from examples.train_tiny import checker, data
 from examples.train_tiny.data import Scene
 from examples.train_tiny.evaluate import environment, prompts, write

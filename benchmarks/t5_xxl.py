@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.read.catalog import MANIFEST_NAME
+from blockstream.checkpoint.read.manifest import MANIFEST_NAME
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.module.empty import empty
 

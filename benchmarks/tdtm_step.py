@@ -25,7 +25,7 @@ from blockstream_tdtm import Options, TemporalMerging
 from torch import Tensor
 
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.protocols import new_run
+from blockstream.plugins import new_run
 from examples.train_tiny.evaluate import environment
 from movd.attention import Attention, attention_layers
 from movd.layers import TemporalRope

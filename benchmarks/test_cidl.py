@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cidl import MODES, RATIO, choose_tokens, median_of, run, stdit3, t5
+from benchmarks.cidl_modes import MODES, RATIO, choose_tokens, median_of, run, stdit3, t5
 from benchmarks.cidl_page import write_modes
 from blockstream.system.limits import cpu_count
 

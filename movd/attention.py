@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blockstream.errors import ModelError
 from blockstream.module.attention import UNCHANGED, Kernel, numbered
 from blockstream.module.chunks import chunks
-from blockstream.plugins.protocols import AttentionKind, AttentionLayer
+from blockstream.plugins import AttentionKind, AttentionLayer
 
 #: cos and sin [T, head_dim / 2] of the frames' angles.
 Rope = tuple[Tensor, Tensor]

@@ -10,7 +10,7 @@ from torch import nn
 from blockstream.checkpoint import Checkpoint
 from blockstream.engine.store import StoreAround
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.protocols import Run
+from blockstream.plugins import Run
 from movd.attention import attention_layers
 from movd.options import MovdOptions
 from movd.stdit3 import STDiT3

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from blockstream.errors import ConfigError, EngineError
 from blockstream.plan.segments import AtMost, Exactly, Passes
-from blockstream.plugins.protocols import Run
+from blockstream.plugins import Run
 from blockstream.streaming.pace import pace
 from blockstream.system.floor import cache_folder
 from blockstream.system.machine import versions
@@ -49,7 +49,7 @@ REFERENCE = "reference"
 
 
 class MovdPipeline:
-    """One run of Open-Sora v1.2. See `blockstream.plugins.protocols.Pipeline`."""
+    """One run of Open-Sora v1.2. See `blockstream.plugins.Pipeline`."""
 
     def __init__(self, options: MovdOptions) -> None:
         self.options = options

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockstream.plugins.hookspecs import Choice, ModelFamily, hookimpl
+from blockstream.plugins import Choice, ModelFamily, hookimpl
 from movd.released import OPENSORA_VAE, STDIT3_XL_2, T5_V1_1_XXL
 
 

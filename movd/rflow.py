@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.protocols import current_run
+from blockstream.plugins import current_run
 from movd.sizes import check_frames
 
 NUM_TIMESTEPS = 1000

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.protocols import AttentionKind
+from blockstream.plugins import AttentionKind
 from movd.attention import CrossAttention, SelfAttention
 from movd.layers import (
     CaptionEmbedder,

@@ -11,7 +11,7 @@ from torch import nn
 
 from blockstream.engine.store import StoreAround
 from blockstream.errors import ConfigError
-from blockstream.plugins.protocols import Merge, Run
+from blockstream.plugins import Merge, Run
 from movd.attention import attention_layers
 from movd.networks import Network
 from movd.options import MovdOptions

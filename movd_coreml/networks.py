@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.manager import activate
-from blockstream.plugins.protocols import AttentionLayer, Merge
+from blockstream.plugins import AttentionLayer, Merge
+from blockstream.run.activation import activate
 from blockstream.run.config import RunConfig
 from movd.attention import attention_layers
 from movd.options import MovdOptions

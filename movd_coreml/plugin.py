@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from blockstream.plugins.hookspecs import Choice, hookimpl
+from blockstream.plugins import Choice, hookimpl
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blockstream.plugins.hookspecs import Choice, hookimpl
+from blockstream.plugins import Choice, hookimpl
 
 
 @hookimpl

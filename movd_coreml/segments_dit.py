@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.protocols import AttentionLayer, Merge
+from blockstream.plugins import AttentionLayer, Merge
 from movd.attention import attention_layers
 from movd.stdit3 import STDiT3, STDiT3Block
 from movd_coreml.blocks import Block, mlp

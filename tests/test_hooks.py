@@ -10,11 +10,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from blockstream import plugins
 from blockstream.engine.ledger import Span
 from blockstream.plan.segments import Exactly, Segment, Stage
-from blockstream.plugins import hookspecs
-from blockstream.plugins.manager import KNOWN_HOOKS, Plugins
-from blockstream.plugins.protocols import AttentionLayer
+from blockstream.plugins import AttentionLayer, Plugins, hookspecs
+from blockstream.plugins.manager import KNOWN_HOOKS
 from blockstream.run.files import Files
 
 PAGE = Path(__file__).parent.parent / "docs" / "hooks.md"
@@ -133,9 +133,9 @@ def test_hook_samplers():
 def test_hook_attention_transforms():
     torch = pytest.importorskip("torch")
     choice = Example("attention_transforms").choice("attention")
-    plugins = Plugins()
-    plugins.register(choice.build(choice.options(scale=0.0)), "sharpen")
-    kernel = plugins.hook.attention_kernel(layer=TEMPORAL)
+    made = Plugins()
+    made.register(choice.build(choice.options(scale=0.0)), "sharpen")
+    kernel = made.hook.attention_kernel(layer=TEMPORAL)
     q, k, v = torch.randn(3, 1, 2, 4, 4)
     torch.testing.assert_close(kernel(q, k, v, TEMPORAL)[:, :, 0], v.mean(2))
 
@@ -217,3 +217,10 @@ def test_hook_segment_executed():
     example = Example("segment_executed")
     example.call("segment_executed", span=EXECUTED)
     assert example.module.seconds["a"] == 0.5
+
+
+def test_the_page_lists_all_that_a_plugin_imports():
+    page = (PAGE.parent / "plugins.md").read_text().partition("## What to import")[2].partition("\n## ")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(plugins.__all__) and all(hasattr(plugins, name) for name in named)

@@ -32,13 +32,7 @@ PRODUCT = sorted(p for top, base in TOPS.items() if top != "tests" for p in (bas
 
 #: Files that reach each other.
 BROKEN_CIRCLES: list[set[str]] = [
-    {"benchmarks.cidl", "benchmarks.cidl_page"},
-    {"blockstream.checkpoint.read.catalog", "blockstream.checkpoint.read.manifest"},
     {
-        "blockstream.plugins.hookspecs",
-        "blockstream.plugins.manager",
-        "blockstream.plugins.protocols",
-        "blockstream.run.config",
         "blockstream.streaming.accounts",
         "blockstream.streaming.costs",
         "blockstream.streaming.cuts",
@@ -50,16 +44,13 @@ BROKEN_CIRCLES: list[set[str]] = [
 ]
 #: Private names of other files, by the file that uses them.
 BROKEN_PRIVATE: dict[str, set[str]] = {
-    "benchmarks/cidl_page.py": {"_results"},
     "benchmarks/full_size.py": {"_stages"},
-    "benchmarks/int8_paths.py": {"_fill"},
     "blockstream/streaming/accounts.py": {"_arena", "_engine", "_files", "_stages"},
     "blockstream/streaming/least.py": {"_planning", "_slots", "_stages"},
     "blockstream/streaming/stage.py": {"_arena", "_begin_pass", "_is_inside", "_observe_pass", "_replan"},
     "blockstream/verify/sessions.py": {"_of_module", "_stages"},
 }
 BROKEN_PRIVATE_IN_TESTS: dict[str, set[str]] = {
-    "tests/benchmarks/test_peers.py": {"_results"},
     "tests/checkpoint/test_int8.py": {"_STEP_NBYTES"},
     "tests/checkpoint/test_placement.py": {"_joined"},
     "tests/checkpoint/test_torch_zip.py": {"_notes_offsets_on_meta"},

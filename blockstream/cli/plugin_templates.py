@@ -81,7 +81,7 @@ from functools import partial
 
 from pydantic import BaseModel, Field
 
-from blockstream.plugins.hookspecs import Choice, hookimpl
+from blockstream.plugins import Choice, hookimpl
 
 
 class Options(BaseModel):
@@ -111,7 +111,7 @@ def samplers():
     """List the sampler: a config names it, its options are checked, `build` makes it."""
     return [Choice("$name", lambda options: partial(sample, stride=options.stride), Options)]
 ''',
-    imports="import pytest\nfrom $module import sample\n\nfrom blockstream.plugins.manager import Plugins",
+    imports="import pytest\nfrom $module import sample\n\nfrom blockstream.plugins import Plugins",
     found='assert plugins.offers("sampler", "$name")["$name"].options(stride=3).stride == 3',
     tests='''
 class Steady:
@@ -164,7 +164,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from blockstream.plugins.hookspecs import Choice, hookimpl
+from blockstream.plugins import Choice, hookimpl
 
 
 class Options(BaseModel):
@@ -196,8 +196,7 @@ def attention_transforms():
 ''',
     imports=(
         "import torch\nfrom $module import Options, Sharpen\n\n"
-        "from blockstream.plugins.manager import Plugins\n"
-        "from blockstream.plugins.protocols import AttentionLayer"
+        "from blockstream.plugins import AttentionLayer, Plugins"
     ),
     found='assert plugins.offers("attention", "$name")["$name"].options().scale > 1',
     tests="""
@@ -226,8 +225,7 @@ POLICY = Kind(
 
 from __future__ import annotations
 
-from blockstream.plugins.hookspecs import Choice, hookimpl
-from blockstream.plan.retention import RetentionPolicy
+from blockstream.plugins import Choice, RetentionPolicy, hookimpl
 
 
 def retain_slowest(stage, room):
@@ -249,7 +247,7 @@ def retention_policies():
     imports=(
         "from $module import retain_slowest\n\n"
         "from blockstream.plan.segments import Segment, Stage\n"
-        "from blockstream.plugins.manager import Plugins"
+        "from blockstream.plugins import Plugins"
     ),
     found='assert plugins.offers("policy", "$name")["$name"].build(None)[0].name == "$name"',
     tests="""
@@ -272,7 +270,7 @@ from __future__ import annotations
 
 import time
 
-from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins import hookimpl
 
 _begun = {}
 _rows = []

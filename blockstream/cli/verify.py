@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _pack(args: argparse.Namespace) -> int:
     from blockstream.budget.amounts import format_nbytes
-    from blockstream.checkpoint.read.catalog import MANIFEST_NAME
+    from blockstream.checkpoint.read.manifest import MANIFEST_NAME
     from blockstream.checkpoint.write.packer import verify_pack
 
     folder = Path(args.config)

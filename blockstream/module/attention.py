@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from blockstream.errors import ModelError, PluginError
-from blockstream.plugins.protocols import AttentionKernel, AttentionLayer, Merge
+from blockstream.plugins.transforms import AttentionKernel, AttentionLayer, Merge
 
 
 class HasSeam(Protocol):

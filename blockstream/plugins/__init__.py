@@ -1,4 +1,34 @@
-"""What plugins may add and how they are found.
+"""What plugins may add and how they are found. All that a plugin's author imports is listed here.
 
 In: entry points and names; out: choices, blamed by name when they fail.
 """
+
+from blockstream.plan.retention import RetentionPolicy
+
+from .choices import Choice, ModelFamily
+from .hookspecs import hookimpl
+from .manager import Plugins
+from .observer import Observer
+from .protocols import Flow, Pipeline, Run, Sampler
+from .run_context import RunContext, current_run, new_run
+from .transforms import AttentionKernel, AttentionKind, AttentionLayer, Merge
+
+__all__ = [
+    "AttentionKernel",
+    "AttentionKind",
+    "AttentionLayer",
+    "Choice",
+    "Flow",
+    "Merge",
+    "ModelFamily",
+    "Observer",
+    "Pipeline",
+    "Plugins",
+    "RetentionPolicy",
+    "Run",
+    "RunContext",
+    "Sampler",
+    "current_run",
+    "hookimpl",
+    "new_run",
+]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from blockstream.engine.ledger import Span
     from blockstream.plan.segments import Stage
 
-    from .protocols import AttentionKernel, AttentionLayer, Merge
+    from .transforms import AttentionKernel, AttentionLayer, Merge
 
 __all__ = ["Choice", "ModelFamily", "hookimpl", "hookspec"]
 

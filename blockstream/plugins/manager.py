@@ -14,7 +14,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
@@ -24,10 +24,7 @@ from . import entrypoints, hookspecs
 from .blame import blamed, blaming
 from .choices import KINDS, Choice, ModelFamily
 from .entrypoints import nearest
-from .protocols import Merge
-
-if TYPE_CHECKING:
-    from blockstream.run.config import RunConfig
+from .transforms import Merge
 
 
 class Plugins:
@@ -201,26 +198,6 @@ class Plugins:
                 )
             self._offers[hook, plugin] = by_name
         return self._offers[hook, plugin]
-
-
-def activate(config: RunConfig, plugins: Plugins | None = None) -> Plugins:
-    """Return the plugins of a run: those its config names, and its attention transforms, built.
-
-    `plugins` are the ones the config was made with, where those are more than what is installed.
-    """
-    plugins = plugins or Plugins()
-    for name in [*config.plugins, *(chosen.plugin for chosen in config.chosen())]:
-        plugins.load(name)
-    # pluggy asks the latest registered first, a config's list the first.
-    for number, chosen in reversed(list(enumerate(config.attention))):
-        name, built = f"{chosen.plugin}:{chosen.choice.name}#{number}", chosen.build()
-        plugins.register(built, name)
-        if not {"token_merge", "attention_kernel"} & set(plugins.hooks_of(name)):
-            raise PluginError(
-                f"{chosen.who}: build() returned {reprlib.repr(built)}, which has no hookimpl token_merge or "
-                "attention_kernel: mark its methods with hookimpl"
-            )
-    return plugins
 
 
 KNOWN_HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "blockstream_spec"))

@@ -1,107 +1,23 @@
-"""The protocols a pipeline, a flow, a sampler and an attention transform fulfil, and the run context.
+"""The protocols a pipeline, a flow and a sampler fulfil.
 
-A model supplies a `Flow`, never a loop; a sampler is one function with one loop over a flow. An
-attention transform is resolved once a run for each `AttentionLayer`; what depends on the step reads
-it from `current_run()` when the layer computes.
+A model supplies a `Flow`, never a loop; a sampler is one function with one loop over a flow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .transforms import AttentionKernel, AttentionLayer, Merge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from blockstream.engine.ledger import Span
-    from blockstream.plan.segments import Stage
     from blockstream.run.config import RunConfig
     from blockstream.run.files import Files
     from blockstream.streaming.session import Session
-
-AttentionKind = Literal["spatial", "temporal", "cross", "full"]
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionLayer:
-    """One attention layer as a transform sees it, shapes of this run included.
-
-    `grid` (T, H, W) are the tokens of the video, in this order: frames, rows, columns. `kind` says what
-    attends to what: "spatial", the tokens of a frame to each other; "temporal", those of a place; "full",
-    all of the grid and its text; "cross", the grid to the text. `leading` and `trailing` text tokens stand
-    before and behind the grid; the keys of "cross" are the trailing ones, alone. Called with q, k, v, a
-    kernel is told of those that are there, without padding; asked beforehand, of the most there can be.
-    `width` channels are split over `heads`.
-
-    `name` is the module's path in its model; `index` says which of the model's `layers` of this kind it is,
-    in the order of a pass. `merged`: the grid is what a `Merge` leaves.
-    """
-
-    name: str
-    kind: AttentionKind
-    grid: tuple[int, int, int]
-    width: int
-    heads: int
-    leading: int = 0
-    trailing: int = 0
-    index: int = 0
-    layers: int = 1
-    merged: bool = False
-
-    @property
-    def T(self) -> int:  # noqa: N802
-        """Return the frames."""
-        return self.grid[0]
-
-    @property
-    def S(self) -> int:  # noqa: N802
-        """Return the tokens a frame."""
-        return self.grid[1] * self.grid[2]
-
-    @property
-    def text_tokens(self) -> int:
-        """Return the text tokens on both sides."""
-        return self.leading + self.trailing
-
-    @property
-    def pairs(self) -> int:
-        """Return the pairs of query and key of one sample and head."""
-        tokens = self.T * self.S
-        if self.kind == "cross":
-            return tokens * self.text_tokens
-        if self.kind == "full":
-            return (tokens + self.text_tokens) ** 2
-        return tokens * (self.S if self.kind == "spatial" else self.T)
-
-
-def _always() -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """A pair that shortens what a layer attends to and restores its length.
-
-    `merge` maps [B, T, S, C] to [B, T', S, C], `unmerge` maps the layer's result back to
-    [B, T, S, C]; `positions` [T'] are the merged tokens' frame indices for rotary embeddings.
-    `active` is asked when the layer computes; while False the layer runs as if there were no merge.
-    """
-
-    merge: Callable[[Tensor], Tensor]
-    unmerge: Callable[[Tensor], Tensor]
-    positions: Tensor
-    active: Callable[[], bool] = _always
-
-
-#: fn(q, k, v, layout) -> [B, heads, N, D]; q, k, v are [B, heads, N, D] in the order of tokens that layout,
-#: the AttentionLayer of this call, states, padding left out. A "spatial" or "temporal" layer's B counts
-#: frames or places too. A kernel that computes part of the pairs has a method `density()`: their share at
-#: the step of `current_run()`, by which plans and reports go.
-AttentionKernel = Callable[["Tensor", "Tensor", "Tensor", AttentionLayer], "Tensor"]
 
 
 class Flow(Protocol):
@@ -213,55 +129,3 @@ class Run(Protocol):
 
         Layers whose kernel does not say so are left out.
         """
-
-
-class Observer(Protocol):
-    """Who is told what a session does: the hooks of the run's plugins, called by keyword."""
-
-    def stage_started(self, *, stage: Stage) -> Any:
-        """Take note that a stage begins."""
-
-    def stage_finished(self, *, stage: Stage) -> Any:
-        """Take note that a stage has ended."""
-
-    def pass_started(self, *, stage: Stage, pass_index: int) -> Any:
-        """Take note that a pass begins."""
-
-    def pass_finished(self, *, stage: Stage, pass_index: int) -> Any:
-        """Take note that a pass has ended."""
-
-    def segment_loaded(self, *, span: Span) -> Any:
-        """Take note of a load, on the loader thread."""
-
-    def segment_executed(self, *, span: Span) -> Any:
-        """Take note of a visit."""
-
-
-@dataclass
-class RunContext:
-    """What may change while a run goes on and transforms may read: the sampler's step and their number."""
-
-    step: int | None = None
-    steps: int | None = None
-
-
-_current: ContextVar[RunContext | None] = ContextVar("blockstream_run", default=None)
-
-
-def current_run() -> RunContext:
-    """Return the context of the run in progress; one is begun when there is none."""
-    context = _current.get()
-    if context is None:
-        context = RunContext()
-        _current.set(context)
-    return context
-
-
-@contextmanager
-def new_run() -> Iterator[RunContext]:
-    """Begin a context of its own for the length of the block."""
-    token = _current.set(RunContext())
-    try:
-        yield current_run()
-    finally:
-        _current.reset(token)

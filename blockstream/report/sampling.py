@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from blockstream.engine.ledger import Ledger, Note
 from blockstream.errors import PluginError
 from blockstream.plugins.blame import blaming
-from blockstream.plugins.protocols import AttentionKernel, AttentionLayer, Flow, Merge, Sampler, current_run
+from blockstream.plugins.protocols import Flow, Sampler
+from blockstream.plugins.run_context import current_run
+from blockstream.plugins.transforms import AttentionKernel, AttentionLayer, Merge
 from blockstream.run.finite import not_finite
 
 if TYPE_CHECKING:

@@ -15,16 +15,10 @@ from typing import TYPE_CHECKING, Any
 from blockstream.budget.amounts import cpu_count, parse_nbytes, resolve_budget
 from blockstream.engine.ledger import Ledger, unaccounted
 from blockstream.errors import PluginError
-from blockstream.plugins.manager import Plugins, activate
-from blockstream.plugins.protocols import (
-    AttentionKernel,
-    AttentionLayer,
-    Flow,
-    Merge,
-    Pipeline,
-    Sampler,
-    new_run,
-)
+from blockstream.plugins.manager import Plugins
+from blockstream.plugins.protocols import Flow, Pipeline, Sampler
+from blockstream.plugins.run_context import new_run
+from blockstream.plugins.transforms import AttentionKernel, AttentionLayer, Merge
 from blockstream.report.forecast import plan_account
 from blockstream.report.outcome import (
     attention_account,
@@ -35,6 +29,7 @@ from blockstream.report.outcome import (
 )
 from blockstream.report.sampling import WatchedKernels, WatchedMerge, WatchedSampler
 from blockstream.report.write import draw_finished
+from blockstream.run.activation import activate
 from blockstream.system.machine import versions
 from blockstream.system.memory import held
 

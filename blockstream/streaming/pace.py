@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from blockstream.module.attention import HasSeam, attention_hooks, merged_layer
 from blockstream.module.rehearsal import rehearse
-from blockstream.plugins.protocols import AttentionLayer, Merge, Run
+from blockstream.plugins.protocols import Run
+from blockstream.plugins.transforms import AttentionLayer, Merge
 
 #: The layers of a module with what holds each one's seam.
 Pairs = Sequence[tuple[HasSeam, AttentionLayer]]

@@ -43,7 +43,7 @@ from .replanner import Planning
 from .stage import StreamedStage
 
 if TYPE_CHECKING:
-    from blockstream.plugins.protocols import Observer
+    from blockstream.plugins.observer import Observer
 
 log = logging.getLogger(__name__)
 

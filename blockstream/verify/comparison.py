@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from blockstream.engine.ledger import Ledger
 from blockstream.errors import EngineError
-from blockstream.plugins.manager import activate
-from blockstream.plugins.protocols import Pipeline, new_run
+from blockstream.plugins.protocols import Pipeline
+from blockstream.plugins.run_context import new_run
+from blockstream.run.activation import activate
 from blockstream.run.config import RunConfig
 from blockstream.run.runner import RunInProgress, open_session, pinned
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blockstream.errors import ConfigError, ModelError
 from blockstream.module.attention import UNCHANGED, Kernel, numbered
-from blockstream.plugins.protocols import AttentionLayer
+from blockstream.plugins import AttentionLayer
 from movd.attention import rotate
 from movd.hunyuan.tencent import ShiftFirst
 from movd.official import BOOKKEEPING

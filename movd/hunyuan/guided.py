@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.protocols import current_run
+from blockstream.plugins import current_run
 from movd.text_to_video.flows import FlowBase
 
 NUM_TIMESTEPS = 1000

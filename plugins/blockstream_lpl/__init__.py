@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockstream.plugins.choices import Choice
-from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins import Choice, hookimpl
 
 from .sampler import LinearProportionalLeap, Options, passes, sample
 

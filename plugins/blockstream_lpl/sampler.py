@@ -18,7 +18,7 @@ from .rules import Fixed, Measured, Published, Rule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from blockstream.plugins.protocols import Flow
+    from blockstream.plugins import Flow
 
 log = logging.getLogger(__name__)
 

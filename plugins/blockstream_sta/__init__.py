@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from blockstream.plugins.choices import Choice
-from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins import Choice, hookimpl
 
 from .options import Options, SearchOptions
 

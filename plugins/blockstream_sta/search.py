@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.protocols import AttentionKernel, AttentionLayer, current_run
+from blockstream.plugins import AttentionKernel, AttentionLayer, current_run, hookimpl
 
 from .gathered import attend
 from .options import SearchOptions

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.protocols import AttentionLayer, current_run
+from blockstream.plugins import AttentionLayer, current_run
 from blockstream.system import regular
 
 from .tiles import Tiling, Window

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.protocols import AttentionKernel, AttentionLayer
+from blockstream.plugins import AttentionKernel, AttentionLayer, hookimpl
 
 from .flex import Flex, usable
 from .gathered import attend

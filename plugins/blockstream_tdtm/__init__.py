@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockstream.plugins.choices import Choice
-from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins import Choice, hookimpl
 
 from .merging import merge, merge_reference, positions, unmerge, unmerge_reference
 from .transform import Options, TemporalMerging

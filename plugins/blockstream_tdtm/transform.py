@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.protocols import AttentionKind, AttentionLayer, Merge, current_run
+from blockstream.plugins import AttentionKind, AttentionLayer, Merge, current_run, hookimpl
 
 from . import merging
 

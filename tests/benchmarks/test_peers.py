@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import _results
 from benchmarks.peers import page
 from benchmarks.peers.cells import (
     AUTO,
@@ -199,7 +198,7 @@ def test_cause_of_a_failure_is_the_last_error_raised_or_the_kill():
 
 
 def test_figure_and_data_are_made_from_cells_alone(found, tmp_path, monkeypatch):
-    monkeypatch.setattr(_results, "FOLDER", tmp_path)
+    monkeypatch.setattr("benchmarks._results.FOLDER", tmp_path)
     found[Cell("dit", MAIN, "AirLLM")] = {"way": "AirLLM", "failed": "ValueError"}
     link = page.draw(found)
     (picture,) = tmp_path.glob("*-peers.png")

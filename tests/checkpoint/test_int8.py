@@ -14,7 +14,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.read.catalog import MANIFEST_NAME
+from blockstream.checkpoint.read.manifest import MANIFEST_NAME
 from blockstream.checkpoint.write import packer as module
 from blockstream.checkpoint.write.packer import pack, verify_pack
 from blockstream.checkpoint.write.rounding import Rounder

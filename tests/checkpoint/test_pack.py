@@ -13,12 +13,13 @@ import torch
 from safetensors.numpy import load_file
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.read.catalog import MANIFEST_NAME, SYNTHETIC_NAME
+from blockstream.checkpoint.read.catalog import SYNTHETIC_NAME
+from blockstream.checkpoint.read.manifest import JOURNAL_NAME, MANIFEST_NAME
 from blockstream.checkpoint.read.placement import BLOCK, lay_out
 from blockstream.checkpoint.read.requests import Request
 from blockstream.checkpoint.read.safetensors_header import read_header
 from blockstream.checkpoint.write import packer as module
-from blockstream.checkpoint.write.packer import JOURNAL_NAME, pack, verify_pack
+from blockstream.checkpoint.write.packer import pack, verify_pack
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import CheckpointError
 from tests.support.checkpoint_files import arrays, bound, cached_pages, load, store_of, write

@@ -13,7 +13,7 @@ from tests.support.packages import site_on_path
 PIPELINE = """
     from pydantic import BaseModel
 
-    from blockstream.plugins.hookspecs import Choice, hookimpl
+    from blockstream.plugins import Choice, hookimpl
 
     class Options(BaseModel):
         prompt: str = "a cat"

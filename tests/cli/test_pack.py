@@ -12,7 +12,7 @@ import torch
 
 import blockstream
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.read.catalog import JOURNAL_NAME, MANIFEST_NAME
+from blockstream.checkpoint.read.manifest import JOURNAL_NAME, MANIFEST_NAME
 from blockstream.checkpoint.write import packer as module
 from blockstream.checkpoint.write.packer import verify_pack
 from blockstream.checkpoint.write.writer import FileWriter

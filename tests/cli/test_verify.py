@@ -15,7 +15,7 @@ PLUGIN = """
 
     from pydantic import BaseModel
 
-    from blockstream.plugins.hookspecs import Choice, hookimpl
+    from blockstream.plugins import Choice, hookimpl
 
     class Options(BaseModel):
         folder: str

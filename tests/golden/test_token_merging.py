@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.protocols import Merge
+from blockstream.plugins import Merge
 from movd.attention import attention_layers
 from movd.official import load_official
 from movd.stdit3 import STDiT3, STDiT3Config

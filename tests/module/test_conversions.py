@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import blockstream
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.read.catalog import JOURNAL_NAME, MANIFEST_NAME
+from blockstream.checkpoint.read.manifest import JOURNAL_NAME, MANIFEST_NAME
 from blockstream.cli.main import main
 from blockstream.errors import CheckpointError
 from blockstream.module.prepared import Prepared

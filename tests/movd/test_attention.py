@@ -5,7 +5,7 @@ import torch
 
 from blockstream.errors import ModelError
 from blockstream.module.attention import UNCHANGED, attention_hooks
-from blockstream.plugins.protocols import Merge
+from blockstream.plugins import Merge
 from movd.attention import FEW_KEYS, Attention, attention, attention_layers, rotate
 from tests.support import movd_tiny as tiny
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from blockstream.plugins import hookimpl
 from blockstream.plugins.euler import sample
-from blockstream.plugins.hookspecs import hookimpl
 from blockstream.run import runner
 from movd.captions import official_prompt
 from movd.rflow import OpenSoraFlow

@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from blockstream.errors import ConfigError
-from blockstream.plugins import entrypoints
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Plugins, entrypoints
 from blockstream.run.config import make_config, read_config
 
 

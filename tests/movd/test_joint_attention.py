@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from blockstream.errors import ModelError
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.protocols import Merge
+from blockstream.plugins import Merge
 from movd.hunyuan.denoiser import angles_at, grid, joint_layers
 from tests.support import families_tiny as tiny
 

@@ -338,7 +338,7 @@ def test_the_release_s_own_configuration_is_read_and_its_keys_are_the_module_s(t
             "cal_loss": False,
         },
     }
-    from blockstream.plugins.manager import Plugins
+    from blockstream.plugins import Plugins
 
     module = Plugins().family("stdit3-xl-2" if part == "dit" else "opensora-vae").module()
     (tmp_path / "config.json").write_text(json.dumps(released[part]))

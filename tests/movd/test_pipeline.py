@@ -9,8 +9,8 @@ from PIL import Image
 from blockstream.engine.ledger import Ledger
 from blockstream.errors import ConfigError
 from blockstream.plan.segments import AtMost, Exactly
-from blockstream.plugins.manager import activate
 from blockstream.run import runner
+from blockstream.run.activation import activate
 from movd.captions import official_prompt
 from tests.support.interrupted import Passes
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from blockstream.errors import ConfigError
+from blockstream.plugins import RunContext
 from blockstream.plugins.euler import sample
-from blockstream.plugins.protocols import RunContext
 from movd.rflow import IMAGE_FPS, OpenSoraFlow, check_frames, timesteps, transform_times
 from tests.support import movd_tiny as tiny
 

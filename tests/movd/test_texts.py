@@ -248,7 +248,7 @@ def test_fifty_prompts_go_stage_by_stage_and_one_embedding_is_held_at_a_time(con
     order = []
 
     class Stages(Passes):
-        from blockstream.plugins.hookspecs import hookimpl
+        from blockstream.plugins import hookimpl
 
         @hookimpl
         def stage_started(self, stage):

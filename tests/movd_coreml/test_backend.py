@@ -277,7 +277,7 @@ def test_a_manifest_that_does_not_describe_its_packages_is_refused(coreml_config
 
 def test_weights_that_change_while_they_are_used_end_the_run(coreml_config, copied, tmp_path):
     class Changes:
-        from blockstream.plugins.hookspecs import hookimpl
+        from blockstream.plugins import hookimpl
 
         @hookimpl
         def stage_started(self, stage):

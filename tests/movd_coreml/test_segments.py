@@ -9,7 +9,7 @@ import torch
 
 from blockstream.cli.main import main
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.manager import activate
+from blockstream.run.activation import activate
 from blockstream.run.config import make_config
 from movd.attention import attention_layers
 from movd.options import MovdOptions

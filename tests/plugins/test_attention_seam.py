@@ -10,10 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from blockstream.engine.ledger import Ledger
 from blockstream.errors import ModelError, PluginError
 from blockstream.module.attention import UNCHANGED, Kernel, attention_hooks, numbered
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.manager import Plugins, activate
-from blockstream.plugins.protocols import AttentionLayer, Merge, current_run, new_run
+from blockstream.plugins import AttentionLayer, Merge, Plugins, current_run, hookimpl, new_run
 from blockstream.report.sampling import WatchedKernels
+from blockstream.run.activation import activate
 from blockstream.run.config import make_config
 from blockstream.run.runner import RunInProgress
 from blockstream.streaming.pace import pace
@@ -165,7 +164,7 @@ def test_an_attention_transform_without_hookimpls_is_refused(tmp_path, monkeypat
     from tests.support.packages import site_on_path
 
     source = """
-        from blockstream.plugins.hookspecs import Choice, hookimpl
+        from blockstream.plugins import Choice, hookimpl
 
         class Unmarked:
             def attention_kernel(self, layer):

@@ -8,11 +8,8 @@ import pytest
 
 from blockstream.errors import BudgetError, PluginError
 from blockstream.plan.retention import NONE, RetentionPolicy
-from blockstream.plugins import entrypoints
-from blockstream.plugins.choices import Choice, Chosen
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.manager import Plugins
-from blockstream.plugins.protocols import AttentionLayer, Merge
+from blockstream.plugins import AttentionLayer, Choice, Merge, Plugins, entrypoints, hookimpl
+from blockstream.plugins.choices import Chosen
 from tests.support.packages import site_on_path
 
 LAYER = AttentionLayer("attn", "temporal", grid=(4, 1, 3), width=8, heads=2)

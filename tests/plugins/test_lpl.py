@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Plugins
 from tests.support.flows import Formula, bending, euler, straight, turning
 
 Z = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))

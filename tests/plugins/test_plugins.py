@@ -9,18 +9,16 @@ import pytest
 
 from blockstream.errors import ConfigError, PluginError
 from blockstream.plan.retention import NONE, PREFIX, SPREAD
-from blockstream.plugins import entrypoints
+from blockstream.plugins import AttentionLayer, Plugins, entrypoints, hookimpl
 from blockstream.plugins.builtin import retention_policies
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.manager import Plugins, activate
-from blockstream.plugins.protocols import AttentionLayer
+from blockstream.run.activation import activate
 from blockstream.run.config import make_config
 from tests.support.packages import site_on_path
 
 LAYER = AttentionLayer("attn", "temporal", grid=(4, 1, 3), width=8, heads=2)
 
 SAMPLERS = """
-    from blockstream.plugins.hookspecs import Choice, hookimpl
+    from blockstream.plugins import Choice, hookimpl
 
     @hookimpl
     def samplers():
@@ -141,7 +139,7 @@ def test_the_built_in_plugin_needs_no_metadata(monkeypatch):
 
 def test_a_plugin_may_be_an_object_in_a_module(site):
     source = """
-        from blockstream.plugins.hookspecs import Choice, hookimpl
+        from blockstream.plugins import Choice, hookimpl
 
         class Leaps:
             @hookimpl
@@ -156,7 +154,7 @@ def test_a_plugin_may_be_an_object_in_a_module(site):
 
 def test_model_families_are_found_by_plugin_and_by_bare_name(site):
     source = """
-        from blockstream.plugins.hookspecs import ModelFamily, hookimpl
+        from blockstream.plugins import ModelFamily, hookimpl
 
         @hookimpl
         def model_families():
@@ -175,7 +173,7 @@ def test_a_bare_family_is_looked_for_in_every_visible_plugin(site, monkeypatch):
     site.plugin(
         "zzz",
         """
-        from blockstream.plugins.hookspecs import ModelFamily, hookimpl
+        from blockstream.plugins import ModelFamily, hookimpl
 
         @hookimpl
         def model_families():
@@ -226,7 +224,7 @@ def test_nothing_is_traced_unless_asked(monkeypatch, capsys):
 # Activated for a run
 
 RUN = """
-    from blockstream.plugins.hookspecs import Choice, hookimpl
+    from blockstream.plugins import Choice, hookimpl
 
     class Kernel:
         def __init__(self, name):

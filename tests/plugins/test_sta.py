@@ -18,8 +18,7 @@ from pydantic import ValidationError
 from torch.nn.functional import scaled_dot_product_attention
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.manager import Plugins
-from blockstream.plugins.protocols import AttentionLayer, new_run
+from blockstream.plugins import AttentionLayer, Plugins, new_run
 
 GRID, TILE, TEXT = (4, 4, 6), (2, 2, 2), 3
 LAYER = AttentionLayer("blocks.1.attn", "full", GRID, width=8, heads=2, trailing=TEXT, index=1, layers=2)

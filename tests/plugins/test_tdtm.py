@@ -7,8 +7,7 @@ from blockstream_tdtm import Options, TemporalMerging
 from pydantic import ValidationError
 
 from blockstream.module.attention import attention_hooks
-from blockstream.plugins.manager import Plugins
-from blockstream.plugins.protocols import AttentionLayer, current_run, new_run
+from blockstream.plugins import AttentionLayer, Plugins, current_run, new_run
 from movd.attention import attention_layers
 from movd.official import load_official
 from movd.stdit3 import STDiT3, STDiT3Config

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from blockstream.engine.ledger import Span
 from blockstream.plan.segments import AtMost, Exactly, Segment, Stage, Unknown
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Plugins
 from blockstream.report.progress import Progress, _duration
 
 SEGMENTS = tuple(Segment(name, 100) for name in "abcd")

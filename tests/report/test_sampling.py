@@ -11,8 +11,8 @@ from blockstream_lpl import LinearProportionalLeap
 
 from blockstream.engine.ledger import Ledger, Note
 from blockstream.errors import NonFiniteError, PluginError
+from blockstream.plugins import AttentionLayer, Merge
 from blockstream.plugins.euler import sample as euler
-from blockstream.plugins.protocols import AttentionLayer, Merge
 from blockstream.report.sampling import WatchedMerge, WatchedSampler, cosine, samplings
 from blockstream.run.finite import Finite
 from tests.support.flows import Formula, bending, straight, turning

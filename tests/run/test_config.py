@@ -11,9 +11,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from blockstream.errors import ConfigError, PluginError
-from blockstream.plugins.choices import Choice
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Choice, Plugins, hookimpl
 from blockstream.run import json_schema as schema
 from blockstream.run.config import OWN_KEYS, RunConfig, load_config, make_config, read_config
 from blockstream.run.yamlfile import parse

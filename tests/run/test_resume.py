@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.choices import Choice, Chosen
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Choice, Plugins
+from blockstream.plugins.choices import Chosen
 from blockstream.run.config import RunConfig
 from blockstream.run.journal import Journal
 from blockstream.run.resume import config_of, resumed

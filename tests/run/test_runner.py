@@ -16,9 +16,8 @@ from torch import nn
 from blockstream.engine.ledger import read_ledger, unaccounted
 from blockstream.errors import BudgetError, ConfigError, EngineError, PluginError
 from blockstream.module.empty import empty
-from blockstream.plugins.choices import Choice, Chosen
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Choice, Plugins, hookimpl
+from blockstream.plugins.choices import Chosen
 from blockstream.run import runner
 from blockstream.run.config import RunConfig
 

@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
-from blockstream.plugins.choices import Choice, Chosen
-from blockstream.plugins.hookspecs import hookimpl
+from blockstream.plugins import Choice, hookimpl
+from blockstream.plugins.choices import Chosen
 from blockstream.run import runner
 from blockstream.run.config import make_config
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from blockstream.module.empty import empty
-from blockstream.plugins.choices import Choice, Chosen
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Choice, Plugins
+from blockstream.plugins.choices import Chosen
 from blockstream.run.config import RunConfig
 
 WIDTH, WORDS, PASSES = 64, 20_000, 3

@@ -21,6 +21,7 @@ from blockstream.system import regular
 
 from .entries import FileStamp, TensorEntry, unreadable
 from .index import read_index, read_json
+from .manifest import JOURNAL_NAME, MANIFEST_NAME, open_pack
 from .safetensors_header import read_header
 
 #: "raw": files of no such form, whose entries were given and not found by `open`.
@@ -30,10 +31,6 @@ Form = Literal["safetensors", "torch", "packed", "raw"]
 SYNTHETIC_NAME = "synthetic.json"
 #: What stands in its place while its files are written.
 SYNTHESIS_NAME = "synthetic.unfinished.json"
-#: The manifest of a packed checkpoint.
-MANIFEST_NAME = "blockstream.json"
-#: What stands beside the files of a pack while it is unfinished.
-JOURNAL_NAME = "blockstream.unfinished.json"
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 #: One of several shards, which alone are no checkpoint.
 _SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
@@ -89,8 +86,6 @@ class Checkpoint:
         marker = folder / SYNTHETIC_NAME
         synthetic = dict(read_json(marker)) if marker.exists() else None
         if (folder / MANIFEST_NAME).exists() and path in (folder, folder / MANIFEST_NAME):
-            from .manifest import open_pack
-
             return cls(path, "packed", open_pack(folder).entries(), synthetic)
         form, entries = _open_plain(_find(path) if path.is_dir() else path)
         return cls(path, form, entries, synthetic)

@@ -15,11 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from blockstream.errors import CheckpointError
 from blockstream.system import regular
 
-from .catalog import MANIFEST_NAME
 from .entries import FileStamp, TensorEntry
 from .index import read_json, safe_name
 from .safetensors_header import read_header
 
+#: The manifest of a packed checkpoint.
+MANIFEST_NAME = "blockstream.json"
+#: What stands beside the files of a pack while it is unfinished.
+JOURNAL_NAME = "blockstream.unfinished.json"
 VERSION = 1
 
 

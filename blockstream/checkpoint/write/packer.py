@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from blockstream.checkpoint.read.catalog import JOURNAL_NAME, MANIFEST_NAME, SYNTHETIC_NAME, Checkpoint
+from blockstream.checkpoint.read.catalog import SYNTHETIC_NAME, Checkpoint
 from blockstream.checkpoint.read.convert import can_convert, convert
 from blockstream.checkpoint.read.entries import TensorEntry, tensor_nbytes
 from blockstream.checkpoint.read.manifest import (
+    JOURNAL_NAME,
+    MANIFEST_NAME,
     Manifest,
     PackedSegment,
     Request,

@@ -79,13 +79,13 @@ def int8_linear(
     else:
         y = torch.empty(len(rows), len(weight), dtype=x.dtype, device=x.device)
         for some in chunks(len(rows), BLOCK_ROWS):
-            _fill(y[some], rows[some], weight, scale, way)
+            fill(y[some], rows[some], weight, scale, way)
     if bias is not None:
         y += bias
     return y.view(*x.shape[:-1], len(weight))
 
 
-def _fill(y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, way: Way) -> None:
+def fill(y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, way: Way) -> None:
     """Write x weight^T * scale to y, some rows of the weight at a time: the shape fixes how many."""
     dtype = torch.bfloat16 if way == "bf16" else torch.float32
     x = x.to(dtype)

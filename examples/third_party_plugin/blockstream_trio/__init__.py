@@ -6,8 +6,7 @@ from collections import defaultdict
 
 from pydantic import BaseModel, Field
 
-from blockstream.plan.retention import RetentionPolicy
-from blockstream.plugins.hookspecs import Choice, hookimpl
+from blockstream.plugins import Choice, RetentionPolicy, hookimpl
 
 
 class Every(BaseModel):

@@ -6,7 +6,7 @@ import pytest
 from blockstream_trio.ab2 import sample
 
 from blockstream.plan.segments import Segment, Stage
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins import Plugins
 from blockstream.run.files import Files
 
 
