@@ -119,11 +119,16 @@ class UploadStore:
         return self.device.copy([(to[at : at + n], room[src : src + n]) for at, src, n in layout.copies])
 
     def _land(self, load: Load | None) -> None:
-        """End the visits below whose copies are over, and wait for those that `load` cannot go beside."""
-        jump = load is None or not self.host.comes(load.visit, load.key[1])
+        """End the visits below whose copies are over, and wait for those that `load` cannot go beside.
+
+        It may go beside those of other segments of its stage, whose rooms are apart, where it comes next.
+        """
+        comes = load is not None and self.host.comes(load.visit, load.key[1])
         while self._flying:
             fence, visit, _ = self._flying[0]
-            beside = not jump and load is not None and all(key != load.key for _, _, key in self._flying)
+            beside = comes and all(
+                key != load.key and key[0] == load.key[0] for _, _, key in self._flying if load is not None
+            )
             if beside and len(self._flying) < IN_FLIGHT and not fence.is_over():
                 return
             fence.wait()

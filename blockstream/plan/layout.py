@@ -113,7 +113,7 @@ def slot_room(stage: Stage, retained: Collection[int], slots: int, align: int = 
     least = max(unplanned, default=0)
     if not first:
         return least
-    return max(least, min(_rotation_room(first, slots), _two_ends_room(first, later, slots)))
+    return max(least, min(_rotation_room(first, later, slots), _two_ends_room(first, later, slots)))
 
 
 def lay_out_stage(
@@ -183,19 +183,19 @@ class _Holes:
         return Extent(hole.offset, nbytes)
 
 
-def _rotating(sizes: Sequence[int], slots: int) -> int:
+def _rotating(first: Sequence[int], later: Sequence[int], slots: int) -> int:
     """Return how many slots are of use: one load a pass still overlaps the compute of the pass before."""
-    return min(slots, max(len(sizes), 2))
+    return min(slots, max(len(first), 2 if later else 1))
 
 
-def _rotation_room(sizes: Sequence[int], slots: int) -> int:
-    return _rotating(sizes, slots) * max(sizes)
+def _rotation_room(first: Sequence[int], later: Sequence[int], slots: int) -> int:
+    return _rotating(first, later, slots) * max(first)
 
 
 def _two_ends_room(first: Sequence[int], later: Sequence[int], slots: int) -> int:
     """Return the largest sum of two consecutive loads, the wrap to the next pass included."""
     if slots != 2:
-        return _rotation_room(first, slots)
+        return _rotation_room(first, later, slots)
     loads = [*first, *later, (later or first)[0]]
     return max(a + b for a, b in pairwise(loads))
 
@@ -206,8 +206,8 @@ def _place(first: Sequence[int], later: Sequence[int], slots: int) -> list[tuple
         return [(), ()]
     stride = max(first)
     room = _two_ends_room(first, later, slots)
-    from_ends = room < _rotation_room(first, slots)
-    count = 2 if from_ends else _rotating(first, slots)
+    from_ends = room < _rotation_room(first, later, slots)
+    count = 2 if from_ends else _rotating(first, later, slots)
 
     def extents(load: int, sizes: Sequence[int]) -> tuple[Extent, ...]:
         at = [((load + k) % count, nbytes) for k, nbytes in enumerate(sizes)]

@@ -14,7 +14,7 @@ from blockstream.device.arena import DeviceArena
 from blockstream.device.fake import FakeDevice
 from blockstream.device.upload import UploadHandle, UploadStore
 from blockstream.errors import SegmentLoadError
-from blockstream.plan.planner import least_arena
+from blockstream.plan.planner import least_arena, make_plan
 from blockstream.plan.retention import NONE, POLICIES, PREFIX, SPREAD
 from blockstream.plan.segments import AtMost, Exactly, Schedule, Stage, Unknown
 from blockstream.plan.tiers import device_schedule, host_schedule, make_tiers
@@ -25,10 +25,9 @@ KIND = st.sampled_from(["late", "early"])
 
 def least(schedule):
     """Return the least rooms of (device, host)."""
-    none = frozenset()
-    return least_arena(device_schedule(schedule, none)), least_arena(
-        host_schedule(schedule, make_tiers(schedule, (1 << 40, 1 << 40)).device)
-    )
+    above = device_schedule(schedule, frozenset())
+    nothing = make_plan(above, least_arena(above), [NONE])
+    return least_arena(above), least_arena(host_schedule(schedule, nothing))
 
 
 def tiers_of(schedule, more=(0, 0), policies=(SPREAD,)):
