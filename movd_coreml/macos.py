@@ -34,8 +34,6 @@ TOLERANCE = {"fp32": 1e-2, "fp16": 5e-2}
 class CoreMLHandle:
     """One segment in memory: the function it was used for last at once, others when they are asked for."""
 
-    ready = None
-
     def __init__(self, store: CoreMLStore, segment: PackagedSegment) -> None:
         self.segment = segment
         self._store = store
@@ -52,6 +50,9 @@ class CoreMLHandle:
                 compiled.path(program.package), compiled.units, function
             )
         return self._models[key]
+
+    def read(self) -> None:
+        """Do nothing: the models are there."""
 
     def release(self) -> None:
         """Let the models go."""

@@ -50,7 +50,9 @@ class FileHandle:
     room: Extent
     layout: SegmentLayout
     counts: LoadCounts
-    ready: None = None
+
+    def read(self) -> None:
+        """Do nothing: the bytes are there."""
 
     def release(self) -> None:
         """Give the room back to the engine; its pages stay committed."""

@@ -14,6 +14,7 @@ from blockstream.checkpoint.file_store import FileHandle
 from blockstream.engine.engine import Engine
 from blockstream.engine.store import Fence, Handle
 from blockstream.plan.loads import Load
+from blockstream.plan.planner import Plan
 from blockstream.plan.segments import Extent, Visit
 
 from .arena import DeviceArena, DeviceLayout, PinnedArena
@@ -75,6 +76,8 @@ class UploadStore:
         self._layouts = layouts
         #: Copies under way out of what the host keeps: when each is over, its visit there, its segment.
         self._flying: deque[tuple[Fence, Visit, tuple[int, int]]] = deque()
+        #: What the engine below is to go on with.
+        self._adopted: Plan | None = None
         #: Bytes that copies were issued for.
         self.copied_nbytes = 0
 
@@ -82,8 +85,16 @@ class UploadStore:
         """Begin a load. Loader thread."""
         return Uploading(self, load)
 
+    def adopt(self, plan: Plan) -> None:
+        """Have the engine below go on with another plan before its next visit. Compute thread."""
+        self._adopted = plan
+
     def upload(self, load: Load) -> UploadHandle:
         """Return a segment that is on its way to the device. Loader thread."""
+        plan, self._adopted = self._adopted, None
+        if plan is not None and load.visit.position < len(plan.schedule.stages[load.visit.stage].order):
+            self._land(None)
+            self.host.adopt(plan, load.visit)
         self._land(load)
         visit, handle = self.host.fetch(load.visit, load.key[1])
         try:

@@ -189,11 +189,11 @@ class Engine:
             if not self._closed:
                 self._loader.release(self._scheduler.end_stage(self.plan.schedule.index(stage)))
 
-    def adopt(self, plan: Plan) -> None:
-        """Go on with another plan of the same segments, between two passes."""
+    def adopt(self, plan: Plan, at: Visit | None = None) -> None:
+        """Go on with another plan of the same segments, between two passes; or with visit `at` of it next."""
         with self._condition:
             self._refuse_closed()
-            self._loader.release(self._scheduler.adopt(plan))
+            self._loader.release(self._scheduler.adopt(plan, at))
             self._plan = plan
         self._track.mark("replan")
 

@@ -27,9 +27,11 @@ class Fence(Protocol):
 class Handle(Protocol):
     """A loaded segment."""
 
-    @property
-    def ready(self) -> Fence | None:
-        """Return what whoever reads the segment waits for first; None where its bytes are there."""
+    def read(self) -> None:
+        """Have what the calling thread computes from now on begin once the segment's bytes are there.
+
+        The host does not wait: a device does, and `release` then says when it is done with them.
+        """
 
     def release(self) -> None:
         """Give the segment up.
@@ -42,7 +44,7 @@ class Loading(Protocol):
     """A load that has begun. It ends by one of the two, called once."""
 
     def finish(self, nearly: Callable[[], None]) -> Handle:
-        """Return the segment once it is there, or on its way with a fence; what is wrong is raised here.
+        """Return the segment once it is there, or on its way to a device; what is wrong is raised here.
 
         `nearly` is called when the last of the work is on its way, and again as it is done: a load begun
         then keeps the disk busy.

@@ -11,14 +11,14 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from blockstream.checkpoint.read.requests import SegmentLayout
+from blockstream.checkpoint.read.requests import Placed
 from blockstream.engine.arena import Arena
-from blockstream.engine.store import Fence, Handle, Loading, Store
+from blockstream.engine.store import Handle, Loading, Store
 from blockstream.errors import AliasError, ModelError
 from blockstream.plan.loads import Load
 from blockstream.plan.segments import Extent
@@ -39,13 +39,46 @@ class Spot(NamedTuple):
     absent: Absent
 
 
+class Laid(Protocol):
+    """Where the parameters of a segment lie in its room."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the room's bytes."""
+
+    @property
+    def tensors(self) -> Mapping[str, Placed]:
+        """Return each parameter's place."""
+
+
+class Rooms(Protocol):
+    """Memory whose extents are tensors; `address` is that of its first byte."""
+
+    address: int
+
+    def room(self, extent: Extent) -> Tensor:
+        """Return uint8 [nbytes] with a storage of its own: who holds it is told apart from the rest."""
+
+
+class HostRooms:
+    """The rooms of an arena in host memory."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.address = arena.address
+        self._arena = arena
+
+    def room(self, extent: Extent) -> Tensor:
+        """Return a tensor of an extent."""
+        return torch.frombuffer(self._arena.view(extent), dtype=torch.uint8)
+
+
 class _Views:
     """The parameters of one segment at one room of the arena."""
 
-    def __init__(self, arena: Arena, offset: int, layout: SegmentLayout) -> None:
+    def __init__(self, rooms: Rooms, offset: int, layout: Laid) -> None:
         with torch.inference_mode(False), torch.no_grad():
             # One storage for the whole room: its references are counted in one call.
-            room = torch.frombuffer(arena.view(Extent(offset, layout.nbytes)), dtype=torch.uint8)
+            room = rooms.room(Extent(offset, layout.nbytes))
             self.params = {
                 name: nn.Parameter(
                     room[p.offset : p.offset + p.nbytes].view(to_torch(p.dtype)).view(p.shape),
@@ -54,7 +87,7 @@ class _Views:
                 for name, p in layout.tensors.items()
             }
         self._room = room
-        self.begin = arena.address + offset
+        self.begin = rooms.address + offset
         self.end = self.begin + layout.nbytes
         self._storage = room.untyped_storage()
         self._listed = list(self.params.values())
@@ -94,12 +127,12 @@ class Binding:
     """The parameters of one segment, wherever they are bound. Compute thread only."""
 
     def __init__(
-        self, name: str, spots: Sequence[tuple[str, Sequence[Spot]]], layout: SegmentLayout, arena: Arena
+        self, name: str, spots: Sequence[tuple[str, Sequence[Spot]]], layout: Laid, rooms: Rooms
     ) -> None:
         """`spots` lists (parameter's name in the layout, its places)."""
         self.name = name
         self.layout = layout
-        self._arena = arena
+        self._rooms = rooms
         self._by_room: dict[int, _Views] = {}
         self._spots = spots
         #: (module._parameters, name, parameter's name, stand-in) of every place.
@@ -118,7 +151,7 @@ class Binding:
             return
         views = self._by_room.get(offset)
         if views is None:
-            views = self._by_room[offset] = _Views(self._arena, offset, self.layout)
+            views = self._by_room[offset] = _Views(self._rooms, offset, self.layout)
         for table, name, param, _ in self._assignments:
             table[name] = views.params[param]
         self._flatten()
@@ -199,14 +232,14 @@ class BoundHandle:
     def __init__(self, inner: Handle, binding: Binding, room: Extent) -> None:
         self._inner, self.binding, self._room = inner, binding, room
 
-    @property
-    def ready(self) -> Fence | None:
-        """Return what the segment's readers wait for."""
-        return self._inner.ready
-
     def bind(self) -> None:
-        """Make the segment's parameters those of the modules."""
+        """Make the segment's parameters those of the modules, for compute that begins once they are there."""
+        self._inner.read()
         self.binding.bind(self, self._room.offset)
+
+    def read(self) -> None:
+        """Have compute wait for the segment."""
+        self._inner.read()
 
     def release(self) -> None:
         """Unbind and give the segment up."""

@@ -62,6 +62,7 @@ class Link(Guard):
 class Follower(Link):
     """Follows a module's calls: `enter(args, kwargs)` before, `leave(output, failed)` after each.
 
+    What `enter` returns, if anything, are the arguments the call goes on with.
     Hooks of the user's run within. `leave` is called however the call ends, one that `enter` refused too.
     """
 
@@ -69,7 +70,7 @@ class Follower(Link):
         self,
         module: nn.Module,
         what: str,
-        enter: Callable[[Any, Any], None],
+        enter: Callable[[Any, Any], tuple[Any, Any] | None],
         leave: Callable[[Any, bool], None],
     ) -> None:
         super().__init__(module, what)
@@ -79,7 +80,7 @@ class Follower(Link):
         """Call the module."""
         output, failed = None, True
         try:
-            self._enter(args, kwargs)
+            args, kwargs = self._enter(args, kwargs) or (args, kwargs)
             output = self.run(*args, **kwargs)
             failed = False
             return output
@@ -106,8 +107,10 @@ class _Unmoved(Guard):
 
     def __call__(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         tensors = [*self.module.parameters(recurse), *self.module.buffers(recurse)]
-        for dtype, dim in dict.fromkeys((t.dtype, t.dim()) for t in tensors):
-            probe = torch.empty((2,) * dim, dtype=dtype)
+        for dtype, dim, device in dict.fromkeys(
+            (t.dtype, t.dim(), "cpu" if t.is_meta else t.device) for t in tensors
+        ):
+            probe = torch.empty((2,) * dim, dtype=dtype, device=device)
             if fn(probe) is not probe or probe.is_shared():  # type: ignore[no-untyped-call]
                 raise ModelError(
                     f"{self.what} is streamed: its weights come from its checkpoint's files at every load, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -18,11 +19,10 @@ from blockstream.checkpoint.read.entries import ITEM_NBYTES
 from blockstream.checkpoint.read.placement import lay_out
 from blockstream.checkpoint.read.reader import ReadFile, pread
 from blockstream.checkpoint.read.requests import Request, SegmentLayout
-from blockstream.engine.arena import Arena
 from blockstream.errors import CheckpointError
 from blockstream.module.layers.int8 import Int8Layers, Product, resolve
 
-from .binding import Binding, Spot
+from .binding import Binding, Laid, Rooms, Spot
 from .conversions import Source
 from .dtypes import to_torch
 from .guards import guard, reopen, shut, unguard
@@ -33,6 +33,7 @@ from .standins import Absent, RowTable
 
 #: What of torch computes fused where no gradient could be asked for.
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+CPU = torch.device("cpu")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", *(name for name in ITEM_NBYTES if name.startswith("F8"))})
 
 
@@ -77,6 +78,7 @@ class Prepared:
             for path, param in module.named_parameters(remove_duplicate=False)
         }
         self._readers: list[TableReader] = []
+        self._where = CPU
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         self._values: list[tuple[Tensor, Tensor]] = []
         self.cut()
@@ -129,9 +131,10 @@ class Prepared:
 
     # -- changes to the module ---------------------------------------------------------------
 
-    def install(self) -> None:
-        """Put stand-ins in the place of all parameters and load the stored buffers."""
+    def install(self, where: torch.device = CPU) -> None:
+        """Put stand-ins in the place of all parameters and load the stored buffers to where compute is."""
         reopen(self.module)
+        self._where = where
         self._absent: dict[Place, Absent] = {}
         try:
             for places in self._tables:
@@ -140,13 +143,18 @@ class Prepared:
                 for places in part.params:
                     self._stand_in(places, f"parameter {places[0].path!r} of segment {part.name!r}")
             self._load_buffers()
+            if where != CPU:
+                self._move_buffers()
             guard(self.module)
         except BaseException:
             self.restore()
             raise
 
-    def bindings(self, arena: Arena) -> dict[tuple[str, str], Binding]:
-        """Return what binds each segment, by (stage, segment)."""
+    def bindings(
+        self, rooms: Rooms, layouts: Mapping[str, Laid] | None = None
+    ) -> dict[tuple[str, str], Binding]:
+        """Return what binds each segment in some memory, by (stage, segment); `layouts` are those there."""
+        layouts = self.layouts if layouts is None else layouts
         made = {}
         for part in self.parts:
             spots = [
@@ -156,7 +164,7 @@ class Prepared:
                 )
                 for places in part.params
             ]
-            made[self.name, part.name] = Binding(part.name, spots, self.layouts[part.name], arena)
+            made[self.name, part.name] = Binding(part.name, spots, layouts[part.name], rooms)
         return made
 
     def restore(self) -> None:
@@ -189,7 +197,7 @@ class Prepared:
     def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
         path = places[0].path
         request = self._requests[path]
-        absent: Absent = kind.of(request.shape or (), self.dtype_of(path), what)
+        absent: Absent = kind.of(request.shape or (), self.dtype_of(path), what, str(self._where))
         for place in places:
             self._replace(self._modules[place.module]._parameters, place.name, absent)
             self._absent[place] = absent
@@ -206,6 +214,13 @@ class Prepared:
     def _replace(self, table: dict[str, Any], name: str, value: Any) -> None:
         self._undo.append((table, name, table[name]))
         table[name] = value
+
+    def _move_buffers(self) -> None:
+        """Put the buffers' values on the device, where they stay."""
+        for module in self.module.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    self._replace(module._buffers, name, buffer.to(self._where))
 
     def _load_buffers(self) -> None:
         """Load the buffers the checkpoint holds, in their own dtype, as `load_state_dict` would."""

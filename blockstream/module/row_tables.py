@@ -46,7 +46,11 @@ class TableReader:
         self.read_nbytes = 0
 
     def gather(self, ids: Tensor) -> Tensor:
-        """Return [*ids.shape, width]: one row an id. Raises IndexError as torch does."""
+        """Return [*ids.shape, width] where `ids` are: one row an id, gathered by the host.
+
+        Raises IndexError as torch does.
+        """
+        where, ids = ids.device, ids.cpu()
         wanted, inverse = torch.unique(ids, return_inverse=True)
         if wanted.numel() and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self._rows:
             raise IndexError(
@@ -62,7 +66,8 @@ class TableReader:
                 new[row] = i
         if new:
             self._read_new(new, rows)
-        return rows.to(self._dtype).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
+        found = rows.to(self._dtype).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
+        return found.to(where)
 
     def _read_new(self, new: Mapping[int, int], rows: Tensor) -> None:
         """Read rows of the file, each to its place in `rows`, and keep them."""

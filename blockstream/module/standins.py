@@ -41,7 +41,7 @@ class Absent(nn.Parameter):
     ) -> Any:
         """Answer `.to` what the parameter is already; raise ModelError naming it for all else."""
         if func.overloadpacket is torch.ops.aten.to and isinstance(args[0], Absent):
-            probe = torch.empty((0,) * args[0].dim(), dtype=args[0].dtype)
+            probe = torch.empty((0,) * args[0].dim(), dtype=args[0].dtype, device=args[0].device)
             if func(probe, *args[1:], **(kwargs or {})) is probe:
                 return args[0]
         raise ModelError(_refusal(_first((args, kwargs or {})), f"used by {func.overloadpacket.__name__}"))

@@ -199,14 +199,16 @@ class Scheduler:
             self._front = self._first_of(stage + 1)
         return freed + self._drop([x for x in self._live if x.visit.stage <= stage])
 
-    def adopt(self, plan: Arrangement) -> list[Load]:
-        """Go on with another plan of the same segments, between two visits.
+    def adopt(self, plan: Arrangement, at: Visit | None = None) -> list[Load]:
+        """Go on with another plan of the same segments, between two visits; `at` is the next one in it.
 
         What the stage at the cursor retains stays where the new plan retains it at the same extent, and so
         does what was loaded for the next visits, up to the first that goes elsewhere. The rest is dropped:
         a later stage's head might lie where this one's next load goes.
         """
-        self._refuse_unfit(plan)
+        self._refuse_unfit(plan, at)
+        if at is not None:
+            self._cursor = at
         moved = self.would_move(plan)
         if moved is not None:
             raise EngineError(
@@ -311,12 +313,12 @@ class Scheduler:
         self._swept = now
         return self._drop([x for x in self._live if x.visit.stage < now])
 
-    def _refuse_unfit(self, plan: Arrangement) -> None:
+    def _refuse_unfit(self, plan: Arrangement, at: Visit | None) -> None:
         mine, others = self.plan.schedule.stages, plan.schedule.stages
         named, wanted = ([[s.name for s in x.segments] for x in stages] for stages in (mine, others))
         if named != wanted:
             raise EngineError("the plan to adopt is for other segments; cut them before the engine starts")
-        here = self._cursor
+        here = self._cursor if at is None else None
         if here is not None and here.position and mine[here.stage].order != others[here.stage].order:
             raise EngineError(
                 f"a plan with another order of stage {mine[here.stage].name!r} is adopted at visit "

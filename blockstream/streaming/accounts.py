@@ -42,6 +42,7 @@ def session_report(session: Session) -> dict[str, Any]:
             "threads": session._files.reader.threads,
             "nbytes": session._files.reader.request_nbytes,
         },
+        **({} if (device := session.device_report()) is None else {"device": device}),
         "moved_nbytes": totals.moved_nbytes,
         "converted_nbytes": totals.converted_nbytes,
     }

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from blockstream.budget.amounts import parse_nbytes
@@ -20,16 +21,22 @@ from blockstream.budget.governor import Governor
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.file_store import FileStore
 from blockstream.checkpoint.read.reader import Reader
+from blockstream.device.arena import DeviceArena
+from blockstream.device.budget import DeviceBudget
+from blockstream.device.choose import choose_device
+from blockstream.device.protocol import Device
+from blockstream.device.tier import DeviceTier
 from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
 from blockstream.engine.ledger import Ledger
+from blockstream.engine.loader import Lanes
 from blockstream.engine.store import StagesStore, StoreAround
 from blockstream.errors import BudgetError, ConfigError, EngineError, ModelError
-from blockstream.module.binding import Binding, BindingStore
+from blockstream.module.binding import Binding, BindingStore, HostRooms
 from blockstream.module.dtypes import parse_dtype
 from blockstream.module.empty import build
 from blockstream.module.layers.int8 import resolve
-from blockstream.module.prepared import Prepared
+from blockstream.module.prepared import CPU, Prepared
 from blockstream.plan.layout import align_up
 from blockstream.plan.plain import plan_record
 from blockstream.plan.planner import Plan
@@ -38,6 +45,7 @@ from blockstream.plan.segments import Passes
 from blockstream.system.disks import requests
 from blockstream.system.memory import Held, MemoryWatch
 
+from .device_planning import DevicePlanning
 from .options import parse_passes, parse_policies
 from .replanner import Planning
 from .stage import StreamedStage
@@ -75,7 +83,8 @@ class Session:
     `budget` bounds what the process holds, `arena` the weights; with neither, the weights get what
     80% of the headroom leaves. `policy` is "auto", a policy's name or `RetentionPolicy` values.
     `slots` fixes their number (1: nothing overlaps), `lookahead` how many visits ahead is loaded (1: Eq. 8),
-    `int8` how layers with int8 weights multiply (auto, bf16, fp32), which is numerics.
+    `int8` how layers with int8 weights multiply (auto, bf16, fp32), which is numerics. On a `device`
+    ("cuda", "cuda:1"; "auto" where torch has one) weights go on from host memory into `device_budget`.
     """
 
     def __init__(
@@ -90,7 +99,12 @@ class Session:
         int8: str = "auto",
         ledger: Ledger | None = None,
         observer: Observer | None = None,
+        device: str | Device | None = None,
+        device_budget: int | str | None = None,
     ) -> None:
+        self._device = choose_device(device)
+        if self._device is None and device_budget is not None:
+            raise ConfigError(f"device_budget {device_budget!r} without a device; name one, such as cuda")
         self._observer = observer
         self._observed: StreamedStage | None = None
         self._budget = budget
@@ -103,6 +117,8 @@ class Session:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._engine: Engine | None = None
         self._arena: Arena | None = None
+        #: The memory that modules compute from.
+        self._memory: Arena | DeviceArena | None = None
         self._store: BindingStore | None = None
         self._bindings: dict[tuple[str, str], Binding] = {}
         self._active: StreamedStage | None = None
@@ -117,9 +133,15 @@ class Session:
             mapped_nbytes=lambda: 0 if self._arena is None else self._arena.nbytes,
             others_nbytes=lambda: sum(s._untouched_nbytes() for s in _running if s is not self),
         )
-        self._planning = Planning(
-            self._governor, self.ledger, parse_policies(policy), self._arena_limit, slots, lookahead
-        )
+        options = (self.ledger, parse_policies(policy), self._arena_limit, slots, lookahead)
+        self._planning: Planning | DevicePlanning
+        self._tier: DeviceTier | None = None
+        if self._device is None:
+            self._device_budget = None
+            self._planning = Planning(self._governor, *options)
+        else:
+            self._device_budget = DeviceBudget(self._device, device_budget)
+            self._planning = DevicePlanning(self._governor, self._device_budget, *options)
         _running.add(self)
 
     # -- what users call ---------------------------------------------------------------------
@@ -168,17 +190,16 @@ class Session:
         self._require_stages()
         self.watch.sample()
         plan = self._planning.first(self._stages)
+        if isinstance(self._planning, DevicePlanning):
+            self._start_on_device(plan, self._planning)
+            return
         most = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
         self._arena = Arena.reserve(most, plan.arena_nbytes)  # address space for all a stage could retain
+        self._memory = self._arena
+        rooms = HostRooms(self._arena)
         for s in self._stages:
-            self._bindings.update(s.prepared.bindings(self._arena))
-        layouts = {s.name: s.prepared.layouts for s in self._stages}
-        threads, request_nbytes = requests(
-            f.path for x in layouts.values() for y in x.values() for f in y.files
-        )
-        reader = Reader(threads=threads, request_nbytes=request_nbytes)
-        self._files = FileStore(self._arena, layouts, reader=reader)
-        self._store = BindingStore(StagesStore(self._files, self._stages), self._bindings)
+            self._bindings.update(s.prepared.bindings(rooms))
+        self._store = BindingStore(StagesStore(self._open_files(self._arena), self._stages), self._bindings)
         watch = self._observer
         self.ledger.note("plan", plan_record(plan))
         self._engine = Engine(
@@ -191,6 +212,47 @@ class Session:
         self._planning.hold_back(self._stages[0], self._engine)
         self._planning.commit(self._stages[0], self._engine, self._arena, self._engine.most_nbytes)
         self._engine.start()
+
+    def _start_on_device(self, plan: Plan, planning: DevicePlanning) -> None:
+        """Begin to read into host memory, and from there into the device's."""
+        assert self._device is not None and self._device_budget is not None and planning.tiers is not None
+        self._arena = Arena(planning.tiers.host.arena_nbytes)
+        files = self._open_files(self._arena)
+        watch = self._observer
+        self._tier = DeviceTier(
+            self._device,
+            self._device_budget,
+            planning.tiers,
+            self._arena,
+            files,
+            self.ledger,
+            None if watch is None else lambda span: watch.segment_loaded(span=span),
+        )
+        planning.store = self._tier.store
+        self._memory = self._tier.arena
+        for s in self._stages:
+            layouts = self._tier.layouts(s.name)
+            self._bindings.update(s.prepared.bindings(self._tier.arena, layouts))
+        self._store = BindingStore(self._tier.store, self._bindings)
+        self.ledger.note("plan", plan_record(plan))
+        self._engine = Engine(
+            plan,
+            self._store,
+            self.ledger,
+            on_executed=None if watch is None else lambda span: watch.segment_executed(span=span),
+            lanes=Lanes(loader="link", load="copy"),
+        )
+        self._tier.start()
+        self._engine.start()
+
+    def _open_files(self, arena: Arena) -> FileStore:
+        layouts = {s.name: s.prepared.layouts for s in self._stages}
+        threads, request_nbytes = requests(
+            f.path for x in layouts.values() for y in x.values() for f in y.files
+        )
+        reader = Reader(threads=threads, request_nbytes=request_nbytes)
+        self._files = FileStore(arena, layouts, reader=reader)
+        return self._files
 
     def draft(self) -> Plan:
         """Return the plan as it would be made now; nothing is allocated, no weight is read."""
@@ -224,6 +286,15 @@ class Session:
         """Return the most that a pass was seen to hold besides weights and what was held before it."""
         return self._governor.activations_nbytes
 
+    @property
+    def where(self) -> torch.device:
+        """Return the device that modules compute on."""
+        return CPU if self._device is None else self._device.where
+
+    def device_report(self) -> dict[str, Any] | None:
+        """Return what report.json says of the device: its name, its budget and what was copied there."""
+        return None if self._tier is None else self._tier.report()
+
     def touched_nbytes(self) -> int:
         """Return the bytes of the arena that hold weights now."""
         return 0 if self._arena is None else self._arena.touched_nbytes
@@ -256,6 +327,8 @@ class Session:
             self._governor.close()
             if self._store is not None:
                 self._store.close()
+            if self._tier is not None:
+                self._tier.close()
             self._restore()
 
     def _restore(self) -> None:

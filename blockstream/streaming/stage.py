@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from blockstream.errors import AliasError, ModelError
 from blockstream.module.binding import BoundHandle, address_of, tensors_in
 from blockstream.module.guards import Follower, Wake
 from blockstream.module.order import order_of_parts
-from blockstream.module.prepared import Prepared
+from blockstream.module.prepared import CPU, Prepared
 from blockstream.module.rehearsal import Rehearsal, rehearse
 from blockstream.plan.segments import Passes, Visit
 
@@ -129,7 +130,7 @@ class StreamedStage:
         self._index_parts(
             order_of_parts(self.prepared.module, self.prepared.parts, self.prepared.declared, calls)
         )
-        self.prepared.install()
+        self.prepared.install(self.session.where)
         self._attach()
 
     def settle(self) -> bool:
@@ -214,8 +215,11 @@ class StreamedStage:
 
     # -- calls -------------------------------------------------------------------------------
 
-    def _enter(self, path: str, args: Any, kwargs: Any) -> None:
-        """Begin a call of the module itself (path ""), a block, or something that stays resident."""
+    def _enter(self, path: str, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Begin a call of the module itself (path ""), a block, or something that stays resident.
+
+        Returns the inputs where compute is, if they had to be moved there.
+        """
         if self._calls and (path == "" or self._in_use is not None) and not self._is_running():
             self._abandon()
         outermost = not self._calls or not self.session._is_inside()
@@ -223,7 +227,7 @@ class StreamedStage:
             self.session._enter(self)
             if path not in self._hooked:  # the session began, and cut this module finer
                 self.session._leave()
-                return
+                return None
         self._calls.append(path)
         if outermost:
             self._outermost = sys._getframe(1)  # the call that is followed
@@ -236,6 +240,7 @@ class StreamedStage:
             self._open_pass(sum(t.nbytes for _, t in tensors_in((args, kwargs))))
         if part is not None:
             self._begin_visit(part)
+        return self._moved(args, kwargs) if outermost else None
 
     def _leave(self, path: str, output: Any, failed: bool) -> None:
         """End a call, also one that raised; nothing to do for one that was refused on entering."""
@@ -261,6 +266,14 @@ class StreamedStage:
         if self.prepared.looks_at_grad and torch.is_grad_enabled():
             self._unfused = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
+
+    def _moved(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Return inputs where compute is; None where that is the processor."""
+        where = self.session.where
+        if where == CPU:
+            return None
+        moved: tuple[Any, Any] = tree_map_only(torch.Tensor, lambda t: t.to(where), (args, kwargs))
+        return moved
 
     def _is_running(self) -> bool:
         """Return whether the outermost call is still on the stack; an interrupt may end it unseen."""
@@ -396,7 +409,7 @@ class StreamedStage:
 
     def _check_result(self, output: Any) -> None:
         """Refuse a result that shares memory with the arena, or has none."""
-        arena = self.session._arena
+        arena = self.session._memory
         assert arena is not None
         for path, tensor in tensors_in(output):
             if tensor.is_meta:

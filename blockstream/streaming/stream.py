@@ -65,9 +65,12 @@ def open(
     budget: int | str | None = None,
     arena: int | str | None = None,
     policy: str | RetentionPolicy | Sequence[RetentionPolicy] = "auto",
+    *,
+    device: str | None = None,
+    device_budget: int | str | None = None,
 ) -> Session:
     """Open a session: stages that share a schedule, a budget and a ledger. Use it in a `with`."""
-    return Session(budget, arena, policy)
+    return Session(budget, arena, policy, device=device, device_budget=device_budget)
 
 
 @_entered
@@ -81,14 +84,17 @@ def stream(
     dtype: Any = None,
     example_inputs: Any = None,
     passes: int | Passes | None = None,
+    device: str | None = None,
+    device_budget: int | str | None = None,
 ) -> Iterator[nn.Module]:
     """Yield the module of `model` with its weights streamed from `checkpoint` as it runs.
 
     `model`: a module built under `empty()`, a factory, or (class, config). `checkpoint`: a file or
     folder of safetensors or torch zip files, or a pack. The forward is unchanged and so is its
-    result, bit for bit; leaving the block restores the module. See `Session` for the rest.
+    result, bit for bit; leaving the block restores the module. With `device="cuda"` it computes there:
+    inputs are moved, outputs are there, and `device_budget` bounds what is held. See `Session` for the rest.
     """
-    with Session(budget, arena, policy) as s:
+    with Session(budget, arena, policy, device=device, device_budget=device_budget) as s:
         yield s.stage("model", model, checkpoint, passes, dtype, example_inputs)
 
 
@@ -102,6 +108,8 @@ def from_pretrained(
     dtype: Any = None,
     example_inputs: Any = None,
     passes: int | Passes | None = None,
+    device: str | None = None,
+    device_budget: int | str | None = None,
 ) -> Iterator[nn.Module]:
     """Yield the model of a transformers or diffusers folder, streamed from it.
 
@@ -117,5 +125,7 @@ def from_pretrained(
         dtype=dtype,
         example_inputs=example_inputs,
         passes=passes,
+        device=device,
+        device_budget=device_budget,
     ) as module:
         yield module

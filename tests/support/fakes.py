@@ -37,11 +37,12 @@ def a_load(stage: str, segment: str, extent: Extent) -> Load:
 
 
 class FakeHandle:
-    ready = None
-
     def __init__(self, store: FakeStore, name: str, room: Extent) -> None:
         self.name, self.room, self.released = name, room, False
         self._store = store
+
+    def read(self) -> None:
+        pass
 
     def release(self) -> None:
         assert not self.released, f"{self.name} is released twice"

@@ -1,0 +1,81 @@
+"""A device over host memory: the engine below, both arenas, the store between them, and the budget above."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from blockstream.checkpoint.file_store import FileStore
+from blockstream.engine.arena import Arena
+from blockstream.engine.engine import Engine
+from blockstream.engine.ledger import Ledger, Span
+from blockstream.engine.loader import Lanes
+from blockstream.plan.tiers import Tiers
+from blockstream.system.limits import cpu_count
+
+from .arena import DeviceArena, DeviceLayout, PinnedArena
+from .budget import DeviceBudget
+from .protocol import Device
+from .upload import UploadStore
+
+
+class DeviceTier:
+    """What lies below the engine of a device. `store` is that engine's, `arena` where its segments lie.
+
+    `start` touches and registers host memory, then begins to read; closing `store` ends the engine below.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        budget: DeviceBudget,
+        tiers: Tiers,
+        host: Arena,
+        files: FileStore,
+        ledger: Ledger,
+        on_loaded: Callable[[Span], None] | None = None,
+    ) -> None:
+        self.device, self.budget = device, budget
+        self._files, self._nbytes = files, tiers.host.arena_nbytes
+        self._layouts = {
+            (stage, name): DeviceLayout.of(layout)
+            for stage, layouts in files.stages.items()
+            for name, layout in layouts.items()
+        }
+        budget.enforce()
+        self.arena = DeviceArena(device, tiers.device.arena_nbytes)
+        budget.weights_nbytes = tiers.device.arena_nbytes
+        pinned = PinnedArena(host, device)
+        engine = Engine(tiers.host, files, ledger, on_loaded=on_loaded, lanes=Lanes(compute=""))
+        self.store = UploadStore(engine, pinned, device, self.arena, self._layouts)
+
+    def layouts(self, stage: str) -> Mapping[str, DeviceLayout]:
+        """Return where the tensors of a stage's segments lie on the device, by segment."""
+        return {name: layout for (of, name), layout in self._layouts.items() if of == stage}
+
+    def start(self) -> None:
+        """Register host memory and begin to read."""
+        self.store.pinned.register(self._nbytes, cpu_count().threads)
+        self.store.host.start()
+
+    def close(self) -> None:
+        """Close the files and take the limit off the allocator. After the store."""
+        self.budget.sample()
+        self._files.close()
+        self.device.limit(self.device.memory().total_nbytes)
+
+    def report(self) -> dict[str, Any]:
+        """Return what report.json says of the device."""
+        pinned = self.store.pinned
+        host = self.store.host.plan
+        return {
+            **self.budget.report(),
+            "copied_nbytes": self.store.copied_nbytes,
+            "pinned_nbytes": pinned.registered_nbytes,
+            "pageable": pinned.refused,
+            "host": {
+                "arena_nbytes": host.arena_nbytes,
+                "retained": [len(x.layout.retained) for x in host.stages],
+                "unplanned": self.store.host.unplanned,
+            },
+        }
