@@ -33,10 +33,11 @@ def test_the_signatures_are_those_of_the_documentation():
     def names(function):
         return list(inspect.signature(function).parameters)
 
-    options = ["budget", "arena", "policy", "dtype", "example_inputs", "passes"]
+    device = ["device", "device_budget"]
+    options = ["budget", "arena", "policy", "dtype", "example_inputs", "passes", *device]
     assert names(blockstream.stream) == ["model", "checkpoint", *options]
     assert names(blockstream.from_pretrained) == ["folder", *options]
-    assert names(blockstream.open) == ["budget", "arena", "policy"]
+    assert names(blockstream.open) == ["budget", "arena", "policy", *device]
     assert names(blockstream.Session.stage)[1:] == [
         "name", "model", "checkpoint", "passes", "dtype", "example_inputs", "around", "pace",
     ]  # fmt: skip

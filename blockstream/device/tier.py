@@ -13,9 +13,9 @@ from blockstream.engine.loader import Lanes
 from blockstream.plan.tiers import Tiers
 from blockstream.system.limits import cpu_count
 
-from .arena import DeviceArena, DeviceLayout, PinnedArena
 from .budget import DeviceBudget
 from .protocol import Device
+from .rooms import DeviceArena, DeviceLayout, PinnedArena
 from .upload import UploadStore
 
 

@@ -17,8 +17,8 @@ from blockstream.plan.loads import Load
 from blockstream.plan.planner import Plan
 from blockstream.plan.segments import Extent, Visit
 
-from .arena import DeviceArena, DeviceLayout, PinnedArena
 from .protocol import Device
+from .rooms import DeviceArena, DeviceLayout, PinnedArena
 
 #: Copies that may be under way at once; the thread waits for the first of more.
 IN_FLIGHT = 16

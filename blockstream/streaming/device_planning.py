@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from blockstream.budget.governor import Governor, margin_nbytes
-from blockstream.device.arena import DeviceLayout
 from blockstream.device.budget import DeviceBudget
+from blockstream.device.rooms import DeviceLayout
 from blockstream.device.upload import UploadStore
 from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine

@@ -21,10 +21,10 @@ from blockstream.budget.governor import Governor
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.file_store import FileStore
 from blockstream.checkpoint.read.reader import Reader
-from blockstream.device.arena import DeviceArena
 from blockstream.device.budget import DeviceBudget
 from blockstream.device.choose import choose_device
 from blockstream.device.protocol import Device
+from blockstream.device.rooms import DeviceArena
 from blockstream.device.tier import DeviceTier
 from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
@@ -285,6 +285,11 @@ class Session:
     def activations_nbytes(self) -> int:
         """Return the most that a pass was seen to hold besides weights and what was held before it."""
         return self._governor.activations_nbytes
+
+    @property
+    def memory(self) -> Arena | DeviceArena | None:
+        """Return the memory that modules compute from; None before the session has begun."""
+        return self._memory
 
     @property
     def where(self) -> torch.device:

@@ -409,7 +409,7 @@ class StreamedStage:
 
     def _check_result(self, output: Any) -> None:
         """Refuse a result that shares memory with the arena, or has none."""
-        arena = self.session._memory
+        arena = self.session.memory
         assert arena is not None
         for path, tensor in tensors_in(output):
             if tensor.is_meta:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.device.arena import DeviceArena
 from blockstream.device.fake import FakeDevice
+from blockstream.device.rooms import DeviceArena
 from blockstream.device.upload import UploadHandle, UploadStore
 from blockstream.errors import SegmentLoadError
 from blockstream.plan.planner import least_arena, make_plan

@@ -12,8 +12,8 @@ from blockstream.checkpoint.file_store import FileStore
 from blockstream.checkpoint.read.placement import lay_out
 from blockstream.checkpoint.read.reader import Reader
 from blockstream.checkpoint.read.requests import Request
-from blockstream.device.arena import DeviceArena, DeviceLayout, PinnedArena
 from blockstream.device.fake import FakeDevice
+from blockstream.device.rooms import DeviceArena, DeviceLayout, PinnedArena
 from blockstream.device.upload import UploadStore
 from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
