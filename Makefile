@@ -1,17 +1,20 @@
-# Everything one does here: make run, make test, make lint, make bench, make docs.
+# Everything one does here: make run, make test, make quick, make lint, make bench, make docs.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint bench fuzz docs clean
+.PHONY: run test quick lint bench fuzz docs clean
 
 run: $(STAMP)  ## make videos with the embedded model, into out/movd
 	$(BIN)/blockstream run movd.yaml --out out/movd --overwrite
 
 test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest -q
+
+quick: $(STAMP)  ## the pure core and the engine on fakes, a tenth of the examples: seconds
+	BLOCKSTREAM_QUICK=1 $(BIN)/python -m pytest -q -m 'not slow' tests/plan tests/engine
 
 lint: $(STAMP)  ## format, lint and type checks
 	$(BIN)/ruff format --check .

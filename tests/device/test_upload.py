@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.device.fake import FakeDevice
@@ -18,6 +18,7 @@ from blockstream.plan.planner import least_arena, make_plan
 from blockstream.plan.retention import NONE, POLICIES, PREFIX, SPREAD
 from blockstream.plan.segments import AtMost, Exactly, Schedule, Stage, Unknown
 from blockstream.plan.tiers import device_schedule, host_schedule, make_tiers
+from tests.support.examples import examples
 from tests.support.towers import Weights, tower
 
 KIND = st.sampled_from(["late", "early"])
@@ -145,7 +146,7 @@ more = st.sampled_from([0, 8 << 10, 32 << 10, 1 << 20])
     KIND,
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_schedule_in_any_rooms_reads_right(shapes, passes, more, policies, copies, random):
     with tempfile.TemporaryDirectory() as folder:
         weights = Weights(Path(folder), shapes)

@@ -6,7 +6,7 @@ import threading
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.errors import BudgetError, EngineError
@@ -14,6 +14,7 @@ from blockstream.plan.planner import Observed, least_arena, make_plan, remaining
 from blockstream.plan.retention import POLICIES, PREFIX, SPREAD, adjust_spread
 from blockstream.plan.segments import Exactly, Extent, Schedule, Unknown, Visit
 from blockstream.plan.simulate import Estimate
+from tests.support.examples import examples
 from tests.support.fakes import UNIT, Gates, engine_on, schedule, stage
 from tests.support.interleaving import WAIT, Waits, meanwhile
 from tests.support.strategies import stages as any_stage
@@ -54,7 +55,7 @@ def replanned(draw):
 
 
 @given(replanned())
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_what_is_kept_stays_where_it_is_and_nothing_overlaps(case):
     first, there, second = case
     before, after = first.stages[0].layout, second.stages[0].layout
@@ -67,7 +68,7 @@ def test_what_is_kept_stays_where_it_is_and_nothing_overlaps(case):
 
 
 @given(replanned(), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_kept_segment_is_not_read_again_and_memory_stays_within_both_plans(case, position):
     first, _, _ = case
     one = first.schedule.stages[0]
@@ -133,7 +134,7 @@ def test_what_is_there_costs_no_read_in_the_prediction():
 
 
 @given(any_stage(), st.integers(0, 20), st.sets(st.integers(0, 6)))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_an_adjusted_choice_fits_and_only_thins_out_or_only_adds(one, room, there):
     choices = {i for i, s in enumerate(one.segments) if not s.resident} - one.once
     there &= choices

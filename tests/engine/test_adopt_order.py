@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.plan.planner import make_plan
 from blockstream.plan.retention import NONE, PREFIX, SPREAD
 from blockstream.plan.segments import AtMost, Unknown
+from tests.support.examples import examples
 from tests.support.fakes import UNIT, engine_on, schedule, stage
 
 GUESS = (0, 1, 2, 3, 4, 5)
@@ -68,7 +69,7 @@ def test_a_shorter_order_is_adopted():
         run_pass(engine, GUESS)  # the others are loaded on demand
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(st.permutations(GUESS), min_size=1, max_size=3),
     st.sampled_from([NONE, PREFIX, SPREAD]),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 
 from blockstream.plan.planner import make_plan
 from blockstream.plan.retention import PREFIX, SPREAD
 from blockstream.plan.segments import AtMost
 from blockstream.plan.simulate import simulate
+from tests.support.examples import examples
 from tests.support.fakes import UNIT, run_engine, schedule, stage
 from tests.support.strategies import plans
 
@@ -68,6 +69,6 @@ def test_a_stage_that_is_kept_above_makes_room_for_the_next_after_its_first_pass
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_any_plan_runs_as_simulated(plan):
     assert_agree(plan)

@@ -6,7 +6,7 @@ import json
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.engine.engine import Engine
@@ -23,6 +23,7 @@ from blockstream.engine.ledger import (
 from blockstream.plan.planner import make_plan
 from blockstream.plan.retention import NONE, SPREAD
 from blockstream.plan.segments import AtMost, Visit
+from tests.support.examples import examples
 from tests.support.fakes import UNIT, FakeStore, VirtualClock, schedule, stage
 from tests.support.strategies import plans
 
@@ -99,7 +100,7 @@ def test_each_kind_of_span_missing_is_noticed(a_run):
 
 
 @given(plans())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_each_span_of_a_thread_begins_where_the_one_before_ended(plan):
     spans, wall_s = run(plan)
     for thread in ("compute", "loader"):
@@ -187,6 +188,7 @@ def test_a_ledger_reads_back_as_it_was_written(tmp_path):
     assert found.began > 0
 
 
+@pytest.mark.slow
 def test_ten_thousand_visits_take_less_than_ten_megabytes(tmp_path):
     names = stage("transformer.spatial_blocks", sizes=(1,) * 28, passes=358)
     plan = make_plan(schedule(names), 2 * UNIT, [NONE])

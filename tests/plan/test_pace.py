@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.plan import latency
@@ -13,6 +13,7 @@ from blockstream.plan.planner import Observed, make_plan
 from blockstream.plan.retention import NONE
 from blockstream.plan.segments import Exactly
 from blockstream.plan.simulate import SIMULATED_VISITS, estimate, predict, simulate
+from tests.support.examples import examples
 from tests.support.fakes import UNIT, schedule, stage
 
 
@@ -35,7 +36,7 @@ def test_each_pass_executes_at_its_own_pace_and_those_left_out_at_one():
     load=st.floats(0.1, 3.0),
     slots=st.integers(2, 3),
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_the_recurrence_is_the_simulation_at_every_pace(pace, passes, load, slots):
     one = paced(pace, load=load, passes=passes)
     plan = make_plan(schedule(one), slots * UNIT, [NONE], slots=slots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.errors import BudgetError
@@ -16,12 +16,13 @@ from blockstream.plan.retention import NONE, POLICIES, PREFIX, SPREAD
 from blockstream.plan.scheduler import Scheduler
 from blockstream.plan.segments import Exactly, Schedule, Segment, Stage, Visit
 from blockstream.plan.simulate import estimate, simulate
+from tests.support.examples import examples
 from tests.support.fakes import UNIT, schedule, stage
 from tests.support.strategies import plans
 
 
 @given(plans())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_live_extents_never_overlap_and_stay_in_the_arena(plan):
     scheduler = Scheduler(plan)
     todo = list(plan.schedule.visits())
@@ -45,7 +46,7 @@ def test_live_extents_never_overlap_and_stay_in_the_arena(plan):
 
 
 @given(plans())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_no_plan_beats_the_bound(plan):
     wall = 0.0
     loads = compute = 0.0
@@ -59,7 +60,7 @@ def test_no_plan_beats_the_bound(plan):
 
 
 @given(plans())
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_each_pass_takes_at_least_its_compute_and_its_reads(plan):
     """Reads of a pass may begin in the pass before; over a steady pass both rates are bounds."""
     for i, one in enumerate(plan.schedule.stages):
@@ -82,7 +83,7 @@ def schedules(draw):
 
 
 @given(schedules(), st.integers(0, 16))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_auto_is_never_slower_than_any_policy(one, more):
     arena = least_arena(one) + more * UNIT
     auto = make_plan(one, arena, POLICIES).predicted.wall_s
@@ -91,7 +92,7 @@ def test_auto_is_never_slower_than_any_policy(one, more):
 
 
 @given(schedules(), st.integers(0, 16))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_the_least_arena_plans_and_less_is_refused(one, more):
     least = least_arena(one)
     assert make_plan(one, least + more * UNIT).arena_nbytes <= least + more * UNIT
@@ -106,7 +107,7 @@ def least_of_named(one, arena):
 
 
 @given(schedules(), st.integers(0, 12))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_thrift_costs_no_time_and_never_more_memory(one, more):
     arena = least_arena(one) + more * UNIT
     rich, poor = make_plan(one, arena), make_plan(one, arena, thrifty=True)
@@ -134,7 +135,7 @@ def test_eq_8_and_eq_9_are_the_simulation_with_one_visit_of_lookahead(b, l, e, s
 
 
 @given(schedules())
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_unequal_segments_follow_the_generalised_equation(one):
     first = Schedule(one.stages[:1])
 
@@ -168,7 +169,7 @@ def test_published_table_of_policies():
 
 
 @given(schedules(), st.integers(2, 4))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_the_recurrence_is_the_simulation_for_equal_slots(one, slots):
     s = one.stages[0]
     equal = Stage(
@@ -237,6 +238,7 @@ def test_extents_are_padded_to_the_block():
     assert {plan.extent(Visit(0, 0, k)).nbytes for k in (0, 1)} == {8192, 4096}
 
 
+@pytest.mark.slow
 def test_a_stage_of_thousands_of_segments_is_planned_from_few_passes():
     s = stage(sizes=(1,) * 3000, load=1.7, execute=1, passes=30)
     plan = make_plan(schedule(s), 1500 * UNIT)
