@@ -7,6 +7,8 @@ with `configure(parser)` and `run(args) -> int`; only the one that is named is i
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 from blockstream.errors import BlockstreamError, ConfigError, PluginError
 from blockstream.plugins import entrypoints
 from blockstream.plugins.entrypoints import Installed, nearest
+from blockstream.system.terminal import prepare_streams, visible
 
 #: The built-in commands: module and summary, so that help imports none of them.
 BUILT_IN = {
@@ -43,23 +46,66 @@ ENVIRONMENT = """environment:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    prepare_streams()
     try:
+        _check_here()
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
     except BrokenPipeError:
-        # Whoever read the output has left; the interpreter must not flush into the closed pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()  # whoever read it has left
         return 1
     except ConfigError as error:
         return _failed(str(error), 2)
     except BlockstreamError as error:
         return _failed(str(error), 1)
+    except OSError as error:
+        _let_go_of_output()
+        return _failed(_of_system(error), 1)
     except Exception as error:
         hint = "" if _debug() else " (BLOCKSTREAM_DEBUG=1 shows where)"
         return _failed(f"{type(error).__name__}: {error}{hint}", 1)
     return code
+
+
+def _check_here() -> None:
+    """Refuse a working folder that is gone: libraries end the process that is in one."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the working folder cannot be used ({error.strerror}): it was deleted or moved; "
+            "change to one that is there"
+        ) from error
+
+
+def _of_system(error: OSError) -> str:
+    """Return what the system refused, of which file, and what to do."""
+    said = error.strerror or str(error) or type(error).__name__
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    advice = {
+        errno.ENOSPC: "free some space and run the same again",
+        errno.EDQUOT: "free some space and run the same again",
+        errno.ENOENT: "it may have been deleted or moved meanwhile; put it back or name another",
+        errno.EACCES: "check its permissions or name another",
+        errno.EPERM: "check its permissions or name another",
+        errno.EROFS: "name a folder that can be written",
+        errno.EMFILE: "raise the limit of open files (ulimit -n) and run the same again",
+        errno.ENFILE: "close other programs' files and run the same again",
+    }.get(error.errno or 0, "check the disk and the path, and run the same again")
+    hint = "" if _debug() else " (BLOCKSTREAM_DEBUG=1 shows where)"
+    return f"{where}{said}; {advice}{hint}"
+
+
+def _let_go_of_output() -> None:
+    """Send what is left of the output nowhere if it cannot be written; the interpreter would try again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -97,9 +143,8 @@ def _run(name: str, added: list[Installed], rest: list[str]) -> int:
     except (BlockstreamError, BrokenPipeError):
         raise
     except Exception as error:
-        raise PluginError(
-            f"command {name!r} of {added[0].provider}: {type(error).__name__}: {error}"
-        ) from error
+        said = _of_system(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise PluginError(f"command {name!r} of {added[0].provider}: {said}") from error
 
 
 def _top_level(argv: list[str], added: Mapping[str, list[Installed]]) -> int:
@@ -148,5 +193,6 @@ def _debug() -> bool:
 def _failed(message: str, code: int) -> int:
     if _debug():
         traceback.print_exc()
-    print(f"blockstream: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # nobody can be told
+        print(f"blockstream: {visible(message)}", file=sys.stderr)
     return code

@@ -23,6 +23,7 @@ from blockstream.engine.ledger import Span
 from blockstream.plan.segments import Stage
 from blockstream.plugins.hookspecs import hookimpl
 from blockstream.system.memory import held
+from blockstream.system.terminal import visible
 
 #: A run shorter than this shows nothing, in seconds.
 QUIET_S = 2.0
@@ -132,7 +133,7 @@ class Progress:
         return "  ".join([*parts, f"{format_nbytes(self._held_nbytes())}{of}"])
 
     def _line(self) -> Text:
-        return Text(self.text(), no_wrap=True, overflow="ellipsis")
+        return Text(visible(self.text()), no_wrap=True, overflow="ellipsis")
 
     def _speed(self, now: float) -> float:
         """Return the bytes per second read in the last seconds."""

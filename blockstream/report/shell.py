@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from blockstream.system.terminal import visible
+
 _MIME = {".mp4": "video/mp4", ".png": "image/png"}
 
 
@@ -48,7 +50,7 @@ def page(title: str, body: Sequence[str], script: str, data: Any) -> str:
 
 def escaped(text: object) -> str:
     """Return text as HTML shows it, in an attribute too."""
-    return html.escape(str(text), quote=True)
+    return html.escape(visible(text), quote=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

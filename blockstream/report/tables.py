@@ -5,23 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from blockstream.budget.amounts import format_nbytes
+from blockstream.system.terminal import visible
 from blockstream.verify.difference import Difference
 
 
-def grid(rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table whose first row is its head; the first column is left, the others right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for k, name in enumerate(rows[0]):
-        table.add_column(Text(name), justify="right" if k else "left", no_wrap=True)
-    for row in rows[1:]:
+class Grid:
+    """A table whose first row is its head; the first column is left, the others right.
+
+    Where a terminal is too narrow for all columns, those that do not fit follow in a table below, beside the
+    first column again; no cell is cut.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[str]]) -> None:
         # Text, not markup: names come from files and are shown as they are.
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+        self._rows = [[visible(cell) for cell in row] for row in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table, in parts if need be."""
+        widths = [max(map(cell_len, column)) for column in zip(*self._rows, strict=True)]
+        gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= options.max_width else 1
+        parts, used = [[0]], widths[0]
+        for k in range(1, len(widths)):
+            if used + gap + widths[k] > options.max_width and len(parts[-1]) > 1:
+                parts.append([0])
+                used = widths[0]
+            parts[-1].append(k)
+            used += gap + widths[k]
+        for n, columns in enumerate(parts):
+            if n:
+                yield Text()
+            yield self._table(columns, gap)
+
+    def _table(self, columns: Sequence[int], gap: int) -> Table:
+        padding = (0, 1) if gap == 2 else (0, 1, 0, 0)
+        table = Table(box=None, pad_edge=False, padding=padding, header_style="bold")
+        for k in columns:
+            table.add_column(Text(self._rows[0][k]), justify="right" if k else "left", overflow="fold")
+        for row in self._rows[1:]:
+            table.add_row(*(Text(row[k]) for k in columns))
+        return table
+
+
+def grid(rows: Sequence[Sequence[str]]) -> Grid:
+    """Return a table whose first row is its head."""
+    return Grid(rows)
 
 
 def lines(rows: Iterable[tuple[str, str, bool]]) -> Table:
@@ -30,7 +63,7 @@ def lines(rows: Iterable[tuple[str, str, bool]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for what, text, bad in rows:
-        table.add_row(Text(what), Text(text, style="bold red" if bad else ""))
+        table.add_row(Text(visible(what)), Text(visible(text), style="bold red" if bad else ""))
     return table
 
 

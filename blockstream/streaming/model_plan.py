@@ -32,7 +32,7 @@ from blockstream.run.yamlfile import Document, with_set
 from blockstream.system.memory import held
 
 from .least import finest_arena_nbytes
-from .options import parse_policies
+from .options import MOST_PASSES, parse_policies
 from .session import Session
 
 _DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -43,7 +43,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passes: int = Field(1, ge=1, description="forwards")
+    passes: int = Field(1, ge=1, le=MOST_PASSES, description="forwards")
     budget: Amount = Field("auto", description="limit on the memory of the process")
     arena: Amount = Field("auto", description="most bytes of weights held at once")
     policy: Literal["auto", "none", "prefix", "spread"] = Field("auto", description="what stays in memory")

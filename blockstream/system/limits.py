@@ -74,9 +74,13 @@ class SystemMemory:
 
     @classmethod
     def now(cls, swap: bool = True) -> SystemMemory:
-        """Return what psutil says now; without `swap` that is not asked for."""
-        memory = psutil.virtual_memory()
-        return cls(memory.total, memory.available, psutil.swap_memory().free if swap else 0)
+        """Return what psutil says now, else the C library; without `swap` that is not asked for."""
+        try:
+            memory = psutil.virtual_memory()
+            return cls(memory.total, memory.available, psutil.swap_memory().free if swap else 0)
+        except (OSError, KeyError, ValueError, IndexError, RuntimeError):  # no /proc/meminfo, or an empty one
+            page = os.sysconf("SC_PAGE_SIZE")
+            return cls(os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page)
 
 
 def headroom(root: Path = ROOT, system: SystemMemory | None = None) -> Headroom:

@@ -90,7 +90,12 @@ class HeldReader:
         self._counter = counter
         self._fd: int | None = None
         if sys.platform == "linux":
-            self._fd = os.open(status, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._fd = os.open(status, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise EngineError(
+                    f"{status}: {error.strerror}; what this process holds is read there: mount /proc"
+                ) from error
 
     def read(self) -> Held:
         """Return what is held now."""

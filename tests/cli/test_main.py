@@ -91,7 +91,7 @@ def test_wrong_usage_is_one_message_and_exit_code_2(command, argv, message):
     [
         (ConfigError("no such key"), 2, "blockstream: no such key\n"),
         (BudgetError("too small"), 1, "blockstream: too small\n"),
-        (OSError(28, "No space left on device"), 1, "OSError: [Errno 28] No space left on device"),
+        (OSError(28, "No space left on device"), 1, "blockstream: No space left on device; free some space"),
         (ZeroDivisionError("oops"), 1, "ZeroDivisionError: oops (BLOCKSTREAM_DEBUG=1 shows where)"),
         (KeyboardInterrupt(), 130, "blockstream: interrupted\n"),
     ],
