@@ -8,7 +8,6 @@ are on their way the next load may begin: the disk never waits for what the end 
 from __future__ import annotations
 
 import ctypes
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -241,7 +240,7 @@ class FileStore:
         """Return in words what happened to the segment's files since they were opened."""
         for stamp in layout.files:
             try:
-                found = stamp.changes(os.fstat(self._files[stamp].descriptor))
+                found = stamp.changes(self._files[stamp].stat())
             except OSError as error:
                 found = [f"it cannot be looked at ({error.strerror})"]
             if found:

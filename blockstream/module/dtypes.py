@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from blockstream.checkpoint.read.convert import FLOAT8
 from blockstream.errors import ConfigError
 
 _TORCH = {
@@ -28,6 +29,10 @@ _TORCH = {
     "C64": "complex64",
     "C128": "complex128",
 }
+#: Dtypes of files that a weight may have.
+FLOATING = frozenset({"F64", "F32", "F16", "BF16", *FLOAT8})
+#: Those that networks compute in.
+COMPUTED = frozenset({"F32", "F16", "BF16"})
 _ALIASES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "half": "F16", "float": "F32"}
 
 TO_TORCH: dict[str, torch.dtype] = {k: getattr(torch, v) for k, v in _TORCH.items() if hasattr(torch, v)}

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint, TensorEntry
+from blockstream.checkpoint.read.quantised import quantisation, refuse_quantised
 from blockstream.checkpoint.write.rounding import SCALE
 from blockstream.errors import CheckpointError, ModelError
 
 from .conversions import Source, library_match
+from .dtypes import FLOATING, to_torch
 
 #: Tensors older files hold and newer modules compute: missing them in the module is no mistake.
 _BOOKKEEPING = re.compile(
@@ -45,6 +47,9 @@ def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -
     Raises CheckpointError naming what is missing, what the module has no place for although it has
     the layer, and, unless it is for `packing`, what cannot be read as it lies.
     """
+    settings = quantisation(checkpoint.root) if checkpoint.form != "packed" else None
+    if settings is not None:
+        raise refuse_quantised(checkpoint.root, settings)
     groups = _tied(module)
     wanted = {name for group in groups for name in group} | set(_stored_buffers(module))
     found = library_match(module, checkpoint, wanted) or {}
@@ -60,12 +65,16 @@ def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -
             missing.append(group[0])
         else:
             sources.update(dict.fromkeys(group, source))
+    for name in missing:
+        if name in checkpoint.absent:
+            checkpoint[name]  # says where the index places it
     if missing:
         raise CheckpointError(
             f"{checkpoint.root}: has no tensor for {len(missing)} of {len(groups)} parameters of "
             f"{type(module).__name__} ({', '.join(missing[:4])}); it holds {len(checkpoint)}, such as "
             f"{', '.join(checkpoint.names[:2])}: is this the checkpoint of another model?"
         )
+    _refuse_dtypes(module, checkpoint, sources)
     sources.update({name: found[name] for name in _stored_buffers(module) if name in found})
     if not packing:
         _refuse_made(checkpoint, sources)
@@ -123,6 +132,19 @@ def _prefix_match(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, Source]
             if len(fits) > len(best):
                 best = fits
     return best
+
+
+def _refuse_dtypes(module: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, Source]) -> None:
+    """Refuse tensors that are no weights: integers, booleans, complex numbers in the place of others."""
+    for name, param in module.named_parameters(remove_duplicate=False):
+        dtype = sources[name].dtype
+        floating = dtype in FLOATING or dtype == "I8"
+        if not (floating if param.is_floating_point() else to_torch(dtype) is param.dtype):
+            raise CheckpointError(
+                f"{checkpoint.root}: {sources[name].tensors[0].name!r} is {dtype} and parameter {name!r} of "
+                f"{type(module).__name__} is {str(param.dtype).removeprefix('torch.')}; is this "
+                "the checkpoint of another model, or quantised in a way its config.json does not say?"
+            )
 
 
 # -- what is left over ----------------------------------------------------------------------------

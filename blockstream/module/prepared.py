@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from math import prod
@@ -24,7 +23,7 @@ from blockstream.module.layers.int8 import Int8Layers, Product, resolve
 
 from .binding import Binding, Laid, Rooms, Spot
 from .conversions import Source
-from .dtypes import to_torch
+from .dtypes import COMPUTED, FLOATING, FROM_TORCH, to_torch
 from .guards import guard, reopen, shut, unguard
 from .match import match, require_parameters
 from .partition import Part, Place, partition
@@ -34,7 +33,6 @@ from .standins import Absent, RowTable
 #: What of torch computes fused where no gradient could be asked for.
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 CPU = torch.device("cpu")
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16", *(name for name in ITEM_NBYTES if name.startswith("F8"))})
 
 
 class Prepared:
@@ -240,8 +238,13 @@ class Prepared:
 
 
 def _request(path: str, param: Tensor, source: Source, dtype: str | None) -> Request:
-    """Return the request for one parameter; only floating tensors take another dtype."""
-    converted = dtype if dtype is not None and source.dtype in _FLOATS else None
+    """Return the request for one parameter; only floating tensors take another dtype.
+
+    Where none is named, what torch does not compute in is brought to the module's own.
+    """
+    if dtype is None and source.dtype not in COMPUTED:
+        dtype = FROM_TORCH.get(param.dtype)
+    converted = dtype if dtype is not None and source.dtype in FLOATING else None
     return Request(path, source.tensors, converted, tuple(param.shape))
 
 
@@ -280,5 +283,5 @@ def read_entry(entry: TensorEntry) -> Tensor:
                 raise CheckpointError(f"{entry.file.path}: ends inside {entry.name!r}; fetch it again")
             done += n
     finally:
-        os.close(file.descriptor)
+        file.close()
     return tensor

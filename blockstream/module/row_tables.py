@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +91,7 @@ class TableReader:
         self._closed = True
         self._kept.clear()
         if self._file is not None:
-            os.close(self._file.descriptor)
+            self._file.close()
             self._file = None
 
     def _open(self) -> None:

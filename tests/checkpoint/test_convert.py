@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from blockstream.checkpoint.read.convert import STEP, can_convert, convert
+from blockstream.checkpoint.read.convert import FLOAT8, STEP, can_convert, convert
+from blockstream.module.dtypes import to_torch
 
 TORCH = {
     "F64": torch.float64,
@@ -64,3 +65,15 @@ def test_equal_dtypes_are_copied_and_others_refused():
     assert not can_convert("I64", "F32")
     with pytest.raises(ValueError, match="from I64 to F32"):
         convert(memoryview(np.zeros(1).tobytes()), "I64", memoryview(bytearray(4)), "F32")
+
+
+@pytest.mark.parametrize("name", sorted(FLOAT8))
+@pytest.mark.parametrize("to", ["F32", "BF16", "F16"])
+def test_every_byte_of_an_eight_bit_float_is_what_torch_makes_of_it(name, to):
+    every = torch.arange(256, dtype=torch.uint8).view(to_torch(name))
+    want = every.to(to_torch(to))
+    got = torch.empty(256, dtype=to_torch(to))
+    src, dst = every.view(torch.uint8).numpy().data, got.view(torch.uint8).numpy().data
+    assert can_convert(name, to)
+    convert(src, name, dst, to)
+    assert torch.equal(got.nan_to_num(7.0), want.nan_to_num(7.0)) and torch.equal(got.isnan(), want.isnan())

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,9 @@ from blockstream.errors import CheckpointError
 from blockstream.system import regular
 
 from .entries import FileStamp, TensorEntry, unreadable
+from .foreign import name_foreign, name_in_folder
 from .index import read_index, read_json
+from .locate import located
 from .manifest import JOURNAL_NAME, MANIFEST_NAME, open_pack
 from .safetensors_header import read_header
 
@@ -34,19 +36,11 @@ SYNTHESIS_NAME = "synthetic.unfinished.json"
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 #: One of several shards, which alone are no checkpoint.
 _SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
+#: An index: of one variant ("fp16") as transformers and diffusers name it, or of none.
+_INDEX = re.compile(r"(?P<stem>.+)\.(safetensors|bin)\.index(\.(?P<variant>[\w-]+))?\.json")
 #: What a folder is looked through for, in this order; the first that is there wins.
-_INDEXES = (
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.bin.index.json",
-)
-_SINGLES = (
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin",
-)
+_STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin",
+          "diffusion_pytorch_model.bin")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,24 +56,24 @@ class Checkpoint:
     form: Form
     entries: Mapping[str, TensorEntry]
     synthetic: Mapping[str, Any] | None = None
+    #: Tensors that an index names and the file it names does not hold (tied ones, mostly): name -> file.
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
-        """Return the checkpoint at a file, an index or a folder.
+    def open(cls, path: str | os.PathLike[str], variant: str | None = None) -> Checkpoint:
+        """Return the checkpoint at a file, an index, a folder, or of a hub's id in the local cache.
 
-        Raises CheckpointError naming what is there when no supported form is, or the first thing
-        wrong with a header.
+        `variant` ("fp16") names one of several that a folder holds. Raises CheckpointError naming what is
+        there when no supported form is, or the first thing wrong with a header.
         """
         path = Path(path)
         try:
-            return cls._open(path)
+            return cls._open(located(path), variant)
         except OSError as error:
             raise unreadable(path, error) from error
 
     @classmethod
-    def _open(cls, path: Path) -> Checkpoint:
-        if not path.exists():
-            raise CheckpointError(f"{path}: there is no such file or folder; check the path")
+    def _open(cls, path: Path, variant: str | None) -> Checkpoint:
         if not path.is_dir():
             regular.check(path)
         folder = path if path.is_dir() else path.parent
@@ -87,8 +81,8 @@ class Checkpoint:
         synthetic = dict(read_json(marker)) if marker.exists() else None
         if (folder / MANIFEST_NAME).exists() and path in (folder, folder / MANIFEST_NAME):
             return cls(path, "packed", open_pack(folder).entries(), synthetic)
-        form, entries = _open_plain(_find(path) if path.is_dir() else path)
-        return cls(path, form, entries, synthetic)
+        form, entries, absent = _open_plain(_find(path, variant) if path.is_dir() else path)
+        return cls(path, form, entries, synthetic, absent)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,6 +111,11 @@ class Checkpoint:
         try:
             return self.entries[name]
         except KeyError:
+            if name in self.absent:
+                raise CheckpointError(
+                    f"{self.root}: its index places {name!r} in {self.absent[name]}, which does not hold it; "
+                    "fetch index and files again"
+                ) from None
             near = get_close_matches(name, self.entries, 3, 0.5)
             hint = f"the nearest are {', '.join(near)}" if near else "none is like it"
             raise CheckpointError(
@@ -130,7 +129,7 @@ class Checkpoint:
         return len(self.entries)
 
 
-def _find(folder: Path) -> Path:
+def _find(folder: Path, variant: str | None) -> Path:
     """Return the file of a folder that stands for its checkpoint."""
     if (folder / JOURNAL_NAME).exists():
         raise CheckpointError(
@@ -140,52 +139,70 @@ def _find(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder}: holds random weights that were not all written; run the same synth again to finish it"
         )
-    for name in (*_INDEXES, *_SINGLES):
+    names = sorted(p.name for p in folder.iterdir())
+    for name in _wanted_names(names, variant):
         if (folder / name).exists():
             return folder / name
-    for pattern in ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin"):
-        found = sorted(p for p in folder.glob(pattern) if not p.is_dir())
-        if len(found) == 1 and not _SHARD.search(found[0].name):
-            return found[0]
+    name_in_folder(folder, names)
+    if variant is not None:
+        raise CheckpointError(f"{folder}: holds nothing of variant {variant!r}, but {', '.join(names[:8])}")
+    for pattern in (_INDEX.pattern, r".+\.safetensors", r".+\.bin"):
+        found = [n for n in names if re.fullmatch(pattern, n) and not (folder / n).is_dir()]
+        if len(found) == 1 and not _SHARD.search(found[0]):
+            return folder / found[0]
         if len(found) == 1:
-            raise CheckpointError(
-                f"{folder}: holds the one shard {found[0].name} and no index; fetch the rest"
-            )
+            raise CheckpointError(f"{folder}: holds the one shard {found[0]} and no index; fetch the rest")
         if found:
             raise CheckpointError(
-                f"{folder}: holds {len(found)} files {pattern} ({found[0].name}, "
-                f"{found[1].name}, ...) and no index; name the one to open"
+                f"{folder}: holds {len(found)} files like {found[0]} and {found[1]}, and no index that says "
+                "which to take; name the one to open, or a variant"
             )
-    there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    there = ", ".join(names[:8]) or "nothing"
     raise CheckpointError(
         f"{folder}: holds no safetensors file, no .bin file and no pack, but {there}; "
         "name the folder or file of the weights"
     )
 
 
-def _open_plain(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
-    """Return form and entries of one file or of the shards an index names."""
-    if path.name.endswith(".index.json"):
-        index = read_index(path)
-        shards = sorted(set(index.values()))
-        missing = [s.name for s in shards if not s.exists()]
-        if missing:
-            raise CheckpointError(
-                f"{path}: names {len(missing)} of {len(shards)} files that are not there "
-                f"({', '.join(missing[:3])}); fetch them"
-            )
-        form: Form = "torch" if shards[0].suffix in _TORCH_SUFFIXES else "safetensors"
-        by_shard = {shard: _read_file(shard)[1] for shard in shards}
-        return form, _of_index(path, index, by_shard)
-    return _read_file(path)
+def _wanted_names(names: Sequence[str], variant: str | None) -> list[str]:
+    """Return what stands for a folder's checkpoint, the best first: an index, then one file."""
+    if variant is None:
+        return [f"{stem}.index.json" for stem in _STEMS] + list(_STEMS)
+    indexes = [
+        n for n in names if (m := _INDEX.fullmatch(n)) and variant in (m["variant"], m["stem"].split(".")[-1])
+    ]
+    stems = (stem.rsplit(".", 1) for stem in _STEMS)
+    return indexes + [f"{stem}.{variant}.{suffix}" for stem, suffix in stems]
+
+
+def _open_plain(path: Path) -> tuple[Form, dict[str, TensorEntry], dict[str, str]]:
+    """Return form and entries of one file or of the shards an index names, and what the shards lack."""
+    if not _INDEX.fullmatch(path.name):
+        return *_read_file(path), {}
+    index = read_index(path)
+    shards = sorted(set(index.values()))
+    for shard in shards:
+        if shard.is_symlink() and not shard.exists():
+            located(shard)
+    missing = [s.name for s in shards if not s.exists()]
+    if missing:
+        raise CheckpointError(
+            f"{path}: names {len(missing)} of {len(shards)} files that are not there "
+            f"({', '.join(missing[:3])}); fetch them"
+        )
+    form: Form = "torch" if shards[0].suffix in _TORCH_SUFFIXES else "safetensors"
+    by_shard = {shard: _read_file(shard)[1] for shard in shards}
+    absent = {name: shard.name for name, shard in index.items() if name not in by_shard[shard]}
+    return form, _of_index(path, index, by_shard, absent), absent
 
 
 def _read_file(path: Path) -> tuple[Form, dict[str, TensorEntry]]:
     """Return form and entries of one file, its form told by its name, else by its first bytes."""
     if path.suffix != ".safetensors":
         with regular.opened(path) as stream:
-            magic = stream.read(4)
-        if path.suffix in _TORCH_SUFFIXES or magic == b"PK\x03\x04":
+            magic = stream.read(64)
+        name_foreign(path, magic)
+        if path.suffix in _TORCH_SUFFIXES or magic[:4] == b"PK\x03\x04":
             return "torch", _torch_entries(path)
     return "safetensors", read_header(path).entries
 
@@ -198,16 +215,20 @@ def _torch_entries(path: Path) -> dict[str, TensorEntry]:
 
 
 def _of_index(
-    path: Path, index: Mapping[str, Path], by_shard: Mapping[Path, Mapping[str, TensorEntry]]
+    path: Path,
+    index: Mapping[str, Path],
+    by_shard: Mapping[Path, Mapping[str, TensorEntry]],
+    absent: Mapping[str, str],
 ) -> dict[str, TensorEntry]:
-    """Return the shards' entries, where the index says; raises for one that is not there."""
-    absent = [name for name, shard in index.items() if name not in by_shard[shard]]
-    if absent:
-        raise CheckpointError(
-            f"{path}: places {len(absent)} tensors in files that do not hold them (the first: "
-            f"{absent[0]!r} in {index[absent[0]].name}); fetch index and files again"
-        )
-    found = {name: by_shard[shard][name] for name, shard in index.items()}
+    """Return the shards' entries, where the index says; raises for a shard that holds nothing it should."""
+    held = {shard for name, shard in index.items() if name not in absent}
+    for name, shard in index.items():
+        if shard not in held:
+            raise CheckpointError(
+                f"{path}: places {name!r} in {shard.name}, which holds nothing of what the index says; "
+                "fetch index and files again"
+            )
+    found = {name: by_shard[shard][name] for name, shard in index.items() if name not in absent}
     for entries in by_shard.values():  # what the index forgot is there all the same
         for name, entry in entries.items():
             found.setdefault(name, entry)

@@ -12,7 +12,9 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +31,8 @@ MOST_NBYTES = 0x7FFFF000
 REQUEST_NBYTES = 16 << 20
 #: More than a disk needs: while one request waits for its pages to be cleared, others read.
 THREADS = 4
+#: Files open at once, where the system allows as many.
+MOST_OPEN = 256
 _F_NOCACHE = 48  # macOS; Python has no name for it
 
 Mode = Literal["direct", "nocache", "buffered"]
@@ -43,6 +47,12 @@ def pread(descriptor: int, view: memoryview, offset: int) -> int:
     data = os.pread(descriptor, len(view), offset)
     view[: len(data)] = data
     return len(data)
+
+
+def most_open() -> int:
+    """Return how many files a reader keeps open at once: a part of what the process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, (soft - 16) // 3))
 
 
 def aligned_buffer(nbytes: int) -> memoryview:
@@ -60,25 +70,79 @@ class Wanted(NamedTuple):
 
 
 class ReadFile:
-    """One open file and how it is read. Made by `Reader.open`."""
+    """One file and how it is read. Made open by `Reader.open`, which may close it while it is idle."""
 
     def __init__(self, path: Path, direct: bool) -> None:
         self.path = path
         self.mode: Mode = "buffered"
-        flag = getattr(os, "O_DIRECT", 0) if direct else 0
+        self._direct = direct
+        self._lock = threading.Lock()
+        self._users = 0
+        self._open: int | None = None
+        self._identity: tuple[int, int] | None = None
+        self._reopen()
+
+    @property
+    def descriptor(self) -> int:
+        """Return the descriptor of a file that nobody parks."""
+        assert self._open is not None, "the file is parked or closed"
+        return self._open
+
+    @contextlib.contextmanager
+    def use(self) -> Generator[int, None, None]:
+        """Yield the descriptor, opened again if the file was parked; it stays open within."""
+        with self._lock:
+            if self._open is None:
+                self._reopen()
+            self._users += 1
+        try:
+            yield self.descriptor
+        finally:
+            with self._lock:
+                self._users -= 1
+
+    def stat(self) -> os.stat_result:
+        """Return what the system says of the file that was opened; of a parked one, of its path."""
+        with self._lock:
+            return os.stat(self.path) if self._open is None else os.fstat(self._open)
+
+    def park(self) -> bool:
+        """Close the file until it is used again; False while it is used."""
+        with self._lock:
+            if self._users:
+                return False
+            self.close()
+            return True
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        descriptor, self._open = self._open, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _reopen(self) -> None:
+        path = self.path
+        flag = getattr(os, "O_DIRECT", 0) if self._direct else 0
         try:
             try:
-                self.descriptor = regular.descriptor(path, flag)
+                self._open = regular.descriptor(path, flag)
                 self.mode = "direct" if flag else "buffered"
             except OSError as error:
                 if not flag or error.errno not in (errno.EINVAL, errno.ENOTSUP):
                     raise
-                self.descriptor = regular.descriptor(path)
+                self._open = regular.descriptor(path)
         except OSError as error:
             raise unreadable(path, error) from error
-        if direct and not flag and hasattr(fcntl, "F_NOCACHE"):
+        found = os.fstat(self._open)
+        identity, self._identity = self._identity, (found.st_dev, found.st_ino)
+        if identity not in (None, self._identity):
+            self.close()
+            raise CheckpointError(
+                f"{path}: has changed since it was opened: it was replaced; open the checkpoint again"
+            )
+        if self._direct and not flag and hasattr(fcntl, "F_NOCACHE"):
             with contextlib.suppress(OSError):
-                fcntl.fcntl(self.descriptor, _F_NOCACHE, 1)
+                fcntl.fcntl(self._open, _F_NOCACHE, 1)
                 self.mode = "nocache"
 
     def fall_back(self) -> None:
@@ -166,6 +230,9 @@ class Reader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blockstream-reader")
         self._lock = threading.Lock()
         self._files: list[ReadFile] = []
+        #: Those that are open, the ones used last at the end.
+        self._open: OrderedDict[ReadFile, None] = OrderedDict()
+        self._most_open = most_open()
         self._closed = False
         #: Bytes that arrived, and calls made, since the reader was made.
         self.read_nbytes = 0
@@ -176,9 +243,33 @@ class Reader:
         with self._lock:
             if self._closed:
                 raise EngineError("the reader is closed; open the checkpoint again")
+            self._make_room()
             file = ReadFile(Path(path), self.direct)
             self._files.append(file)
+            self._open[file] = None
             return file
+
+    @contextlib.contextmanager
+    def _using(self, file: ReadFile) -> Generator[int, None, None]:
+        with self._lock:
+            if file not in self._open:
+                self._make_room()
+            self._open[file] = None
+            self._open.move_to_end(file)
+            opened = file.use()
+            descriptor = opened.__enter__()
+        try:
+            yield descriptor
+        finally:
+            opened.__exit__(None, None, None)
+
+    def _make_room(self) -> None:
+        """Park files used longest ago, so that few are open at once. Under the lock."""
+        for file in list(self._open):
+            if len(self._open) < self._most_open:
+                return
+            if file.park():
+                del self._open[file]
 
     @property
     def mode(self) -> Mode:
@@ -217,8 +308,9 @@ class Reader:
         with self._lock:
             self._closed = True
             files, self._files = self._files, []
+            self._open.clear()
         for file in files:
-            os.close(file.descriptor)
+            file.close()
 
     def __enter__(self) -> Reader:
         return self
@@ -228,13 +320,17 @@ class Reader:
 
     def _fill(self, file: ReadFile, offset: int, view: memoryview, need: int) -> None:
         """Read one request, however many calls it takes."""
+        with self._using(file) as descriptor:
+            self._fill_from(descriptor, file, offset, view, need)
+
+    def _fill_from(self, descriptor: int, file: ReadFile, offset: int, view: memoryview, need: int) -> None:
         done = calls = 0
         while done < need:
             direct = file.mode == "direct"  # asked once: another thread may fall back meanwhile
             want = view[done:] if direct else view[done:need]
             calls += 1
             try:
-                n = self._pread(file.descriptor, want, offset + done)
+                n = self._pread(descriptor, want, offset + done)
             except InterruptedError:
                 continue
             except OSError as error:

@@ -17,6 +17,7 @@ from blockstream.errors import CheckpointError
 from blockstream.system import regular
 
 from .entries import ITEM_NBYTES, MOST, FileStamp, TensorEntry, check_extents, unreadable
+from .foreign import name_foreign
 from .index import unique
 
 #: The specification's own limit; a longer header is an attack or damage.
@@ -43,7 +44,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         with regular.opened(path) as stream:
             file_nbytes = os.fstat(stream.fileno()).st_size
-            n = _header_nbytes(path, stream.read(8), file_nbytes)
+            head = stream.read(64)
+            name_foreign(path, head)
+            n = _header_nbytes(path, head[:8], file_nbytes)
+            stream.seek(8)
             text = stream.read(n)
             stamp = FileStamp.take(stream, path, 0, 8 + n)
     except OSError as error:
