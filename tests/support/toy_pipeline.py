@@ -116,8 +116,8 @@ class Flip:
         begin = FileStore.begin
         flip = self
 
-        def corrupted(store, at, name, room):
-            loading = begin(store, at, name, room)
+        def corrupted(store, load):
+            loading, at, name = begin(store, load), load.stage, load.segment.name
             finish = loading.finish
 
             def flipped(*args):
