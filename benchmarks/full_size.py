@@ -193,9 +193,10 @@ def refused(found: Path, budget: int, more: Mapping[str, object]) -> str | None:
     from blockstream.run import runner
     from blockstream.run.activation import activate
     from blockstream.run.config import load_config
+    from blockstream.run.numerics import pinned
 
     given = sets("phone.yaml", found, budget=budget, **more)[1::2]
-    config = runner.pinned(load_config("phone.yaml", given))
+    config = pinned(load_config("phone.yaml", given))
     this = runner.RunInProgress(config, runner.NOWHERE, Ledger(), activate(config))
     with runner.open_session(this) as session:
         pipeline = config.pipeline.build()

@@ -79,6 +79,7 @@ LEFTOVERS = _rules(
 )
 
 _JOINERS = re.compile("[-_]")
+_WORD = re.compile(r"[^\W_]+")
 
 
 class _Text(HTMLParser):
@@ -101,15 +102,19 @@ class _Text(HTMLParser):
             self.parts.append(data)
 
 
+def _text_of(markup: str) -> str:
+    parser = _Text()
+    parser.feed(_NO_TAG.sub("&lt;", markup))
+    parser.close()
+    return "".join(parser.parts)
+
+
 def clean_caption(caption: str) -> str:
     """Return a caption cleaned once. Cleaning again can change it again: `official_prompt` does it twice."""
     import ftfy
 
     text = without_addresses(unquote_plus(caption).strip().lower().replace("<person>", "person"))
-    parser = _Text()
-    parser.feed(_NO_TAG.sub("&lt;", text))
-    parser.close()
-    text = _apply(MARKS, "".join(parser.parts))
+    text = _apply(MARKS, _text_of(text))
     if len(_JOINERS.findall(text)) > 3:  # this-is-my-cute-cat
         text = _JOINERS.sub(" ", text)
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -121,6 +126,13 @@ def official_prompt(prompt: str, aesthetic: float | None = 6.5) -> str:
     if aesthetic is not None and "aesthetic score:" not in prompt:
         prompt = f"{prompt} aesthetic score: {aesthetic:.1f}."
     return clean_caption(clean_caption(prompt))
+
+
+def lost(prompt: str, caption: str) -> list[str]:
+    """Return the words of a prompt, mark-up aside, that its caption does not have: lower case, in order."""
+    kept = set(_WORD.findall(caption))
+    text = _text_of(unquote_plus(prompt).lower())
+    return [word for word in dict.fromkeys(_WORD.findall(text)) if word not in kept]
 
 
 def without_addresses(text: str) -> str:

@@ -26,7 +26,7 @@ from blockstream.streaming.pace import pace
 from blockstream.system.floor import cache_folder
 from blockstream.system.machine import versions
 from movd.attention import attention_layers
-from movd.captions import official_prompt
+from movd.captions import lost, official_prompt
 from movd.networks import Network, Networks, OwnNetworks
 from movd.options import MovdOptions
 from movd.reference import digest, read_reference
@@ -34,6 +34,7 @@ from movd.rflow import OpenSoraFlow
 from movd.stdit3 import STDiT3
 from movd.t5 import embed
 from movd.texts import TextCache, Texts
+from movd.tokenizer import UNKNOWN
 from movd.video import check_encoder, to_frames, write_image, write_video
 from movd.weights import Weights
 
@@ -77,6 +78,7 @@ class MovdPipeline:
         )
         if self.to_decode and o.frames > 1 and not run.planning:
             check_encoder()
+        self._warn_of_lost_words()
         self._warn_of_cut_captions()
         if self.first is not None:
             self.encoder = session.stage(
@@ -101,12 +103,12 @@ class MovdPipeline:
 
     def _networks(self, run: Run) -> Networks:
         """Return what makes the networks: the config's backend, which has to have segments for them."""
-        if run.config.backend is None:
+        chosen, backend = run.config.backend, run.backend
+        if chosen is None:
             return OwnNetworks(self.options, self.weights)
-        backend = run.config.backend.build()
         if not hasattr(backend, "networks"):
             raise ConfigError(
-                f"backend {run.config.backend.ref!r} has no segments for pipeline movd; "
+                f"backend {chosen.ref!r} has no segments for pipeline movd; "
                 "coreml-interpreter and coreml have"
             )
         networks: Networks = backend.networks(self.options, self.weights)
@@ -217,12 +219,29 @@ class MovdPipeline:
             **({"packages": self.networks.identity} if self.networks.identity is not None else {}),
         }
 
+    def _warn_of_lost_words(self) -> None:
+        for n in self.to_denoise:
+            text = self.options.texts[n]
+            words = lost(text, self.captions[n])
+            if text.strip() and not official_prompt(text, None):
+                log.warning("prompt %d is left empty, the model reads none of it: %r", n, text[:60])
+            elif words:
+                more = f" and {len(words) - 5} more" if len(words) > 5 else ""
+                shown = ", ".join(repr(word[:40]) for word in words[:5])
+                log.warning("prompt %d is read without %s%s: %r", n, shown, more, text[:60])
+
     def _warn_of_cut_captions(self) -> None:
         if self.weights.t5.is_imagined:
             return
         length = self.weights.dit_config.model_max_length
         for n in self.to_denoise:
-            _, mask = self.weights.tokenizer.encode([self.captions[n]])
+            ids, mask = self.weights.tokenizer.encode([self.captions[n]])
+            unknown = int((ids[mask.bool()] == UNKNOWN).sum())
+            if unknown:
+                log.warning(
+                    "prompt %d has %d of %d tokens that the model's tokenizer does not know: %r",
+                    *(n, unknown, int(mask.sum()), self.captions[n][:60]),
+                )
             if int(mask.sum()) >= length:
                 log.warning(
                     "prompt %d fills all %d tokens the model reads; what follows is cut: %r",

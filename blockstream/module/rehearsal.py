@@ -65,11 +65,12 @@ def rehearse(
     inputs: Any,
     dtype_of: Callable[[str], torch.dtype] | None = None,
     path: str = "",
+    failed: Callable[[Exception], None] = lambda error: None,
 ) -> Rehearsal | None:
     """Run a forward of the module, or of the one at `path` in it, without data.
 
     `inputs` are a `Call`, or what one is made `of`; only shapes and dtypes count. `dtype_of` says by path
-    which dtype a parameter will have. None if the forward cannot run without data.
+    which dtype a parameter will have. None, and `failed` is told why, if it cannot run without data.
     """
     part = module.get_submodule(path)
     prefix = f"{path}." if path else ""
@@ -86,6 +87,7 @@ def rehearse(
                 fake(*call.args, **call.kwargs)
     except Exception as error:
         log.info("%s is learnt from its first pass (%s)", type(part).__name__, error)
+        failed(error)
         return None
     return Rehearsal(calls, counts.flops, alive.peak_nbytes + WORKSPACE_NBYTES, alive.small_peak_nbytes)
 

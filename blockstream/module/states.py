@@ -24,11 +24,11 @@ def packed(tree: Mapping[str, Any], name: str, path: Path) -> None:
     save_file(tensors, path, {"state": state, "sha256": _digest(name, state, tensors)})
 
 
-def unpacked(path: Path, name: str) -> dict[str, Any]:
+def unpacked(path: Path, name: str, finite: bool = True) -> dict[str, Any]:
     """Return the tree in a file.
 
-    Raises CheckpointError, naming the file, when it is damaged, another state's, or holds a tensor that is
-    not finite.
+    Raises CheckpointError, naming the file, when it is damaged, another state's, or, where it has to be
+    `finite`, holds a tensor that is not.
     """
     try:
         regular.check(path)
@@ -43,7 +43,7 @@ def unpacked(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} is damaged: its checksum is another")
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if finite and tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {key.lstrip('.')} holds numbers that are not finite")
     return tree
 

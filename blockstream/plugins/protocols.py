@@ -86,6 +86,8 @@ class Run(Protocol):
     """What a pipeline may know and use of the run it is part of.
 
     `planning`: nothing will run, checkpoints need not be there. `resumed`: it goes on with what is in `out`.
+    `backend` is what the config's backend is, None where it names none; a pipeline that does not ask for it
+    is not run with one.
     """
 
     config: RunConfig
@@ -94,6 +96,10 @@ class Run(Protocol):
     planning: bool
     resumed: bool
     sampler: Sampler
+
+    @property
+    def backend(self) -> Any:
+        """Return the config's backend, built."""
 
     def sample(
         self, name: str, flow: Flow, z: Tensor, save_every: int = 5

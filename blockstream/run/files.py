@@ -40,6 +40,8 @@ class Files:
         self._checked: set[str] = set()
         self._saved: set[str] = set()
         self._stale = False
+        #: Whether a state with numbers that are not finite is as good as damaged.
+        self.finite = True
 
     # -- what a pipeline calls ---------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class Files:
         if not known or not path.exists():
             return None
         try:
-            return unpacked(path, name)
+            return unpacked(path, name, self.finite)
         except CheckpointError as error:
             log.warning("%s; what it held is made again", error)
             return None

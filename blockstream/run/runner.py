@@ -8,13 +8,13 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockstream.budget.amounts import cpu_count, parse_nbytes, resolve_budget
+from blockstream.budget.amounts import parse_nbytes, resolve_budget
 from blockstream.engine.ledger import Ledger, unaccounted
-from blockstream.errors import PluginError
+from blockstream.errors import ConfigError, PluginError
 from blockstream.plugins.manager import Plugins
 from blockstream.plugins.protocols import Flow, Pipeline, Sampler
 from blockstream.plugins.run_context import new_run
@@ -38,6 +38,7 @@ from .files import Files
 from .finite import Finite
 from .folder import LEDGER, RunFolder, run_folder, write_report
 from .identity import identity_of, versions_of
+from .numerics import pinned
 from .steps import sample, saved_step
 
 if TYPE_CHECKING:
@@ -71,12 +72,27 @@ class RunInProgress:
         self.budget_nbytes = resolve_budget(config.budget).nbytes
         self.predicted_s: dict[str, float] = {}
         self.finite = Finite(config.allow_nonfinite)
+        self.files.finite = not config.allow_nonfinite
         self.sampler: Sampler = WatchedSampler(
             config.sampler.build(), ledger, config.sampler.who, self.finite.refuse
         )
         self.merges = WatchedMerge(ledger)
         self.kernels = WatchedKernels()
         self.hook = plugins.hook
+
+    @cached_property
+    def backend(self) -> Any:
+        """Return what the config's backend is; None where it names none. A pipeline that has one asks."""
+        return None if self.config.backend is None else self.config.backend.build()
+
+    def refuse_unused_backend(self) -> None:
+        """Raise ConfigError for a backend that the pipeline has not asked for."""
+        chosen = self.config.backend
+        if chosen is not None and "backend" not in vars(self):
+            raise ConfigError(
+                f"backend: {chosen.ref}: pipeline {self.config.pipeline.ref!r} computes its stages by "
+                "itself and asks for none; leave backend out"
+            )
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is done outside the segments, for the ledger."""
@@ -197,6 +213,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     with open_session(this) as session:
         pipeline: Pipeline = config.pipeline.build()
         pipeline.declare(session, this)
+        this.refuse_unused_backend()
         made = session.draft()
         return plan_account(
             made,
@@ -217,6 +234,7 @@ def _run_pipeline(
     runtime, first = held().nbytes, None
     with open_session(this, observer=plugins.hook) as session, _no_exit(this.config.pipeline.who):
         pipeline.declare(session, this)
+        this.refuse_unused_backend()
         this.files.identify(_weights_of(session, this.files.identified))
         began_s, watch = this.ledger.now(), session.watch
         if session.names:  # a resumed run may have nothing left to compute
@@ -311,14 +329,6 @@ def _telling_how_to_go_on(folder: RunFolder) -> Iterator[None]:
         if folder.begun:
             log.warning("%s is unfinished; go on with: blockstream run --resume %s", *2 * (folder.path,))
         raise
-
-
-def pinned(config: RunConfig) -> RunConfig:
-    """Return the config with its numerics written out: compute threads and products of int8."""
-    from blockstream.module.layers.int8 import resolve
-
-    threads = cpu_count().threads if config.threads == "auto" else config.threads
-    return config.model_copy(update={"threads": threads, "int8": resolve(config.int8)})
 
 
 def _folder(config: RunConfig) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ class StreamedStage:
         #: What its loads and visits cost as far as is known beforehand.
         self.known = Known()
         self.rehearsal: Rehearsal | None = None
+        #: Why the plan of the first pass is a guess though there are example inputs; "" where it is not.
+        self.guessed_for = ""
         #: Whether the costs of the segments have been measured, and the memory beside them.
         self.measured = self.completed = False
         #: What a forward holds besides weights, where example inputs told; the largest inputs so far.
@@ -124,14 +127,25 @@ class StreamedStage:
         else:
             if self.example_inputs is not None:
                 module, dtype_of = self.prepared.module, self.prepared.dtype_of
-                self.rehearsal = rehearse(module, self.example_inputs, dtype_of)
+                self.rehearsal = rehearse(module, self.example_inputs, dtype_of, failed=self._unrehearsed)
             self.known = known_costs(self.prepared, self.example_inputs, self.session.variant, self.rehearsal)
+            if self.guessed_for:
+                self.known = replace(self.known, source=f"{self.known.source}; {self.guessed_for}")
         calls = None if self.rehearsal is None else self.rehearsal.calls
         self._index_parts(
             order_of_parts(self.prepared.module, self.prepared.parts, self.prepared.declared, calls)
         )
         self.prepared.install(self.session.where)
         self._attach()
+
+    def _unrehearsed(self, error: Exception) -> None:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        self.guessed_for = f"its example inputs do not run ({cause})"
+        log.warning(
+            "stage %r is planned by a guess until its first pass: %s; pass inputs of the shapes and dtypes "
+            "of a call, or none",
+            *(self.name, self.guessed_for),
+        )
 
     def settle(self) -> bool:
         """Bind everything and follow no calls if all is in memory to stay; return whether it was."""

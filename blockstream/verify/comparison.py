@@ -22,7 +22,8 @@ from blockstream.plugins.protocols import Pipeline
 from blockstream.plugins.run_context import new_run
 from blockstream.run.activation import activate
 from blockstream.run.config import RunConfig
-from blockstream.run.runner import RunInProgress, open_session, pinned
+from blockstream.run.numerics import pinned
+from blockstream.run.runner import RunInProgress, open_session
 
 from .difference import Difference, DifferenceError
 
@@ -174,6 +175,7 @@ class _Verification:
 def _run(config: RunConfig, session: Session, this: RunInProgress) -> None:
     pipeline: Pipeline = config.pipeline.build()
     pipeline.declare(session, this)
+    this.refuse_unused_backend()
     session.start()
     pipeline.run(session, this)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from movd.captions import clean_caption, official_prompt
+from movd.captions import clean_caption, lost, official_prompt
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,20 @@ def test_a_prompt_is_scored_and_cleaned_twice():
     assert official_prompt("a cat aesthetic score: 5.0.") == "a cat aesthetic score: 5.0."
     assert clean_caption("_-cat") == "-cat"
     assert official_prompt("_-cat", None) == "cat"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("A red Circle", []),
+        ("“quoted” and ‘this’ — well—known, a+b%20c <b>bold</b> 😀 fish &amp; chips", []),
+        ("", []),
+        ("一只红色的狐狸", ["一只红色的狐狸"]),
+        ("a fox, 狐狸, runs", ["狐狸"]),
+        ("photo cat_01.jpg by @painter99", ["cat", "01", "jpg", "painter99"]),
+        ("see shop.example.com/cats now, now", ["shop", "example", "com", "cats"]),
+        ("free shipping of lamp jc6640", ["free", "shipping", "jc6640"]),
+    ],
+)
+def test_what_cleaning_leaves_out_of_a_prompt_is_known_by_word(prompt, words):
+    assert lost(prompt, official_prompt(prompt)) == words

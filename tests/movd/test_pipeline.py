@@ -45,6 +45,29 @@ def test_a_prompt_longer_than_the_model_reads_is_cut_and_said_to_be(config, tmp_
     assert videos[0] == videos[1]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (
+            "一只红色的狐狸",
+            "prompt 0 is left empty, the model reads none of it: '一只红色的狐狸'",
+        ),
+        ("free download", "prompt 0 is left empty"),
+        ("a star, 红色的狐狸", "prompt 0 is read without '红色的狐狸': 'a star, 红色的狐狸'"),
+        ("a star of star.png", "prompt 0 is read without 'png'"),
+    ],
+)
+def test_what_cleaning_takes_from_a_prompt_is_said(config, tmp_path, caplog, prompt, said):
+    runner.plan(config(prompt=prompt))
+    assert said in caplog.text
+
+
+def test_nothing_is_said_of_a_prompt_that_is_read_whole(config, tmp_path, caplog):
+    for prompt in ("a red star", "", "  "):
+        runner.plan(config(prompt=prompt))
+    assert "prompt 0" not in caplog.text
+
+
 def test_three_hundred_tokens_are_read_by_a_model_of_the_official_length(config, tmp_path):
     from tests.support.movd_models import write_models
 
