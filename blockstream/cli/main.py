@@ -31,6 +31,7 @@ BUILT_IN = {
     "synth": ("blockstream.cli.synth", "write a random checkpoint of any architecture, for benchmarks"),
     "report": ("blockstream.cli.report", "draw runs again, compare them side by side"),
     "compare": ("blockstream.cli.compare", "measure what two runs made of the same prompts, side by side"),
+    "figures": ("blockstream.cli.figures", "draw loading, inference and straightness as the paper does"),
     "schema": ("blockstream.cli.schema", "print the JSON Schema of config files"),
     "plugins": ("blockstream.cli.plugins", "list what is installed, without importing it"),
     "plugins.new": ("blockstream.cli.new_plugin", "write the package of a plugin to start from"),

@@ -26,7 +26,8 @@ class Flow(Protocol):
     `times` [N] are the model's times from 1 (noise) towards 0 (data), decreasing; `len(times)` as an
     index means t = 0. `straight` says whether the training target is a straight line (rectified
     flow); samplers that extrapolate refuse a flow that is not. A flow may have `scheduler`, the config of a
-    diffusers scheduler: `blockstream.plugins.straight.straight` tells from it, and refusals say why.
+    diffusers scheduler: `blockstream.plugins.straight.straight` tells from it, and refusals say why. One of
+    several of a prompt may have a `name`, such as "unit 3, stage 1", for figures.
     """
 
     times: Sequence[float]

@@ -111,7 +111,7 @@ class _WatchedFlow:
             raise PluginError(
                 f"{self._who}: advances from index {i} to {to}; steps go forward, to {len(times)} at most"
             )
-        step = {
+        step: dict[str, Any] = {
             "run": self._run,
             "i": i,
             "to": to,
@@ -119,6 +119,8 @@ class _WatchedFlow:
             "t": float(times[i]),
             "cosine": self._cosine,
         }
+        if name := getattr(self._flow, "name", None):
+            step["name"] = str(name)
         self._ledger.note("step", step)
         return cast("Tensor", self._watched(self._flow.advance)(z, v, i, to))
 
@@ -228,6 +230,8 @@ class Steps:
     leaps: tuple[tuple[int, int], ...]
     times: tuple[float, ...]
     cosine: tuple[float | None, ...]
+    #: What the flow calls itself, such as "unit 3, stage 1".
+    name: str = ""
 
 
 def samplings(notes: Sequence[Note]) -> list[Steps]:
@@ -243,6 +247,7 @@ def samplings(notes: Sequence[Note]) -> list[Steps]:
             tuple((int(s["i"]), int(s["to"])) for s in steps if s["to"] > s["i"] + 1),
             tuple(float(s["t"]) for s in steps),
             tuple(s["cosine"] for s in steps),
+            str(steps[-1].get("name", "")),
         )
         for _, steps in sorted(runs.items())
     ]
