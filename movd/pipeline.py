@@ -23,7 +23,7 @@ from blockstream.errors import ConfigError, EngineError
 from blockstream.plan.segments import AtMost, Exactly, Passes
 from blockstream.plugins import Run
 from blockstream.streaming.pace import pace
-from blockstream.system.floor import cache_folder
+from blockstream.system.cache import cache_folder
 from blockstream.system.machine import versions
 from movd.attention import attention_layers
 from movd.captions import lost, official_prompt

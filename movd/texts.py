@@ -21,7 +21,7 @@ from torch import Tensor
 from blockstream.errors import CheckpointError, EngineError
 from blockstream.module.states import packed, unpacked
 from blockstream.run.files import Files
-from blockstream.run.outputs import replaced
+from blockstream.system.atomic import replaced
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from blockstream.errors import CheckpointError, ConfigError
-from blockstream.run.outputs import write_json
 from blockstream.system import regular
+from blockstream.system.atomic import write_json
 from movd_coreml.manifest import Export, describe_package
 
 #: The names coremltools has for what Core ML may compute on.

@@ -22,8 +22,8 @@ from torch import Tensor
 from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
 from blockstream.run.config import RunConfig
-from blockstream.run.outputs import LOCK, locked, replaced, unfinished, write_atomic, write_json
 from blockstream.system import regular
+from blockstream.system.atomic import LOCK, locked, replaced, unfinished, write_atomic, write_json
 from blockstream.system.machine import versions
 from movd_coreml.convert import MULTIFUNCTION, Form, convert, join
 from movd_coreml.manifest import (

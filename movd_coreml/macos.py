@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from blockstream.engine.store import Loading, Store, StoreAround, Whole
 from blockstream.errors import BlockstreamError, ModelError, SegmentLoadError
 from blockstream.plan.loads import Load
-from blockstream.system.floor import cache_folder
+from blockstream.system.cache import cache_folder
 from movd_coreml.backend import PackagesBackend
 from movd_coreml.compiled import CompiledPackages, CoreML, Loaded, Runtime
 from movd_coreml.interpreter import evaluate

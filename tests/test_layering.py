@@ -75,7 +75,7 @@ BROKEN_PRIVATE_IN_TESTS: dict[str, set[str]] = {
     "tests/support/interleaving.py": {"_condition", "_loader", "_thread"},
     "tests/support/mutations.py": {"_header_nbytes"},
     "tests/support/towers.py": {"_in_use", "_scheduler"},
-    "tests/system/test_floor.py": {"_version"},
+    "tests/system/test_runtime_floor.py": {"_version"},
     "tests/system/test_memory.py": {"_footprint", "_nbytes", "_thread"},
     "tests/system/test_probe.py": {
         "_KEEP_FREE_NBYTES",

@@ -20,7 +20,7 @@ from blockstream.errors import BlockstreamError
 from blockstream.run.config import make_config, read_config
 from blockstream.run.files import Files
 from blockstream.run.journal import Journal
-from blockstream.system import calibration, floor
+from blockstream.system import cache, calibration
 from movd.reference import read_reference
 from movd.texts import TextCache
 from movd.weights import Weights
@@ -149,7 +149,7 @@ def test_what_is_only_kept_for_speed_is_done_without(odd_file, tmp_path):
     make(files.folder / "report.json")
     assert not Files(files.folder, Journal.read(files.folder), resumed=True).is_whole("report.json")
     make(tmp_path / "floor.json")
-    assert floor.cached(tmp_path / "floor.json") is None
+    assert cache.cached(tmp_path / "floor.json") is None
 
 
 @pytest.mark.parametrize(

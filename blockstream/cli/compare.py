@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from blockstream.report.record import read_run
     from blockstream.report.side_by_side import side_by_side_html
     from blockstream.report.tables import grid
-    from blockstream.run.outputs import write_atomic
+    from blockstream.system.atomic import write_atomic
 
     if args.out is not None and args.out.suffix != ".html":
         raise ConfigError(f"--out {args.out}: name a .html file")

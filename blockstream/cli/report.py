@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from blockstream.report.record import read_run
     from blockstream.report.summary import print_comparison, print_record
     from blockstream.report.write import draw
-    from blockstream.run.outputs import write_atomic
+    from blockstream.system.atomic import write_atomic
 
     if args.compare is not None and args.compare.suffix != ".html":
         raise ConfigError(f"--compare {args.compare}: name a .html file")

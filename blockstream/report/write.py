@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from blockstream.run.outputs import write_atomic
+from blockstream.system.atomic import write_atomic
 
 from .page import report_html
 from .record import RunRecord, read_run

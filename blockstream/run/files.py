@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from blockstream.errors import CheckpointError, ConfigError, EngineError
+from blockstream.system.atomic import LOCK, replaced, sha256_of, sync_file, sync_folder, unfinished
 
 from .journal import NAME, Journal, Made
-from .outputs import LOCK, replaced, sha256_of, sync_file, sync_folder, unfinished
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Any
 from blockstream.errors import ConfigError
 from blockstream.report.write import draw_finished
 from blockstream.system import regular
+from blockstream.system.atomic import LOCK, locked
 
 from .config import RunConfig
 from .files import Files
 from .journal import NAME, Journal
-from .outputs import LOCK, locked
 from .resume import resumed
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from blockstream.errors import ConfigError
 from blockstream.system import regular
-
-from .outputs import sync, sync_folder
+from blockstream.system.atomic import sync, sync_folder
 
 NAME = "files.jsonl"
 SCHEMA = 1

@@ -25,8 +25,8 @@ from blockstream.plan.plain import plan_record
 from blockstream.plan.planner import Observed, Plan, least_arena, make_plan, remaining
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Schedule
-from blockstream.system.floor import RUNTIME_MODULES, runtime_floor
 from blockstream.system.limits import cpu_count
+from blockstream.system.runtime_floor import RUNTIME_MODULES, runtime_floor
 
 from .costs import default_costs, measured_costs
 from .cuts import cut_to_fit, cut_to_gain

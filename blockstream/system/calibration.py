@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockstream.system import regular
-from blockstream.system.floor import cache_folder, write_cached
+from blockstream.system.cache import cache_folder, write_cached
 from blockstream.system.machine import cpu_name
 from blockstream.system.mounts import file_system
 

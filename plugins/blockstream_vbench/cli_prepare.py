@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blockstream.errors import ConfigError
 from blockstream.report.record import read_run
-from blockstream.run.outputs import write_json
+from blockstream.system.atomic import write_json
 
 #: Beside the videos: the category of each prompt. VBench passes over what is no video.
 CATEGORIES = "categories.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from blockstream.cli.common import add_json, print_json
 from blockstream.errors import ConfigError
 from blockstream.report.frames import read_frames
-from blockstream.run.outputs import write_json
+from blockstream.system.atomic import write_json
 
 from . import external, features
 from .cli_prepare import read_categories

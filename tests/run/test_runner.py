@@ -191,7 +191,7 @@ def test_nothing_is_removed_through_a_link(config, tmp_path):
 
 
 def test_a_folder_in_use_is_refused_whatever_is_removed_from_it(config, tmp_path):
-    from blockstream.run.outputs import locked
+    from blockstream.system.atomic import locked
 
     out = tmp_path / "out"
     out.mkdir()

@@ -28,10 +28,11 @@ from blockstream.checkpoint.read.entries import ITEM_NBYTES
 from blockstream.checkpoint.read.index import read_json
 from blockstream.errors import CheckpointError
 from blockstream.system import regular
+from blockstream.system.atomic import json_bytes
 
 from .safetensors_writer import TensorSpec, shard, shard_names, usual_order, write_safetensors
 from .torch_zip_writer import write_torch_zip
-from .writer import UNFINISHED, FileWriter, json_bytes, locked, write_json, write_small
+from .writer import UNFINISHED, FileWriter, locked, write_json, write_small
 
 #: Random numbers in the pool: a prime, so that repeats never line up with a matrix's rows.
 POOL = 4_194_301

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from blockstream.checkpoint.read.reader import BLOCK, aligned_buffer
-from blockstream.errors import CheckpointError
+from blockstream.errors import CheckpointError, ConfigError
+from blockstream.system import atomic
 
 BUFFER_NBYTES = 8 << 20
 #: Ends the name of a file that is not yet whole.
@@ -98,7 +98,7 @@ class FileWriter:
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             self._release()
             os.replace(self._unfinished, self.path)
-            sync_folder(self.path.parent)
+            atomic.sync_folder(self.path.parent)
         except OSError as error:
             self.abort()
             raise self._refused(error) from error
@@ -192,29 +192,21 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder against another process that writes to it; it is made if need be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        held = contextlib.ExitStack()
+        held.enter_context(atomic.locked(folder))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be made or opened: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+    except ConfigError:
         raise CheckpointError(
             f"{folder}: another process is writing to it; wait for it or choose another folder"
         ) from None
-    finally:
-        os.close(descriptor)
+    with held:
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file atomically: readers see the old one or the new one, whole."""
-    with FileWriter(path) as writer:
-        writer.write(json_bytes(value))
-
-
-def json_bytes(value: Any) -> bytes:
-    """Return a value as the text of a JSON file."""
-    return json.dumps(value, indent=1).encode() + b"\n"
+    write_small(path.parent, {path.name: atomic.json_bytes(value)})
 
 
 def write_small(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -222,13 +214,3 @@ def write_small(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         with FileWriter(folder / name) as writer:
             writer.write(data)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk, so that a rename survives a crash."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The least memory a run needs: the floor of the process and the bound above it."""
+"""What a process holds before any weight, and the folder of what can be made again."""
 
 from __future__ import annotations
 
@@ -9,51 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.budget import amounts as budget
 from blockstream.errors import BudgetError
-from blockstream.system import floor
-from blockstream.system.floor import cache_folder, lower_bound, runtime_floor
+from blockstream.system import runtime_floor as floors
+from blockstream.system.cache import cache_folder
+from blockstream.system.runtime_floor import runtime_floor
 
 MIB = 1 << 20
-
-
-def test_the_bound_is_the_sum_of_its_causes_with_two_slots_of_the_largest_segment():
-    bound = lower_bound(300, [("a", 10), ("b", 70), ("c", 20)], weights=40, activations=5)
-    assert (bound.largest_name, bound.largest, bound.slots) == ("b", 70, 2)
-    assert bound.beside == 345
-    assert bound.nbytes == 345 + 2 * 70
-
-
-def test_one_segment_needs_one_slot_and_no_segment_has_no_bound():
-    assert lower_bound(0, [("only", 70)]).nbytes == 70
-    with pytest.raises(ValueError, match="nothing to stream"):
-        lower_bound(0, [])
-
-
-def test_the_refusal_says_what_does_not_fit_where_and_what_would():
-    bound = lower_bound(700 * MIB, [("t5.block.07", 736 * MIB), ("x", 1)], activations=112 * MIB)
-    with pytest.raises(BudgetError) as refused:
-        bound.check(2 << 30)
-    assert str(refused.value) == (
-        "budget 2.0 GiB cannot hold 2 slots of the largest segment (t5.block.07, 736 MiB) "
-        "beside 812 MiB of runtime and activations; the least is 2.24 GiB"
-    )
-
-
-@pytest.mark.parametrize("segment", [1, 999, 736 * MIB + 123457, 5 << 30])
-def test_the_named_least_is_accepted_and_one_byte_below_the_bound_is_not(segment):
-    bound = lower_bound(300 * MIB, [("a", segment), ("b", 1)], weights=11)
-    bound.check(bound.nbytes)
-    with pytest.raises(BudgetError) as refused:
-        bound.check(bound.nbytes - 1)
-    assert "weights outside the blocks" in str(refused.value)
-    bound.check(budget.parse_nbytes(str(refused.value).rpartition("the least is ")[2]))
-
-
-def test_a_budget_that_would_read_like_the_bound_is_given_in_bytes():
-    bound = lower_bound(1 << 30, [("a", 1 << 30), ("b", 1)])
-    with pytest.raises(BudgetError, match=f"budget {(3 << 30) - 1} bytes"):
-        bound.check((3 << 30) - 1)
 
 
 @pytest.fixture
@@ -86,7 +47,7 @@ def test_a_floor_is_measured_once_and_read_from_the_cache_after(package, tmp_pat
 
 def test_another_version_is_another_floor(package, tmp_path, monkeypatch):
     runtime_floor(["heavypkg.inner"], tmp_path)
-    monkeypatch.setattr(floor, "_version", lambda module: f"{module} 2.0")
+    monkeypatch.setattr(floors, "_version", lambda module: f"{module} 2.0")
     got = runtime_floor(["heavypkg.inner"], tmp_path)
     assert got.measured
     assert got.versions[1:] == ("heavypkg.inner 2.0",)

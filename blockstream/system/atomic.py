@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from blockstream.errors import ConfigError
-from blockstream.system import regular
+
+from . import regular
 
 #: Held where a filesystem cannot lock the folder itself.
 LOCK = ".lock"
@@ -33,7 +35,7 @@ def replaced(path: Path, unique: bool = False) -> Iterator[Path]:
     `unfinished(path)`, which the next attempt replaces. `unique` is for folders that several processes write
     to at once.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}") if unique else unfinished(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}") if unique else unfinished(path)
     try:
         yield temporary
         sync_file(temporary)
@@ -52,7 +54,12 @@ def write_atomic(path: Path, data: bytes, unique: bool = False) -> None:
 
 def write_json(path: Path, value: Any, unique: bool = False) -> None:
     """Write a value as JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode(), unique)
+    write_atomic(path, json_bytes(value), unique)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as the text of a JSON file."""
+    return json.dumps(value, indent=1).encode() + b"\n"
 
 
 def sync_file(path: Path) -> None:
