@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path, figure: Figure) -> Path:
-    from blockstream.run.outputs import write_atomic
+    from blockstream.system.atomic import write_atomic
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": "blockstream"})
