@@ -20,6 +20,20 @@ def test_every_relative_link_of_a_page_leads_to_a_file(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_of_python_that_a_page_names_exists(page):
+    """Written whole, or from the folder of its package: `plan/layout.py`."""
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8")))
+    tops = (ROOT, ROOT / "blockstream", ROOT / "plugins", page.parent)
+    assert not [name for name in named if not any((top / name).is_file() for top in tops)]
+
+
+def test_the_architecture_has_every_room():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in (ROOT / "blockstream").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^\| `(\w+)/` \|", page, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_make_target_a_page_names_exists(page):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"^(?:    |\$ )make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
