@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from blockstream.report.pairs import as_json, measure, medians, paired, rows
-    from blockstream.report.record import read_run
+    from blockstream.report.record import names_of, read_run
     from blockstream.report.side_by_side import side_by_side_html
     from blockstream.report.tables import grid
     from blockstream.system.atomic import write_atomic
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     files, remarks = paired(a, b)
     pairs = [measure(*pair) for pair in files]
     if args.out is not None:
-        names = (a.name, b.name) if a.name != b.name else (str(a.folder), str(b.folder))
-        write_atomic(args.out, side_by_side_html(names, pairs, remarks).encode())
+        first, second = names_of([a, b])
+        write_atomic(args.out, side_by_side_html((first, second), pairs, remarks).encode())
     if args.json:
         middle = {k: None if v == float("inf") else v for k, v in medians(pairs).items()}
         runs = [str(a.folder), str(b.folder)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from blockstream.errors import ConfigError
-from blockstream.report.record import Bar, RunRecord
+from blockstream.report.record import Bar, RunRecord, names_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,10 +43,10 @@ def draw_cycles(records: Sequence[RunRecord], stage: str, visits: int = 12) -> F
     longest = max(end - begin for _, begin, end in panels)
     with rc_context({"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6}):
         figure = Figure(figsize=(12, 0.5 + 1.5 * len(records)), facecolor="white", layout="constrained")
-        for k, (record, (bars, begin, end)) in enumerate(zip(records, panels, strict=True)):
+        for k, (name, (bars, begin, end)) in enumerate(zip(names_of(records), panels, strict=True)):
             ax = figure.add_subplot(len(records), 1, k + 1)
             _draw(ax, bars, begin, end, longest)
-            title = f"({chr(ord('a') + k)}) {record.name}: {stage}, {end - begin:.3g} s for {visits} blocks"
+            title = f"({chr(ord('a') + k)}) {name}: {stage}, {end - begin:.3g} s for {visits} blocks"
             ax.set_title(title, loc="left", fontsize=10)
         ax.set_xlabel("seconds", fontsize=8, color=QUIET)
     return figure

@@ -130,6 +130,12 @@ class RunRecord:
         return [b for b in self.bars if b.stage == stage and kind in (None, b.kind)]
 
 
+def names_of(records: Sequence[RunRecord]) -> list[str]:
+    """Return a name for each run: its folder's, or the whole path where two have the same."""
+    names = [record.name for record in records]
+    return names if len(set(names)) == len(names) else [str(record.folder) for record in records]
+
+
 def read_run(folder: Path) -> RunRecord:
     """Return what a run's folder holds.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from blockstream.report.record import RunRecord
+from blockstream.report.record import RunRecord, names_of
 from blockstream.report.sampling import Steps
 
 if TYPE_CHECKING:
@@ -24,22 +24,22 @@ class Line(NamedTuple):
     points: list[tuple[int, float]]
 
 
-def panels_of(record: RunRecord) -> dict[str, list[Line]]:
-    """Return the lines of each panel of one run; samplings of one name are averaged over prompts."""
+def panels_of(record: RunRecord, run: str) -> dict[str, list[Line]]:
+    """Return the lines of each panel of one run, named `run`; samplings of one name are averaged."""
     named: dict[str, list[Steps]] = {}
     for steps in record.steps:
         named.setdefault(steps.name, []).append(steps)
     if set(named) <= {""}:
         lines = [Line(f"prompt {k}", _points([steps])) for k, steps in enumerate(record.steps)]
         shown = [line for line in lines if line.points]
-        return {record.name: shown} if shown else {}
+        return {run: shown} if shown else {}
     groups: dict[str, list[Line]] = {}
     for name, steps_of_it in named.items():
         group, _, rest = name.partition(", ")
         if points := _points(steps_of_it):
             groups.setdefault(group, []).append(Line(rest or group, points))
     ends = list(dict.fromkeys([*list(groups)[:1], *list(groups)[-1:]]))
-    return {f"{record.name}: {group}": groups[group] for group in ends}
+    return {f"{run}: {group}": groups[group] for group in ends}
 
 
 def draw_straightness(records: Sequence[RunRecord]) -> Figure | None:
@@ -48,7 +48,8 @@ def draw_straightness(records: Sequence[RunRecord]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = {title: lines for record in records for title, lines in panels_of(record).items()}
+    named = zip(records, names_of(records), strict=True)
+    panels = {title: lines for record, name in named for title, lines in panels_of(record, name).items()}
     if not panels:
         return None
     with rc_context({"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6}):

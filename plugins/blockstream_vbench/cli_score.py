@@ -113,14 +113,12 @@ def _missing(videos: list[Video], wanted: list[str], python: Path | None) -> lis
         if not without:
             continue
         files = [str(path) for path in external.missing(BY_NAME[name])]
+        python_too = "" if python is not None else " and your VBench's python (--vbench)"
         if files:
-            what = f"put {' and '.join(files)} there"
-            what += "" if python is not None else ", and name your VBench's python by --vbench"
-        elif python is None:
-            what = "name your VBench's python by --vbench"
+            what = f"needs {' and '.join(files)}{python_too}"
         else:
-            what = "vbench gave none"
-        lines.append(f"{name}: {without} of {len(videos)} videos have no score; {what}")
+            what = f"needs{python_too.removeprefix(' and')}" if python_too else "vbench gave none"
+        lines.append(f"{name}: no score for {without} of {len(videos)} videos; {what}")
     return lines
 
 

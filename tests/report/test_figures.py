@@ -96,7 +96,7 @@ def with_notes(record, notes):
 
 def test_prompts_are_lines_of_one_panel(finished):
     notes = sampling(0, [None, 0.9, 0.95]) + sampling(1, [None, 0.8, 0.99])
-    (title, lines), *rest = panels_of(with_notes(read_run(finished), notes)).items()
+    (title, lines), *rest = panels_of(with_notes(read_run(finished), notes), "finished").items()
     assert title == "finished" and not rest
     assert [line.points for line in lines] == [[(1, 0.9), (2, 0.95)], [(1, 0.8), (2, 0.99)]]
 
@@ -109,13 +109,19 @@ def test_units_and_stages_have_the_first_and_the_last_unit_side_by_side(finished
                 cosine = 0.5 + 0.1 * unit + 0.01 * stage + (0.02 if _prompt else 0)
                 notes += sampling(run, [None, cosine], f"unit {unit}, stage {stage}")
                 run += 1
-    panels = panels_of(with_notes(read_run(finished), notes))
+    panels = panels_of(with_notes(read_run(finished), notes), "finished")
     assert list(panels) == ["finished: unit 1", "finished: unit 3"]
     assert [line.name for line in panels["finished: unit 3"]] == ["stage 1", "stage 2"]
     ((_, mean),) = panels["finished: unit 3"][1].points
     assert mean == pytest.approx(0.83)
     figure = draw_straightness([with_notes(read_run(finished), notes)])
     assert len(figure.axes) == 2
+
+
+def test_runs_of_one_name_are_told_by_their_folders(finished, tmp_path):
+    other = read_run(shutil.copytree(finished, tmp_path / "finished"))
+    titles = [ax.get_title(loc="left") for ax in draw_straightness([read_run(finished), other]).axes]
+    assert titles == [f"(a) {finished}", f"(b) {other.folder}"]
 
 
 def test_a_run_without_velocities_draws_no_straightness(finished):
