@@ -21,9 +21,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from blockstream.checkpoint.read.index import read_json, safe_name
+from blockstream.checkpoint.read.index import safe_name
+from blockstream.checkpoint.read.manifest import Value, read_versioned
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.system import regular
 
@@ -36,11 +37,7 @@ Dtype = Literal["fp32", "fp16", "int32"]
 Variant = Literal["plain", "merged", "rest"]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Tensor(_Value):
+class Tensor(Value):
     """An input or output of a program: its name in the package, and the stage's value it is.
 
     `shape` is the only one, or where `ranges` [axis, least, most] are given, the one it was traced with.
@@ -63,7 +60,7 @@ class Tensor(_Value):
         return all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
 
 
-class Program(_Value):
+class Program(Value):
     """One function of a package: what it takes and gives, and the presets it is for, none for all."""
 
     package: str
@@ -78,7 +75,7 @@ class Program(_Value):
         return variant == self.variant and (not self.presets or preset in self.presets)
 
 
-class Segment(_Value):
+class Segment(Value):
     """What is loaded and released together. `modules` are the paths of its weights in the network."""
 
     name: str
@@ -101,7 +98,7 @@ class Segment(_Value):
         raise ConfigError(f"segment {self.name} has no program for preset {preset!r} ({', '.join(known)})")
 
 
-class Stage(_Value):
+class Stage(Value):
     """Segments in the order one pass visits them; `inputs` and `output` name values.
 
     The inputs' shapes are those of the programs that take them.
@@ -113,7 +110,7 @@ class Stage(_Value):
     output: str
 
 
-class Preset(_Value):
+class Preset(Value):
     """One size of video: `frames` of `height` x `width` pixels, latents [frames, height, width].
 
     `chunks` [frames, latent frames] are decoded one by one, `frames_a_call` frames of each at a time.
@@ -130,7 +127,7 @@ class Preset(_Value):
     timesteps: tuple[float, ...]
 
 
-class Table(_Value):
+class Table(Value):
     """A raw little-endian array beside the packages; rows of the token embedding are gathered from it."""
 
     name: str
@@ -141,7 +138,7 @@ class Table(_Value):
     sha256: str
 
 
-class File(_Value):
+class File(Value):
     """One file of a package, or of the folder."""
 
     path: str
@@ -149,7 +146,7 @@ class File(_Value):
     sha256: str
 
 
-class Package(_Value):
+class Package(Value):
     """One .mlpackage and its files, paths relative to it.
 
     `sha256` is over all but the package's own manifest, whose identifiers are random.
@@ -165,7 +162,7 @@ class Package(_Value):
         return sum(file.nbytes for file in self.files)
 
 
-class Manifest(_Value):
+class Manifest(Value):
     """An export as it stands in the file."""
 
     format: Literal["movd-coreml"] = "movd-coreml"
@@ -284,21 +281,8 @@ def open_export(folder: Path) -> Export:
 
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest in a file, finished or not, checked within itself."""
-    value = read_json(path)
-    if not isinstance(value, Mapping) or value.get("format") != FORMAT:
-        raise ConfigError(f"{path}: is no manifest of a Core ML export; name the folder that was exported")
-    if value.get("version") != VERSION:
-        raise ConfigError(
-            f"{path}: has version {value.get('version')!r}, this program reads {VERSION}; export again"
-        )
-    try:
-        manifest = Manifest.model_validate_json(regular.read_bytes(path))
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"{path}: {where}: {first['msg']}; the manifest is damaged: export again"
-        ) from error
+    foreign = ConfigError(f"{path}: is no manifest of a Core ML export; name the folder that was exported")
+    manifest = read_versioned(path, Manifest, foreign, "export again")
     _check_names(path, manifest)
     return manifest
 

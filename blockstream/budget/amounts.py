@@ -11,23 +11,8 @@ from fractions import Fraction
 from math import ceil, floor
 
 from blockstream.errors import ConfigError
-from blockstream.system.limits import CpuCount, Headroom, Limit, cpu_count, headroom
-from blockstream.system.memory import Held, held
-
-__all__ = [
-    "AUTO_PERCENT",
-    "Budget",
-    "CpuCount",
-    "Headroom",
-    "Held",
-    "Limit",
-    "cpu_count",
-    "format_nbytes",
-    "headroom",
-    "held",
-    "parse_nbytes",
-    "resolve_budget",
-]
+from blockstream.system.limits import Headroom, headroom
+from blockstream.system.memory import held
 
 #: The part of the headroom that "auto" takes.
 AUTO_PERCENT = 80

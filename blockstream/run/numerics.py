@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
-from blockstream.budget.amounts import cpu_count
 from blockstream.errors import ConfigError
+from blockstream.system.limits import cpu_count
 
 from .config import RunConfig
 

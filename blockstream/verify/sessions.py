@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from blockstream.budget.amounts import format_nbytes, headroom
+from blockstream.budget.amounts import format_nbytes
 from blockstream.checkpoint import Checkpoint
 from blockstream.engine.store import StoreAround
 from blockstream.errors import BudgetError, ModelError
@@ -26,6 +26,7 @@ from blockstream.module.prepared import Prepared
 from blockstream.plan.planner import least_arena
 from blockstream.plan.segments import Schedule
 from blockstream.streaming.session import Session, _of_module
+from blockstream.system.limits import headroom
 
 from .recorder import Recorder, Seen
 from .reference import Reference, bound, nbytes_of

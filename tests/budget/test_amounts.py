@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from blockstream.budget import amounts as budget
 from blockstream.errors import ConfigError
 from blockstream.system.limits import Headroom, Limit
+from blockstream.system.memory import Held
 
 GIB = 1 << 30
 
@@ -55,7 +56,7 @@ def test_auto_is_eighty_percent():
 
 def test_a_percentage_alone_measures_this_process_and_machine(monkeypatch):
     monkeypatch.setattr(budget, "headroom", lambda: Headroom((Limit("made up", 5000, 4000),)))
-    monkeypatch.setattr(budget, "held", lambda: budget.Held(70, 70))
+    monkeypatch.setattr(budget, "held", lambda: Held(70, 70))
     assert budget.parse_nbytes("50%") == 570
 
 
@@ -131,14 +132,14 @@ def test_an_amount_for_people_is_within_five_percent(nbytes):
 
 
 def test_no_budget_means_eighty_percent_of_the_headroom_above_what_is_held(monkeypatch):
-    monkeypatch.setattr(budget, "held", lambda: budget.Held(300, 300))
+    monkeypatch.setattr(budget, "held", lambda: Held(300, 300))
     got = budget.resolve_budget(None, Headroom((Limit("made up", 5000, 4000),)))
     assert (got.nbytes, got.explicit, got.warning, got.held_nbytes) == (1100, False, None, 300)
     assert budget.resolve_budget("auto", got.headroom) == got
 
 
 def test_an_amount_above_the_headroom_is_kept_and_warned_about(monkeypatch):
-    monkeypatch.setattr(budget, "held", lambda: budget.Held(300, 300))
+    monkeypatch.setattr(budget, "held", lambda: Held(300, 300))
     room = Headroom((Limit("cgroup v2 memory.max of /job", 5000, 4000),))
     assert budget.resolve_budget("1300", room).warning is None
     got = budget.resolve_budget("1301", room)

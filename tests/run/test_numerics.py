@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from blockstream.budget.amounts import cpu_count
 from blockstream.errors import ConfigError
 from blockstream.plugins.choices import Choice, Chosen
 from blockstream.run import runner
 from blockstream.run.config import RunConfig
 from blockstream.run.numerics import pinned
+from blockstream.system.limits import cpu_count
 from tests.support.toy_pipeline import ToyPipeline, config, save
 
 

@@ -17,13 +17,12 @@ import torch
 from torch import nn
 
 import blockstream
-from blockstream.budget.amounts import held
 from blockstream.checkpoint.write.synthesis import synthesise
 from blockstream.errors import BudgetError
 from blockstream.module.guards import CALL, Follower
 from blockstream.plan.loads import State
 from blockstream.system.limits import Headroom, HeadroomReader, Limit
-from blockstream.system.memory import trim_heap
+from blockstream.system.memory import held, trim_heap
 from tests.support.costs import fix_costs
 from tests.support.models import aligned
 from tests.support.perceptrons import BLOCK, BLOCKS, Block, Model, X

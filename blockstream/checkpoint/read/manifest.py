@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from blockstream.errors import CheckpointError
+from blockstream.errors import BlockstreamError, CheckpointError
 from blockstream.system import regular
 
 from .entries import FileStamp, TensorEntry
@@ -25,12 +25,16 @@ MANIFEST_NAME = "blockstream.json"
 JOURNAL_NAME = "blockstream.unfinished.json"
 VERSION = 1
 
+M = TypeVar("M", bound=BaseModel)
 
-class _Value(BaseModel):
+
+class Value(BaseModel):
+    """What a manifest is made of: values of these names and types, and no others."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class SourceFile(_Value):
+class SourceFile(Value):
     """A file the pack was made from, as it was then."""
 
     path: str
@@ -64,7 +68,7 @@ class SourceFile(_Value):
         )
 
 
-class Rounded(_Value):
+class Rounded(Value):
     """What rounding a matrix to int8 lost.
 
     `worst`: the largest error in parts of the largest weight; `rms`: the root mean square error in parts
@@ -76,7 +80,7 @@ class Rounded(_Value):
     rms: float
 
 
-class PackedSegment(_Value):
+class PackedSegment(Value):
     """One segment's file, and the errors of the matrices in it that are int8."""
 
     name: str
@@ -87,7 +91,7 @@ class PackedSegment(_Value):
     int8: tuple[Rounded, ...] = ()
 
 
-class Request(_Value):
+class Request(Value):
     """What a pack holds, decided before it is written: equal requests give equal packs."""
 
     source: tuple[SourceFile, ...]
@@ -102,7 +106,7 @@ class Request(_Value):
         return "F32" if name in self.float32 else self.dtype
 
 
-class Manifest(_Value):
+class Manifest(Value):
     """A manifest as it stands in the file; `segments` of an unfinished pack are those done."""
 
     format: Literal["blockstream-pack"] = "blockstream-pack"
@@ -155,25 +159,31 @@ class Pack:
             )
 
 
-def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
-    """Return a folder's manifest; CheckpointError if it is damaged, foreign or of another version."""
-    path = folder / name
-    value = read_json(path)
-    if not isinstance(value, Mapping) or value.get("format") != "blockstream-pack":
-        raise CheckpointError(f"{path}: is no manifest of a pack; name the checkpoint's own folder")
-    if value.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: has version {value.get('version')!r}, this program reads {VERSION}; "
-            "pack the source again"
-        )
+def read_versioned(path: Path, kind: type[M], foreign: BlockstreamError, again: str) -> M:
+    """Return the manifest in a file, checked against its model.
+
+    `foreign` is raised for a file that is none of the kind, an error of its type for another version, a
+    CheckpointError for a damaged one; `again` says how it is made anew.
+    """
+    value, fields = read_json(path), kind.model_fields
+    if not isinstance(value, Mapping) or value.get("format") != fields["format"].default:
+        raise foreign
+    if value.get("version") != fields["version"].default:
+        mine, its = fields["version"].default, value.get("version")
+        raise type(foreign)(f"{path}: has version {its!r}, this program reads {mine}; {again}")
     try:
-        manifest = Manifest.model_validate_json(regular.read_bytes(path))
+        return kind.model_validate_json(regular.read_bytes(path))
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"{path}: {where}: {first['msg']}; the manifest is damaged: pack the source again"
-        ) from error
+        raise CheckpointError(f"{path}: {where}: {first['msg']}; the manifest is damaged: {again}") from error
+
+
+def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
+    """Return a folder's manifest; CheckpointError if it is damaged, foreign or of another version."""
+    path = folder / name
+    foreign = CheckpointError(f"{path}: is no manifest of a pack; name the checkpoint's own folder")
+    manifest = read_versioned(path, Manifest, foreign, "pack the source again")
     for segment in manifest.segments:
         safe_name(segment.file, path)
     return manifest
