@@ -250,11 +250,6 @@ def unaccounted(spans: Iterable[Span], wall_s: float, thread: str = "compute") -
     return max(0.0, 1.0 - covered / wall_s) if wall_s > 0 else 0.0
 
 
-def read_ledger(path: Path) -> list[Span]:
-    """Return the spans of a ledger file: see `read_records`."""
-    return read_records(path).spans
-
-
 def read_records(path: Path) -> Records:
     """Return what a ledger file holds; a last line without its end, cut short by a kill, is left out.
 

@@ -104,11 +104,6 @@ def enough(points: Sequence[Point]) -> Point:
     return next(p for p in points if p.predicted_s <= target)
 
 
-def time_at(points: Sequence[Point], arena_nbytes: int) -> float:
-    """Return the predicted seconds of the largest point that fits an arena."""
-    return next((p.predicted_s for p in reversed(points) if p.arena_nbytes <= arena_nbytes), float("inf"))
-
-
 def advice(points: Sequence[Point], budget_of: Callable[[int], int]) -> list[str]:
     """Return what the curve says in sentences; `budget_of` turns an arena into a budget.
 

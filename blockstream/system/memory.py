@@ -311,11 +311,6 @@ class MemoryWatch:
         """Return the bytes of the peak."""
         return self.peak.held.nbytes
 
-    @property
-    def peak_at(self) -> str:
-        """Return the label that was set when the peak was seen."""
-        return self.peak.label
-
     def by_cause(self, **nbytes: int) -> dict[str, int]:
         """Return the peak split by cause; the values sum to `peak_nbytes`.
 

@@ -16,7 +16,7 @@ from blockstream.engine.ledger import (
     Ledger,
     Span,
     Spans,
-    read_ledger,
+    read_records,
     read_records,
     unaccounted,
 )
@@ -183,7 +183,7 @@ def test_a_ledger_reads_back_as_it_was_written(tmp_path):
             ledger.add(span)
         ledger.note("memory", {"nbytes": 5})
     found = read_records(tmp_path / "ledger.jsonl")
-    assert found.spans == SOME == read_ledger(tmp_path / "ledger.jsonl")
+    assert found.spans == SOME == read_records(tmp_path / "ledger.jsonl").spans
     assert [(n.kind, n.value) for n in found.notes] == [("memory", {"nbytes": 5})]
     assert found.began > 0
 
@@ -199,7 +199,7 @@ def test_ten_thousand_visits_take_less_than_ten_megabytes(tmp_path):
                 pass
     assert sum(s.kind == "execute" for s in ledger.spans) == 28 * 358 > 10_000
     assert path.stat().st_size < 10_000_000
-    found = read_ledger(path)
+    found = read_records(path).spans
     assert [(s.thread, s.kind, s.label, s.visit, s.nbytes) for s in found] == [
         (s.thread, s.kind, s.label, s.visit, s.nbytes) for s in ledger.spans
     ]
@@ -214,7 +214,7 @@ def test_a_killed_run_leaves_all_but_its_last_seconds(tmp_path):
         for _ in range(100):
             clock.now += FLUSH_S / 10
             track.mark("execute")
-        left = read_ledger(path)  # nothing was flushed or closed
+        left = read_records(path).spans  # nothing was flushed or closed
         assert left == [
             s._replace(start_s=round(s.start_s, 7), end_s=round(s.end_s, 7))
             for s in ledger.spans[: len(left)]
@@ -226,7 +226,7 @@ def test_a_killed_run_leaves_all_but_its_last_seconds(tmp_path):
 def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path, lost):
     path = written(tmp_path / "ledger.jsonl", SOME)
     path.write_bytes(path.read_bytes()[:-lost])
-    assert read_ledger(path) == SOME[:2]
+    assert read_records(path).spans == SOME[:2]
 
 
 NO_SPANS = [
@@ -247,7 +247,7 @@ def test_a_broken_line_is_named(tmp_path, broken):
     lines[2] = broken
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=r"ledger\.jsonl, line 3: neither a span nor a note"):
-        read_ledger(path)
+        read_records(path).spans
 
 
 @pytest.mark.parametrize("content", [b"", b"no end", b"[]\n", b'{"schema": 99}\n', b"hello\n", b"\xff\xfe\n"])
@@ -255,7 +255,7 @@ def test_what_is_no_ledger_is_refused(tmp_path, content):
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="not a ledger"):
-        read_ledger(path)
+        read_records(path).spans
 
 
 def test_spans_added_and_flushed_by_several_threads_are_written_once_each(tmp_path):
@@ -275,7 +275,7 @@ def test_spans_added_and_flushed_by_several_threads_are_written_once_each(tmp_pa
             t.start()
         for t in threads:
             t.join()
-    found = read_ledger(path)
+    found = read_records(path).spans
     for n in range(4):
         assert [s.start_s for s in found if s.thread == f"t{n}"] == list(range(300))
 

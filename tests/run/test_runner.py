@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blockstream.engine.ledger import read_ledger, unaccounted
+from blockstream.engine.ledger import read_records, unaccounted
 from blockstream.errors import BudgetError, ConfigError, EngineError, PluginError
 from blockstream.module.empty import empty
 from blockstream.plugins import Choice, Plugins, hookimpl
@@ -106,7 +106,7 @@ def test_the_streamed_result_is_the_resident_one(config, tmp_path):
 
 def test_measured_spans_tile_the_run(config, tmp_path):
     report = runner.run(config(), tmp_path / "out")
-    spans = read_ledger(tmp_path / "out" / "ledger.jsonl")
+    spans = read_records(tmp_path / "out" / "ledger.jsonl").spans
     assert report["unaccounted"] <= 0.01
     assert unaccounted(spans, report["wall_s"]) <= 0.01
     inside = [s for s in spans if s.thread == "compute" and s.end_s <= report["wall_s"]]
@@ -206,7 +206,7 @@ def test_a_folder_in_use_is_refused_whatever_is_removed_from_it(config, tmp_path
 def test_a_failed_run_keeps_its_ledger_and_says_how_to_go_on(config, tmp_path, caplog):
     with pytest.raises(RuntimeError, match="the pipeline broke"):
         runner.run(config(fail=True), tmp_path / "out")
-    assert any(s.kind == "execute" for s in read_ledger(tmp_path / "out" / "ledger.jsonl"))
+    assert any(s.kind == "execute" for s in read_records(tmp_path / "out" / "ledger.jsonl").spans)
     assert not (tmp_path / "out" / "report.json").exists()
     assert "--resume" in caplog.text
     runner.run(config(), tmp_path / "out", resume=True)

@@ -263,7 +263,7 @@ with MemoryWatch() as watch:
     pause.wait(0.2)  # twenty samples long
     del x
     watch.sample("calm")
-print(watch.peak_nbytes, watch.peak_at)
+print(watch.peak_nbytes, watch.peak.label)
 """
 
 
