@@ -17,7 +17,6 @@ from blockstream.engine.ledger import (
     Span,
     Spans,
     read_records,
-    read_records,
     unaccounted,
 )
 from blockstream.plan.planner import make_plan
@@ -247,7 +246,7 @@ def test_a_broken_line_is_named(tmp_path, broken):
     lines[2] = broken
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=r"ledger\.jsonl, line 3: neither a span nor a note"):
-        read_records(path).spans
+        read_records(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no end", b"[]\n", b'{"schema": 99}\n', b"hello\n", b"\xff\xfe\n"])
@@ -255,7 +254,7 @@ def test_what_is_no_ledger_is_refused(tmp_path, content):
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="not a ledger"):
-        read_records(path).spans
+        read_records(path)
 
 
 def test_spans_added_and_flushed_by_several_threads_are_written_once_each(tmp_path):
