@@ -11,6 +11,9 @@ from .protocol import Device
 
 #: Left of a budget for the allocator's rounding.
 MARGIN_NBYTES = 32 << 20
+#: What kernels and the allocator take beside the tensors that a rehearsal counts.
+WORKSPACE_NBYTES = 64 << 20
+WORKSPACE_PART = 1.25
 #: Activations expected of stages that nothing is known of: at least so much, and this part of the budget.
 UNKNOWN_NBYTES = 512 << 20
 UNKNOWN_PART = 0.25
@@ -35,14 +38,18 @@ class DeviceBudget:
         self.weights_nbytes = 0
         self._peak_nbytes = self.base_nbytes
 
-    def room(self, activations_nbytes: int | None) -> int:
-        """Return the bytes of weights that fit beside what a forward needs, as far as that is known."""
-        return self.nbytes - self.base_nbytes - MARGIN_NBYTES - self.expected(activations_nbytes)
+    def room(self, activations_nbytes: int | None, most_nbytes: int | None = None) -> int:
+        """Return the bytes of weights that fit beside what a forward needs, as far as that is known.
+
+        It is no more than `most_nbytes`, where a user set those.
+        """
+        room = self.nbytes - self.base_nbytes - MARGIN_NBYTES - self.expected(activations_nbytes)
+        return room if most_nbytes is None else min(room, most_nbytes)
 
     def expected(self, activations_nbytes: int | None) -> int:
         """Return what is kept free of weights for activations."""
         if activations_nbytes is not None:
-            return activations_nbytes
+            return int(WORKSPACE_PART * activations_nbytes) + WORKSPACE_NBYTES
         left = max(0, self.nbytes - self.base_nbytes)
         return min(max(UNKNOWN_NBYTES, int(UNKNOWN_PART * left)), left // 2)
 

@@ -58,8 +58,9 @@ class CudaDevice:
         self.name: str = cuda.get_device_name(index)
         with cuda.device(self.where):
             self._copies = cuda.Stream(self.where)
-            warm = torch.ones(64, 64, dtype=torch.bfloat16, device=self.where)
-            warm @ warm  # what libraries take is taken before anything is planned
+            for dtype in (torch.bfloat16, torch.float32):  # what libraries take is taken before planning
+                warm = torch.ones(64, 64, dtype=dtype, device=self.where)
+                torch.nn.functional.linear(warm @ warm, warm, warm[0])
             cuda.synchronize(self.where)
         cuda.reset_peak_memory_stats(self.where)
 

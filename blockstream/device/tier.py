@@ -76,6 +76,11 @@ class DeviceTier:
             "host": {
                 "arena_nbytes": host.arena_nbytes,
                 "retained": [len(x.layout.retained) for x in host.stages],
+                "retained_nbytes": sum(
+                    host.schedule.stages[n].segments[i].copied_nbytes
+                    for n, x in enumerate(host.stages)
+                    for i in x.layout.retained
+                ),
                 "unplanned": self.store.host.unplanned,
             },
         }

@@ -208,7 +208,11 @@ class Scheduler:
         """
         self._refuse_unfit(plan, at)
         if at is not None:
+            stage = plan.schedule.stages[at.stage]
             self._cursor = at
+            if not stage.is_visited(at.pass_index, at.position):
+                before, self.plan = self.plan, plan
+                self._cursor, self.plan = self._after(at), before
         moved = self.would_move(plan)
         if moved is not None:
             raise EngineError(

@@ -24,7 +24,6 @@ from blockstream.plan.segments import Schedule, Stage
 from blockstream.plan.tiers import Tiers, device_schedule, host_schedule, make_tiers
 
 from .costs import default_costs
-from .cuts import cut_to_fit
 from .stage import StreamedStage
 
 #: Bytes a second over a link, and operations a second, before anything has been measured.
@@ -46,7 +45,9 @@ class DevicePlanning:
         arena_nbytes: int | None = None,
         slots: int | None = None,
         lookahead: int | None = None,
+        device_arena_nbytes: int | None = None,
     ) -> None:
+        self._most_on_device = device_arena_nbytes
         self.governor, self.budget = governor, budget
         self._ledger, self._policies, self._most = ledger, policies, arena_nbytes
         self._slots, self._lookahead = slots, lookahead
@@ -66,14 +67,15 @@ class DevicePlanning:
             if s.activations_nbytes is None and s.rehearsal is not None:
                 s.activations_nbytes = s.rehearsal.activations_nbytes
         activations = _activations(stages)
-        rooms = self.budget.room(activations), self._host_room()
+        rooms = self.budget.room(activations, self._most_on_device), self._host_room()
         for s in stages:
-            cut_to_fit(s, max(1, min(rooms)), self._slots)
+            self._cut_to_fit(s, rooms)
         schedule = Schedule.of([device_costs(s) for s in stages])
         largest = max((s for x in schedule.stages for s in x.segments), key=lambda s: s.nbytes)
         above = device_schedule(schedule, frozenset())
         least = least_arena(above, self._slots)
-        self.budget.refuse(least, activations, (largest.name, largest.copied_nbytes))
+        if self._most_on_device is None or least <= self._most_on_device:
+            self.budget.refuse(least, activations, (largest.name, largest.copied_nbytes))
         nothing = make_plan(above, least, [NONE], slots=self._slots)
         below = least_arena(host_schedule(schedule, nothing), self._slots)
         if self._most is None or below <= self._most:
@@ -127,6 +129,26 @@ class DevicePlanning:
     ) -> None:
         """Refuse: what is registered with a device keeps its size."""
         raise ConfigError("a session that runs on a device keeps the budget it started with; open another")
+
+    def _cut_to_fit(self, stage: StreamedStage, rooms: tuple[int, int]) -> None:
+        """Cut a stage into smaller segments when two of its own do not fit one of the two memories."""
+        for parts in (2, 4, None):
+            whole = Schedule.of([device_costs(stage)])
+            above = device_schedule(whole, frozenset())
+            resident = [s for s in whole.stages[0].segments if s.resident]
+            below = replace(
+                whole.stages[0],
+                segments=tuple(replace(s, resident=False) for s in whole.stages[0].segments),
+                once=frozenset(i for i, s in enumerate(whole.stages[0].segments) if s.resident),
+            )
+            fits = (
+                least_arena(above, self._slots) <= rooms[0]
+                and least_arena(Schedule((below,)), self._slots) <= rooms[1]
+            )
+            if fits:
+                return
+            room = min(rooms[0] - sum(s.copied_nbytes for s in resident), rooms[1])
+            stage.install(finer=1 if parts is None else max(room // parts, 1))
 
     def _host_room(self) -> int:
         room = self.governor.weights_nbytes(self.governor.outside_nbytes + HOST_ACTIVATIONS_NBYTES)

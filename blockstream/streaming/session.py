@@ -84,7 +84,8 @@ class Session:
     80% of the headroom leaves. `policy` is "auto", a policy's name or `RetentionPolicy` values.
     `slots` fixes their number (1: nothing overlaps), `lookahead` how many visits ahead is loaded (1: Eq. 8),
     `int8` how layers with int8 weights multiply (auto, bf16, fp32), which is numerics. On a `device`
-    ("cuda", "cuda:1"; "auto" where torch has one) weights go on from host memory into `device_budget`.
+    ("cuda", "cuda:1"; "auto" where torch has one) weights go on from host memory into `device_budget`, of
+    which they take `device_arena` at most.
     """
 
     def __init__(
@@ -101,10 +102,12 @@ class Session:
         observer: Observer | None = None,
         device: str | Device | None = None,
         device_budget: int | str | None = None,
+        device_arena: int | str | None = None,
     ) -> None:
         self._device = choose_device(device)
-        if self._device is None and device_budget is not None:
-            raise ConfigError(f"device_budget {device_budget!r} without a device; name one, such as cuda")
+        for key, value in (("device_budget", device_budget), ("device_arena", device_arena)):
+            if self._device is None and value is not None:
+                raise ConfigError(f"{key} {value!r} without a device; name one, such as cuda")
         self._observer = observer
         self._observed: StreamedStage | None = None
         self._budget = budget
@@ -141,7 +144,8 @@ class Session:
             self._planning = Planning(self._governor, *options)
         else:
             self._device_budget = DeviceBudget(self._device, device_budget)
-            self._planning = DevicePlanning(self._governor, self._device_budget, *options)
+            most = None if device_arena is None else parse_nbytes(device_arena)
+            self._planning = DevicePlanning(self._governor, self._device_budget, *options, most)
         _running.add(self)
 
     # -- what users call ---------------------------------------------------------------------
