@@ -183,7 +183,8 @@ def preload() -> None:
     import matplotlib.figure  # noqa: F401
     import torch
 
-    import movd.pipeline  # noqa: F401
+    import movd.opensora
+    import movd.text_to_video.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
 

@@ -66,7 +66,7 @@ WAYS: dict[str, Way] = {
     "lpl tolerance 0.02": Way(lpl(tolerance=0.02)),
     "lpl tolerance 0.2": Way(lpl(tolerance=0.2)),
     "lpl reference": Way(lpl(statistic="reference")),
-    "lpl leap 2": Way(lpl(leap=2)),
+    "lpl leap 2": Way(lpl(leap=2, statistic="reference")),
     "fewer steps": Way(like="lpl"),
     "fewer steps ab2": Way(ab2, like="lpl"),
     "16 steps": Way(like="16"),

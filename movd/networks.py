@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import nn
 
-from blockstream.checkpoint import Checkpoint
-from blockstream.engine.store import StoreAround
 from blockstream.module.attention import attention_hooks
 from blockstream.plugins import Run
 from movd.attention import attention_layers
 from movd.options import MovdOptions
 from movd.stdit3 import STDiT3
+from movd.text_to_video.family import Network
 from movd.weights import Weights
-
-
-class Network(NamedTuple):
-    """A module without weights, where they lie, the dtype they are held in, what loads them otherwise."""
-
-    module: nn.Module
-    checkpoint: Checkpoint
-    dtype: str | None = None
-    around: StoreAround | None = None
 
 
 class Networks(Protocol):

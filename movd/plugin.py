@@ -11,9 +11,10 @@ from movd.released import OPENSORA_VAE, STDIT3_XL_2, T5_V1_1_XXL
 
 
 def _pipeline(options: Any) -> Any:
-    from movd.pipeline import MovdPipeline
+    from movd.opensora import OpenSora
+    from movd.text_to_video.pipeline import TextToVideo
 
-    return MovdPipeline(options)
+    return TextToVideo(OpenSora(options))
 
 
 #: A config.json that leaves one out means the default of transformers, which is the library's to know.

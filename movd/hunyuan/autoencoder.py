@@ -12,30 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from blockstream.checkpoint import Checkpoint
 from blockstream.errors import ConfigError
+from movd.hunyuan.hunyuan_released import HUNYUAN_VAE
 from movd.official import BOOKKEEPING
+from movd.renamed import prefix_before, renamed
 from movd.tiled import Along, Tiling, in_time
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
 
-#: hunyuanvideo-community/HunyuanVideo vae/: 246 M parameters; the class's own defaults.
-HUNYUAN_VAE: Mapping[str, Any] = {
-    "_class_name": "AutoencoderKLHunyuanVideo",
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 16,
-    "down_block_types": ["HunyuanVideoDownBlock3D"] * 4,
-    "up_block_types": ["HunyuanVideoUpBlock3D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "act_fn": "silu",
-    "norm_num_groups": 32,
-    "scaling_factor": 0.476986,
-    "spatial_compression_ratio": 8,
-    "temporal_compression_ratio": 4,
-    "mid_block_add_attention": True,
-}
+
+#: Tencent's own name of the class; the network and its keys are the same.
+_TENCENTS = "AutoencoderKLCausal3D"
+_SHARED = ("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block")
+
+
+def vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json, Tencent's included, as diffusers' class has it, every key named."""
+    if config.get("_class_name") != _TENCENTS:
+        return {**HUNYUAN_VAE, **config}
+    kept = {name: config[name] for name in (*_SHARED, "norm_num_groups", "scaling_factor") if name in config}
+    return {**HUNYUAN_VAE, **kept}
+
+
+def vae_entries(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the VAE's tensors under diffusers' names: Tencent's file has the same, perhaps after `vae.`."""
+    prefix = prefix_before(checkpoint, "decoder.conv_in.conv.weight", ("", "vae."))
+    return renamed(checkpoint, lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
 
 
 def hunyuan_vae(config: Mapping[str, Any]) -> AutoencoderKLHunyuanVideo:
@@ -81,9 +85,10 @@ class HunyuanDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return samples [B, 3, 4 (T - 1) + 1, 8 H, 8 W] of one tile of unscaled latents [B, c, T, H, W]."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.weight.dtype)))
 
     def decode_clips(self, z: Tensor, tiles: Tiling) -> Iterator[Tensor]:
         """Yield the samples of latents [B, c, T, H, W], as a model makes them, a tile in time at a time."""
-        z = z.to(self.post_quant_conv.weight.dtype) / self.scaling_factor
+        kind = self.post_quant_conv.weight.dtype
+        z = z.to(kind) / self.scaling_factor
         yield from in_time(z, tiles, self, self.time_factor * (z.shape[2] - 1) + 1)

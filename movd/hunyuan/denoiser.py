@@ -23,27 +23,6 @@ from movd.official import BOOKKEEPING
 if TYPE_CHECKING:
     from diffusers import HunyuanVideoTransformer3DModel
 
-#: hunyuanvideo-community/HunyuanVideo transformer/: 12.8 B parameters; the class's own defaults.
-HUNYUAN_VIDEO: Mapping[str, Any] = {
-    "_class_name": "HunyuanVideoTransformer3DModel",
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_attention_heads": 24,
-    "attention_head_dim": 128,
-    "num_layers": 20,
-    "num_single_layers": 40,
-    "num_refiner_layers": 2,
-    "mlp_ratio": 4.0,
-    "patch_size": 2,
-    "patch_size_t": 1,
-    "qk_norm": "rms_norm",
-    "guidance_embeds": True,
-    "text_embed_dim": 4096,
-    "pooled_projection_dim": 768,
-    "rope_theta": 256.0,
-    "rope_axes_dim": [16, 56, 56],
-}
-
 
 def hunyuan_denoiser(config: Mapping[str, Any], *, tencents: bool = False) -> HunyuanVideoTransformer3DModel:
     """Build the denoiser of a config.json, in eval mode; `tencents` for weights in Tencent's layout.

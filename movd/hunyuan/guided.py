@@ -80,7 +80,9 @@ class HunyuanFlow(FlowBase):
         """Return v(z, times[i]) [B, c, T, H, W] in the model's dtype."""
         run = current_run()
         run.step, run.steps = i, len(self.times)
-        t = self.timesteps[i].expand(len(z)).to(z.dtype)
+        t = self.timesteps[i].expand(len(z))
+        if self.rounded and i > 0:  # diffusers gives the time the latents' dtype, which is float32 at first
+            t = t.to(self.dtype)
         found = [self._pass(z.to(self.dtype), t, prompt) for prompt in self.prompts]
         self._computed = True
         if len(found) == 1:
@@ -104,7 +106,7 @@ class HunyuanFlow(FlowBase):
         """Return z moved along v from times[i] to times[to]."""
         dt = self.sigmas[to] - self.sigmas[i]
         if self.rounded:
-            return (z.float() + dt * v).to(v.dtype)
+            return (z + dt * v).to(v.dtype).float()
         return z + dt * v.float()
 
     def state(self) -> Mapping[str, Any]:

@@ -16,25 +16,12 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
+from movd.hunyuan.hunyuan_released import LLAVA_LLAMA_3_8B
 from movd.renamed import prefix_before, renamed
 
 if TYPE_CHECKING:
     from transformers import LlamaModel
 
-#: The language half of xtuner/llava-llama-3-8b, as HunyuanVideo ships it: 8.0 B parameters, 7.5 B of them
-#: run.
-LLAVA_LLAMA_3_8B: Mapping[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 128320,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
 #: Layers at the end whose result is not used.
 SKIPPED_LAYERS = 2
 #: Tokens of a prompt, beside the template's.

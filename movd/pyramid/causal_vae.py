@@ -309,7 +309,7 @@ class PyramidDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the frames of one chunk of latents [B, c, T, H, W]."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.conv.weight.dtype)))
 
     def decode_chunks(self, z: Tensor, window: int) -> Iterator[Tensor]:
         """Yield the clip in chunks of the first `window` + 1 latents, then `window` at a time.
@@ -345,7 +345,7 @@ class PyramidEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the moments [B, 2 c, T, H, W] of frames in -1..1: mean, then log-variance."""
-        return self.quant_conv(self.encoder(x))
+        return self.quant_conv(self.encoder(x.to(self.quant_conv.conv.weight.dtype)))
 
     def encode_chunks(self, x: Tensor, window: int) -> Iterator[Tensor]:
         """Yield moments in chunks: those of the first `window` + 1 frames, then of `window` at a time.

@@ -5,7 +5,7 @@ The velocity is noise - data. A flow ends where its stage does: nothing leaps be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -123,7 +123,7 @@ class Journey:
         steps_first: tuple[int, ...],
         steps_others: tuple[int, ...],
         image: Tensor | None = None,
-        fresh: Any,
+        fresh: Callable[[int, int, tuple[int, ...]], Tensor],
     ) -> None:
         for name, steps in (("first", steps_first), ("other", steps_others)):
             if len(steps) != len(stages):
@@ -163,6 +163,59 @@ class Journey:
 def journey_legs(frames: int, stages: int, known: int = 0) -> list[Leg]:
     """Return unit and stage of every flow, in order."""
     return [Leg(unit, stage) for unit in range(known, frames) for stage in range(stages)]
+
+
+def jump_noise(seed: int, stages: int) -> Callable[[int, int, tuple[int, ...]], Tensor]:
+    """Return what draws the white noise of a jump.
+
+    It follows from the seed, the unit and the stage: a run that goes on draws the same.
+    """
+
+    def draw(unit: int, stage: int, shape: tuple[int, ...]) -> Tensor:
+        own = (seed + 1_000_003 * (1 + unit * stages + stage)) % (1 << 63)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(own))
+
+    return draw
+
+
+class PyramidWay:
+    """One prompt's flows, unit by unit, stage by stage. Implements `movd.text_to_video.family.Way`."""
+
+    def __init__(self, journey: Journey, denoiser: nn.Module, words: Words, guidance: Guidance) -> None:
+        self._journey, self._denoiser, self._words, self._guidance = journey, denoiser, words, guidance
+
+    def begin(self, leg: int, before: Tensor | None) -> Tensor:
+        """Return where a flow begins."""
+        return self._journey.begin(self._journey.legs[leg], before)
+
+    def flow(self, leg: int, on_remaining: Callable[[int], None]) -> StageFlow:
+        """Return the flow of a leg."""
+        journey, place = self._journey, self._journey.legs[leg]
+        return StageFlow(
+            self._denoiser,
+            self._words,
+            journey.past(place),
+            journey.stages[place.stage],
+            journey.steps(place),
+            self._guidance.scale(place.unit) if self._guidance.is_on else None,
+            on_remaining=on_remaining,
+        )
+
+    def end(self, leg: int, z: Tensor) -> None:
+        """Take in what a flow has reached."""
+        self._journey.end(self._journey.legs[leg], z)
+
+    def latents(self) -> Tensor:
+        """Return the latents, as the model has them."""
+        return self._journey.done
+
+    def state(self) -> Mapping[str, Any]:
+        """Return the frames that are made."""
+        return {"done": self._journey.done}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from frames that were made."""
+        self._journey.done = state["done"]
 
 
 #: What separates latents from what the model takes: (shift, scale) of the first frame, of the others.

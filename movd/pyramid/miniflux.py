@@ -23,12 +23,16 @@ from movd.official import OfficialConfig
 class MiniFluxConfig(OfficialConfig):
     """The official names; the defaults are the released model's."""
 
-    ignored: ClassVar = frozenset({"use_flash_attn", "use_temporal_causal", "interp_condition_pos"})
-    fixed: ClassVar = {
-        "patch_size": 1,
-        "use_gradient_checkpointing": False,
-        "gradient_checkpointing_ratio": 0.6,
-    }
+    ignored: ClassVar = frozenset(
+        {
+            "use_flash_attn",
+            "use_temporal_causal",
+            "interp_condition_pos",
+            "use_gradient_checkpointing",
+            "gradient_checkpointing_ratio",
+        }
+    )
+    fixed: ClassVar = {"patch_size": 1}
 
     in_channels: int = Field(default=64, ge=4)
     num_layers: int = Field(default=8, ge=0)

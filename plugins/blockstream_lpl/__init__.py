@@ -3,7 +3,7 @@
     sampler: lpl                                  # leaps sized by their measured error
     sampler: {name: lpl, tolerance: 0.02}         # fewer passes, further from the full number of steps
     sampler: {name: lpl, statistic: reference}    # the published rule: one leap to the end
-    sampler: {name: lpl, leap: 2}                 # the published fixed form: half of the steps, then the end
+    sampler: {name: lpl, leap: 2}                 # the published fixed form: half, then to the end
 
 A rectified flow's trajectories become straight, so many steps of the same velocity can be one. The
 published rule (Mobile-Oriented Video Diffusion, section 4) watches the cosine between consecutive velocities

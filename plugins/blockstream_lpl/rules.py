@@ -37,13 +37,19 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Fixed:
-    """LPL (n): take the first (n - 1) / n of the steps; the last of them goes on to the end."""
+    """LPL (n): take the first (n - 1) / n of the steps; the pass after them goes on to the end.
+
+    So the published tables count: 26 of 50 passes. The authors' code spares that pass and goes on with the
+    velocity of the last step (`reuses`): 25 of 50.
+    """
 
     leap: int
+    reuses: bool = False
 
     def passes(self, n: int) -> tuple[int, int]:
         """Return the exact number, twice."""
-        exact = max(1, n * (self.leap - 1) // self.leap)
+        steps = n * (self.leap - 1) // self.leap
+        exact = max(1, steps) if self.reuses else min(n, steps + 1)
         return exact, exact
 
     def move(self, times: Sequence[float], i: int, limit: int, v: Tensor, past: Past) -> Move:

@@ -43,7 +43,8 @@ class Options(BaseModel):
     leap: int | None = Field(
         default=None,
         ge=2,
-        description="the fixed form instead: take (leap - 1) / leap of the steps, then go to the end",
+        description="the fixed form instead: take (leap - 1) / leap of the steps, then one pass goes to the "
+        "end; with statistic: reference the last step's velocity does, as in the authors' code",
     )
 
 
@@ -120,7 +121,7 @@ def passes(
 def rule_of(statistic: Statistic, tolerance: float, leap: int | None) -> Rule:
     """Return the rule that some options stand for."""
     if leap is not None:
-        return Fixed(leap)
+        return Fixed(leap, reuses=statistic == "reference")
     return Published() if statistic == "reference" else Measured(tolerance)
 
 

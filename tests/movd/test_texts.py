@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from blockstream.run import runner
 from blockstream.run.files import Files
-from movd import pipeline
+from movd import opensora
 from movd.texts import TextCache, Texts
 from tests.support import movd_tiny as tiny
 from tests.support.interrupted import Passes
@@ -233,7 +233,7 @@ def test_other_weights_are_not_answered_from_the_cache(config, models, tmp_path,
 
 def test_fifty_prompts_go_stage_by_stage_and_one_embedding_is_held_at_a_time(config, tmp_path, monkeypatch):
     held, most = weakref.WeakSet(), []
-    embed = pipeline.embed
+    embed = opensora.embed
 
     def watched(*args):
         y, mask = embed(*args)
@@ -242,7 +242,7 @@ def test_fifty_prompts_go_stage_by_stage_and_one_embedding_is_held_at_a_time(con
         most.append(len(held))
         return y, mask
 
-    monkeypatch.setattr(pipeline, "embed", watched)
+    monkeypatch.setattr(opensora, "embed", watched)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"a red star number {n}" for n in range(50)))
     order = []

@@ -12,7 +12,7 @@ from blockstream.plugins.choices import Chosen
 from blockstream.run import runner
 from blockstream.run.config import load_config, make_config
 from blockstream.verify.comparison import verify
-from movd import pipeline
+from movd.text_to_video import pipeline
 from movd_coreml import packaged
 from tests.support.coreml import need_coremltools
 from tests.support.interrupted import Passes

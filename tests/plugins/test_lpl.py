@@ -142,10 +142,18 @@ def test_the_range_of_passes_grows_with_the_number_of_steps(n):
 
 
 def test_the_fixed_form_takes_its_share_of_the_steps_exactly():
-    assert [passes(30, leap=k) for k in (2, 3, 4)] == [(15, 15), (20, 20), (22, 22)]
-    assert passes(50, leap=2) == (25, 25)
+    assert [passes(30, leap=k) for k in (2, 3, 4)] == [(16, 16), (21, 21), (23, 23)]
+    assert [passes(n, leap=2)[1] for n in (50, 20, 10, 2, 1)] == [26, 11, 6, 2, 1]
     flow = Formula(bending)
     sample(flow, Z, leap=2)
+    assert flow.asked == list(range(16))
+
+
+def test_the_fixed_form_of_the_authors_code_spares_the_pass_that_leaps():
+    more = {"leap": 2, "statistic": "reference"}
+    assert [passes(n, **more) for n in (30, 50, 1)] == [(15, 15), (25, 25), (1, 1)]
+    flow = Formula(bending)
+    sample(flow, Z, **more)
     assert flow.asked == list(range(15))
 
 
@@ -178,10 +186,10 @@ def test_the_report_tells_steps_leaps_and_straightness_of_each_sample():
     flow = Formula(lambda z, t: torch.cat((torch.ones_like(z[:1]), turning(z[1:], t))))
     lpl(flow, Z)
     report = lpl.report(flow.done[-1][2], 30)
-    assert report["steps"] == list(range(20))
-    assert report["leaps"] == [[19, 30]]
+    assert report["steps"] == list(range(21))
+    assert report["leaps"] == [[20, 30]]
     straight_one, bent = report["cosine"]
-    assert straight_one == [None, *[pytest.approx(1.0)] * 19]
+    assert straight_one == [None, *[pytest.approx(1.0)] * 20]
     assert all(abs(c) < 0.99 for c in bent[1:])
 
 
@@ -226,7 +234,7 @@ def test_the_plugin_offers_one_sampler_that_its_options_build():
     plugins.register(blockstream_lpl, "lpl")
     choice = plugins.offers("sampler", "lpl")["lpl"]
     sampler = choice.build(choice.options(leap=2))
-    assert sampler.passes(30) == (15, 15)
+    assert sampler.passes(30) == (16, 16)
     flow = Formula(bending)
     assert torch.equal(sampler(flow, Z), sample(Formula(bending), Z, leap=2))
 
