@@ -40,20 +40,20 @@ def draw_cycles(records: Sequence[RunRecord], stage: str, visits: int = 12) -> F
     from matplotlib.figure import Figure
 
     panels = [_panel(record, stage, visits) for record in records]
-    longest = max(end - begin for _, begin, end in panels)
+    longest = max(end - begin for _, begin, end, _ in panels)
     with rc_context({"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6}):
         figure = Figure(figsize=(12, 0.5 + 1.5 * len(records)), facecolor="white", layout="constrained")
-        for k, (name, (bars, begin, end)) in enumerate(zip(names_of(records), panels, strict=True)):
+        for k, (name, (bars, begin, end, blocks)) in enumerate(zip(names_of(records), panels, strict=True)):
             ax = figure.add_subplot(len(records), 1, k + 1)
             _draw(ax, bars, begin, end, longest)
-            title = f"({chr(ord('a') + k)}) {name}: {stage}, {end - begin:.3g} s for {visits} blocks"
+            title = f"({chr(ord('a') + k)}) {name}: {stage}, {end - begin:.3g} s for {blocks} blocks"
             ax.set_title(title, loc="left", fontsize=10)
         ax.set_xlabel("seconds", fontsize=8, color=QUIET)
     return figure
 
 
-def _panel(record: RunRecord, stage: str, visits: int) -> tuple[list[Bar], float, float]:
-    """Return the bars of a stretch of a run, and when it begins and ends."""
+def _panel(record: RunRecord, stage: str, visits: int) -> tuple[list[Bar], float, float, int]:
+    """Return the bars of a stretch of a run, when it begins and ends, and how many blocks it has."""
     executed = record.of(stage, "execute")
     passes = sorted({b.pass_index for b in executed})
     if not passes:
@@ -65,7 +65,12 @@ def _panel(record: RunRecord, stage: str, visits: int) -> tuple[list[Bar], float
         begin = min([begin, *(b.start_s for b in record.of(stage, "load"))])
     end = shown[-1].end_s
     kinds = {kind for _, kind, _, _ in LANES} | {"stall"}
-    return [b for b in record.bars if b.kind in kinds and b.end_s > begin and b.start_s < end], begin, end
+    return (
+        [b for b in record.bars if b.kind in kinds and b.end_s > begin and b.start_s < end],
+        begin,
+        end,
+        len(shown),
+    )
 
 
 def _draw(ax: Axes, bars: Sequence[Bar], begin: float, end: float, longest: float) -> None:

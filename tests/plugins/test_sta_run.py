@@ -75,6 +75,11 @@ def test_merged_steps_run_dense_and_the_report_says_so(runs, tmp_path):
     assert attention["kernels"]["merged_layers"] == 0
 
 
+def test_streamed_equals_resident_with_windows(runs):
+    sets = ["--set", f"attention={json.dumps([WINDOWS])}"]
+    assert main(["verify", str(runs.config), *sets]) == 0
+
+
 def search(runs, table, out, *more):
     windows = ["--window", "1,1,3", "--window", "2,1,1", "--tile", "2,2,2", "--dense-steps", "1"]
     return main(

@@ -11,9 +11,7 @@ from torch import nn
 
 from blockstream.module.attention import UNCHANGED, attention_hooks, numbered
 from blockstream.plan.segments import AtMost
-from blockstream.plugins.choices import Choice
-from blockstream.plugins.hookspecs import hookimpl
-from blockstream.plugins.protocols import AttentionLayer, current_run
+from blockstream.plugins import AttentionLayer, Choice, current_run, hookimpl
 from blockstream.streaming.pace import pace
 
 GRID, WIDTH, HEADS, TEXT, REAL = (4, 4, 6), 16, 2, 5, 3
