@@ -7,21 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blockstream.budget.amounts import format_nbytes
 from blockstream.system.machine import cpu_name
 
 from .common import add_json, print_json
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
-
-DISTRIBUTION = "blockstream-engine"
-
-#: Extras that only who develops the project needs.
-DEVELOPMENT = frozenset({"test", "dev"})
+from .extras import DISTRIBUTION, missing_extras
+from .hints import hints
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a folder, or a large file, on the disk to measure (default: here)",
     )
     parser.add_argument("--no-disk", action="store_true", help="leave the disk alone")
+    parser.add_argument(
+        "--fix-hints", action="store_true", help="print only what to do about what was found, a line each"
+    )
     add_json(parser, "the facts")
 
 
@@ -41,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the facts about this machine."""
     from blockstream.system.machine import doctor_facts
 
-    if not (args.json or args.no_disk):
+    if not (args.json or args.no_disk or args.fix_hints):
         print("reading the disk with nothing cached, about three seconds ...", file=sys.stderr)
     facts = {
         "schema": 1,
@@ -50,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
         "missing": missing_extras(),
     }
     if args.json:
-        print_json(facts)
+        print_json({**facts, "hints": list(hints(facts))} if args.fix_hints else facts)
+    elif args.fix_hints:
+        print("\n".join(hints(facts)) or "nothing to mend was found")
     else:
         for title, text in _lines(facts):
             print(f"{title:<10} {text}".rstrip())
@@ -71,38 +69,6 @@ def devices() -> list[dict[str, str]]:
     except (OSError, subprocess.SubprocessError) as error:
         return [*found, {"kind": "cuda", "name": f"nvidia-smi failed: {error}"}]
     return found + [{"kind": "cuda", "name": line.strip()} for line in listed.stdout.splitlines()]
-
-
-def missing_extras() -> dict[str, list[str]]:
-    """Return, for each extra of the package that is incomplete, the requirements it lacks."""
-    from packaging.requirements import Requirement
-
-    try:
-        described = metadata.metadata(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return {}
-    extras = [e for e in described.get_all("Provides-Extra") or [] if e not in DEVELOPMENT]
-    required = [Requirement(text) for text in described.get_all("Requires-Dist") or []]
-    lacking = {
-        extra: [
-            str(r.name) + str(r.specifier)
-            for r in required
-            if r.marker is not None
-            and r.marker.evaluate({"extra": extra})
-            and not r.marker.evaluate({"extra": ""})
-            and not _satisfied(r)
-        ]
-        for extra in extras
-    }
-    return {extra: names for extra, names in lacking.items() if names}
-
-
-def _satisfied(requirement: Requirement) -> bool:
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
-        return False
-    return requirement.specifier.contains(version, prereleases=True)
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

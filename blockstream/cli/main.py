@@ -22,6 +22,8 @@ from blockstream.plugins import entrypoints
 from blockstream.plugins.entrypoints import Installed, nearest
 from blockstream.system.terminal import prepare_streams, visible
 
+from .extras import what_to_add
+
 #: The built-in commands: module and summary, so that help imports none of them.
 BUILT_IN = {
     "run": ("blockstream.cli.run", "run a config and write its result to a folder"),
@@ -36,6 +38,7 @@ BUILT_IN = {
     "plugins": ("blockstream.cli.plugins", "list what is installed, without importing it"),
     "plugins.new": ("blockstream.cli.new_plugin", "write the package of a plugin to start from"),
     "doctor": ("blockstream.cli.doctor", "measure this machine: disk, memory, processors"),
+    "completion": ("blockstream.cli.completion", "print a shell's script that completes commands"),
 }
 
 ENVIRONMENT = """environment:
@@ -60,11 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _failed(str(error), 2)
     except BlockstreamError as error:
-        return _failed(str(error), 1)
+        return _failed(what_to_add(error) or str(error), 1)
     except OSError as error:
         _let_go_of_output()
         return _failed(_of_system(error), 1)
     except Exception as error:
+        if add := what_to_add(error):
+            return _failed(add, 1)
         hint = "" if _debug() else " (BLOCKSTREAM_DEBUG=1 shows where)"
         return _failed(f"{type(error).__name__}: {error}{hint}", 1)
     return code

@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--compare", type=Path, metavar="FILE", help="write one page with all the runs, such as compare.html"
     )
     parser.add_argument("--no-draw", action="store_true", help="leave the folders as they are")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
     add_json(parser, "the figures of each run")
 
 
@@ -49,4 +50,18 @@ def run(args: argparse.Namespace) -> int:
         print_comparison(records)
     else:
         print_record(records[0])
+    if args.open:
+        pages = [args.compare] if args.compare is not None else [f / "report.html" for f in args.folders]
+        for page in pages:
+            show(page)
     return 0
+
+
+def show(page: Path) -> None:
+    """Open a page in the browser. Raises ConfigError where there is no page or no browser."""
+    import webbrowser
+
+    if not page.is_file():
+        raise ConfigError(f"{page} was not drawn; leave --no-draw out, or see the message above")
+    if not webbrowser.open(page.absolute().as_uri()):
+        raise ConfigError(f"no browser was found here; open {page.absolute()} in one")

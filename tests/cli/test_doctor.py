@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from importlib import metadata
 import pytest
 
 from blockstream.cli import doctor
+from blockstream.cli.extras import missing_extras, what_to_add
+from blockstream.cli.hints import hints
+from blockstream.errors import PluginError
 
 DISK = {
     "path": ".",
@@ -106,7 +110,7 @@ def test_an_extra_lacks_what_is_absent_or_too_old(monkeypatch):
         "mypy; extra == 'dev'",
         versions={"av": "15.0", "pillow": "9.5", "matplotlib": "3.9"},
     )
-    assert doctor.missing_extras() == {"movd": ["pillow>=10", "ftfy"]}
+    assert missing_extras() == {"movd": ["pillow>=10", "ftfy"]}
 
 
 @pytest.mark.parametrize(
@@ -131,3 +135,45 @@ def test_devices_are_listed_without_torch(monkeypatch, output, expected):
     assert len(others) == len(expected)
     for device, name in zip(others, expected, strict=True):
         assert device["kind"] == "cuda" and device["name"].startswith(name)
+
+
+def test_what_is_not_installed_is_said_in_one_line_with_what_adds_it(monkeypatch):
+    names = [f"{name}; extra == 'movd'" for name in ("av>=14", "pillow>=10", "ftfy")]
+    described(monkeypatch, *names, "matplotlib; extra == 'report'", versions={"matplotlib": "3.9"})
+    add = "av, pillow, ftfy are not installed: pip install 'blockstream-engine[movd]'"
+    for module in ("ftfy", "PIL.Image", "av"):
+        absent = ModuleNotFoundError(f"No module named {module!r}", name=module)
+        assert what_to_add(absent) == add
+        blamed = PluginError("plugin 'movd', build() of pipeline 'movd': ...")
+        blamed.__cause__ = absent
+        assert what_to_add(blamed) == add
+    assert what_to_add(ModuleNotFoundError("No module named 'own'", name="own")) is None
+    assert what_to_add(ValueError("no module")) is None
+
+
+def test_hints_say_what_to_do_about_what_was_found(monkeypatch, tmp_path):
+    import resource
+
+    sound = copy.deepcopy(FACTS)
+    sound |= {"missing": {}, "devices": [{"kind": "cpu", "name": "x"}]}
+    sound["versions"] = {"torch": "2.9.0+cpu"}
+    sound["memory"]["nbytes"] = 8 << 30
+    sound["disk"] = None
+    monkeypatch.setenv("BLOCKSTREAM_CACHE", str(tmp_path))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    assert list(hints(sound)) == []
+    poor = {
+        **sound,
+        "missing": {"movd": ["av>=14"]},
+        "devices": [{"kind": "cuda", "name": "x"}],
+        "memory": {**sound["memory"], "nbytes": 1 << 20},
+    }
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 4096))
+    said = "\n".join(hints(poor))
+    for words in (
+        "1.0 MiB of memory are free",
+        "cannot use the GPU",
+        "only 40 files may be open at once: ulimit -n 256",
+        "av>=14 missing: pip install 'blockstream-engine[movd]'",
+    ):
+        assert words in said

@@ -101,3 +101,15 @@ def test_what_cannot_be_read_is_one_message_and_nothing_is_written(command, whol
 def test_a_comparison_that_is_no_page_is_refused(command, whole):
     code, _, err = command("report", str(whole), "--compare", "both.png")
     assert (code, "name a .html file" in err) == (2, True)
+
+
+def test_a_page_is_shown_in_the_browser_or_where_it_is_is_said(command, whole, tmp_path, monkeypatch):
+    import webbrowser
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: not opened.append(url))
+    assert command("report", str(whole), "--open")[0] == 0
+    assert opened == [(whole / "report.html").absolute().as_uri()]
+    monkeypatch.setattr(webbrowser, "open", lambda url: False)
+    code, _, err = command("report", str(whole), "--compare", str(tmp_path / "x.html"), "--open")
+    assert code == 2 and f"no browser was found here; open {tmp_path / 'x.html'} in one" in err
