@@ -205,10 +205,9 @@ def refused(found: Path, budget: int, more: Mapping[str, object]) -> str | None:
         try:
             session.draft()
         except BudgetError as error:
-            most = max(session._stages, key=lambda s: s.activations_nbytes or 0)
-            least = str(error).rpartition("the least is ")[2]
-            needs = format_nbytes(most.activations_nbytes or 0)
-            return f"{needs} of activations in {most.name}; {least} in all"
+            said, _, least = str(error).rpartition("the least is ")
+            beside = said.rpartition(" beside ")[2].partition(" of ")[0]
+            return f"{beside} beside weights; {least} in all"
     return None
 
 

@@ -25,6 +25,8 @@ MARGIN_NBYTES = 16 << 20
 MARGIN_PART = 0.01
 #: Left to the kernel (page tables, buffers) under a limit that it enforces.
 GUARD_NBYTES = 16 << 20
+#: What kernels take beside results.
+WORKSPACE_NBYTES = 8 << 20
 #: The headroom is read at most this often, but for one look before more is taken.
 LOOK_S = 0.1
 #: And where a stage has everything in memory: each look takes time from compute.
@@ -34,7 +36,7 @@ _COUNT_MAPPED = ("RLIMIT_AS", "RLIMIT_DATA")
 
 
 class Governor:
-    """Follows one session's budget. `looks` and `read` replace the machine in tests.
+    """Follows one session's budget on the host. A `Ceiling`. `looks` and `read` replace the machine in tests.
 
     `touched_nbytes` and `mapped_nbytes` say how much of the session's arena is touched and mapped,
     `others_nbytes` what other sessions of the process will still touch.
@@ -66,7 +68,9 @@ class Governor:
         self.base_nbytes = 0
         #: The largest growth within one pass outside the arena: what compute needs.
         self.activations_nbytes = 0
-        self._pass_base = self._expected = self._outside_then = 0
+        #: What was held outside the arena when the pass began.
+        self.pass_base_nbytes = 0
+        self._expected = self._outside_then = 0
         #: The largest growth outside the arena within one visit of this stage, and what it is counted from.
         self._need = self._visit_base = 0
         self.set(budget)
@@ -100,7 +104,8 @@ class Governor:
     def begin_pass(self) -> None:
         """Take note of what is held outside the arena before a pass computes."""
         if self.watch is not None:
-            self._pass_base = max(0, self.watch.sample().nbytes - self._touched())
+            self.pass_base_nbytes = max(0, self.watch.sample().nbytes - self._touched())
+            self._expected = 0
 
     def sample(self, label: str | None = None, known: bool = True) -> None:
         """Account for what is held now, after a visit.
@@ -118,7 +123,7 @@ class Governor:
 
     def expect(self, activations_nbytes: int) -> None:
         """Expect a pass to take so much beside what is held now, though nothing has been seen of it."""
-        self._expected = self._pass_base + activations_nbytes
+        self._expected = self.pass_base_nbytes + activations_nbytes
 
     def relieve(self) -> None:
         """Give back what the C library's heap keeps of what was freed.
@@ -216,6 +221,26 @@ class Governor:
             f"{raised}the least is {-(-least // 2**20)} MiB"
         )
 
+    def require(self, stage: str, least_nbytes: int, activations_nbytes: int) -> None:
+        """Raise BudgetError when a pass that takes so much for certain would exceed an amount.
+
+        `least_nbytes` are the weights that it cannot do without.
+        """
+        needed = least_nbytes + activations_nbytes + WORKSPACE_NBYTES
+        if not self.explicit or needed + self.pass_base_nbytes <= self._amount:
+            return
+        self.relieve()
+        self.begin_pass()
+        if needed + self.pass_base_nbytes <= self._amount:
+            return
+        least = _with_margin(needed + self.pass_base_nbytes)
+        raise BudgetError(
+            f"budget {_told_from(self._amount, least)} cannot hold this pass of stage {stage!r}: "
+            f"{format_nbytes(activations_nbytes)} of activations beside "
+            f"{format_nbytes(self.pass_base_nbytes)} held before it (caches included) and "
+            f"{format_nbytes(least_nbytes)} of weights; the least is {-(-least // 2**20)} MiB"
+        )
+
     # -- report ------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
@@ -237,7 +262,7 @@ class Governor:
     def _account(self) -> None:
         """Take the most held outside the arena beyond what was held before the pass as its activations."""
         if self.watch is not None:
-            most = self.watch.outside_nbytes - self._pass_base
+            most = self.watch.outside_nbytes - self.pass_base_nbytes
             self.activations_nbytes = max(self.activations_nbytes, most)
 
     def _with_part(self, part: float, now: int, free: int, slack: bool) -> int:

@@ -7,7 +7,7 @@ memory) in `blockstream.device`; stores of compiled models have room of their ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -87,19 +87,13 @@ class Whole:
 StoreAround = Callable[[Store], Store]
 
 
-class Stored(Protocol):
-    """A stage that may have a store of its own."""
-
-    name: str
-    around: StoreAround | None
-
-
 class StagesStore:
     """Loads some stages' segments by stores of their own around one that loads all others. A `Store`."""
 
-    def __init__(self, files: Store, stages: Iterable[Stored]) -> None:
+    def __init__(self, files: Store, arounds: Mapping[str, StoreAround]) -> None:
+        """`arounds`: what makes a stage's store, by the stage's name."""
         self._files = files
-        self._own = {stage.name: stage.around(files) for stage in stages if stage.around is not None}
+        self._own = {stage: around(files) for stage, around in arounds.items()}
 
     def begin(self, load: Load) -> Loading:
         """Begin a load of a stage's store."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from .guards import left_out, strip
 from .standins import Absent
 
+#: Values of a class that a forward may replace: counters, flags, a tensor of the step before.
+_KEPT = (int, float, str, tuple, torch.Tensor, type(None))
 _LruCache = type(functools.lru_cache(lambda: None))
 
 
@@ -53,7 +57,13 @@ def faked(
     """
     state = torch.random.get_rng_state()
     try:
-        with _cleared_caches(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        with (
+            _cleared_caches(),
+            _kept_classes(module),
+            FakeTensorMode(allow_non_fake_inputs=True) as mode,
+            torch.inference_mode(False),  # in which operations are seen whole, and not counted
+            torch.no_grad(),
+        ):
             with FakeCopyMode(mode):
                 fake, args, kwargs = copy.deepcopy(
                     (module, call.args, call.kwargs), {**left_out(module), **_stand_ins(module)}
@@ -89,16 +99,43 @@ def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | N
 
 
 @contextmanager
-def _cleared_caches() -> Iterator[None]:
-    """Clear the `lru_cache`s that grew in the block: they may hold fake tensors now."""
-    before = {id(c): c.cache_info().currsize for c in _caches()}
+def _kept_classes(module: nn.Module) -> Iterator[None]:
+    """Put back what a forward counts or keeps in the attributes of the modules' classes."""
+    classes = {c for m in module.modules() for c in type(m).__mro__}
+    own = [c for c in classes if c.__module__.partition(".")[0] not in ("torch", "builtins")]
+    kept = [(c, name, x) for c in own for name, x in vars(c).items() if isinstance(x, _KEPT)]
     try:
         yield
     finally:
-        for cache in _caches():
+        for c, name, value in kept:
+            if c.__dict__.get(name) is not value:
+                setattr(c, name, value)
+
+
+class _Caches:
+    """The `lru_cache`s there are, looked for anew where modules have been imported since the last time."""
+
+    def __init__(self) -> None:
+        self._modules = 0
+        self._found: list[weakref.ref[Any]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._modules != len(sys.modules):
+            self._modules = len(sys.modules)
+            self._found = [weakref.ref(o) for o in gc.get_objects() if type(o) is _LruCache]
+        return (cache for ref in self._found if (cache := ref()) is not None)
+
+
+_caches = _Caches()
+
+
+@contextmanager
+def _cleared_caches() -> Iterator[None]:
+    """Clear the `lru_cache`s that grew in the block: they may hold fake tensors now."""
+    before = {id(c): c.cache_info().currsize for c in _caches}
+    try:
+        yield
+    finally:
+        for cache in _caches:
             if cache.cache_info().currsize != before.get(id(cache), 0):
                 cache.cache_clear()
-
-
-def _caches() -> list[Any]:
-    return [o for o in gc.get_objects() if type(o) is _LruCache]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -33,6 +34,21 @@ from .standins import Absent, RowTable
 #: What of torch computes fused where no gradient could be asked for.
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a module is cut into segments.
+
+    `parts` with their `layouts` by name and `kinds` (parts of one kind compute alike), `tables` read by row,
+    and the order of paths that the module `declared`, empty if it names none.
+    """
+
+    parts: tuple[Part, ...]
+    layouts: Mapping[str, SegmentLayout]
+    kinds: tuple[tuple[type, int], ...]
+    tables: tuple[tuple[Place, ...], ...]
+    declared: tuple[str, ...]
 
 
 class Prepared:
@@ -79,18 +95,16 @@ class Prepared:
         self._where = CPU
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         self._values: list[tuple[Tensor, Tensor]] = []
-        self.cut()
+        self.use(self.cut())
 
-    def cut(self, finer: int | None = None) -> None:
-        """Cut the module into segments, none above `finer` bytes where that can be helped."""
-        self._int8.apply()
-        cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=finer)
-        self.parts = cut.parts
-        self._tables = cut.tables
-        #: The order the module itself names, as paths; empty if it names none.
-        self.declared = cut.order
-        self.layouts: dict[str, SegmentLayout] = {part.name: self._lay_out(part) for part in self.parts}
-        for places in self._tables:  # not read whole, but held to the same rules
+    def cut(self, finer: int | None = None) -> Cut:
+        """Return the module cut into segments, none above `finer` bytes where that can be helped.
+
+        Nothing is changed: it is cut so once the cut is put to `use`.
+        """
+        made = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=finer)
+        layouts = {part.name: self._lay_out(part) for part in made.parts}
+        for places in made.tables:  # not read whole, but held to the same rules
             request = self._requests[places[0].path]
             lay_out(f"table.{request.param}", [request])
             if len(request.tensors) > 1:
@@ -98,6 +112,25 @@ class Prepared:
                     f"table {request.param!r} is made of {len(request.tensors)} tensors and cannot be read "
                     "row by row; save it as one tensor"
                 )
+        kinds = tuple(
+            (type(self.module.get_submodule(p.entry or "")), layouts[p.name].bound_nbytes) for p in made.parts
+        )
+        return Cut(made.parts, layouts, kinds, made.tables, made.order)
+
+    def use(self, cut: Cut) -> None:
+        """Cut the module so from the next `install` on; while it is installed it is not cut anew."""
+        self._int8.apply()
+        self._cut = cut
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Return the parts of the module as it is cut."""
+        return self._cut.parts
+
+    @property
+    def layouts(self) -> Mapping[str, SegmentLayout]:
+        """Return the layout of each segment by name."""
+        return self._cut.layouts
 
     def finest(self) -> list[tuple[int, bool]]:
         """Return (bytes, whether it stays) of the segments of the finest cut, in registration order."""
@@ -116,7 +149,7 @@ class Prepared:
     @property
     def tables(self) -> list[str]:
         """Return the parameters that are gathered row by row."""
-        return [places[0].path for places in self._tables]
+        return [places[0].path for places in self._cut.tables]
 
     @property
     def gathered_nbytes(self) -> int:
@@ -135,7 +168,7 @@ class Prepared:
         self._where = where
         self._absent: dict[Place, Absent] = {}
         try:
-            for places in self._tables:
+            for places in self._cut.tables:
                 self._install_table(places)
             for part in self.parts:
                 for places in part.params:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ Calls = Sequence[tuple[str, bool]]
 
 #: Kernels take work space that fake tensors do not show.
 WORKSPACE_NBYTES = 8 << 20
+#: What modules that fake tensors need take.
+IMPORTS_NBYTES = 80 << 20
 #: The C library gives back at once what is larger; of what is smaller it may keep as much again as was used.
 KEPT_NBYTES = 32 << 20
 #: Kernels that bring what they read and write to a layout of their own, and hold both.
@@ -60,6 +64,14 @@ class Rehearsal:
         return self.peak_nbytes + self.small_nbytes
 
 
+def needs_imports() -> bool:
+    """Return whether a rehearsal would import `IMPORTS_NBYTES` of modules first, for a second or so.
+
+    torch leaves its compiler out until fake tensors are used; libraries of models have it imported.
+    """
+    return "torch._dynamo" not in sys.modules
+
+
 def rehearse(
     module: nn.Module,
     inputs: Any,
@@ -73,6 +85,9 @@ def rehearse(
     which dtype a parameter will have. None, and `failed` is told why, if it cannot run without data.
     """
     part = module.get_submodule(path)
+    if any(isinstance(m.__dict__.get("forward"), FunctionType) for m in part.modules()):
+        log.info("%s is learnt from its first pass: a forward in it was replaced", type(part).__name__)
+        return None  # what replaced it leads to the module itself, not to its copy
     prefix = f"{path}." if path else ""
     at = None if dtype_of is None else lambda name: dtype_of(prefix + name)
     calls: list[tuple[str, bool]] = []

@@ -205,8 +205,6 @@ def _begin(folder: RunFolder, config: RunConfig, found: Mapping[str, str | None]
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return what `plan --json` prints: the plan as it would be made now. Nothing is read but headers."""
-    from blockstream.streaming.least import finest_arena_nbytes
-
     config = pinned(config)
     plugins = activate(config)
     this = RunInProgress(config, NOWHERE, Ledger(), plugins)
@@ -223,7 +221,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
             activations_beside=session.activations_beside,
             budget_nbytes=this.budget_nbytes,
             arena_nbytes=None if config.arena == "auto" else parse_nbytes(config.arena),
-            finest_arena_nbytes=finest_arena_nbytes(session),
+            finest_arena_nbytes=session.finest_arena_nbytes,
         )
 
 

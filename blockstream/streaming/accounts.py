@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from blockstream.engine.ledger import Ledger
 from blockstream.report.stages import stage_summaries
 
-if TYPE_CHECKING:
-    from .session import Session
+from .declared import Declared
+from .stage_facts import Facts
+from .top_tier import TopTier
 
 SCHEMA = 1
 
 
-def session_report(session: Session) -> dict[str, Any]:
+def session_report(
+    tier: TopTier,
+    stages: Sequence[Declared],
+    facts: Mapping[str, Facts],
+    ledger: Ledger,
+    budget: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return what has run so far: arena, stages, bytes read, moved, converted and gathered."""
-    engine, arena = session._engine, session._arena
-    if engine is None or arena is None:
-        return {"schema": SCHEMA, "budget": session.budget_report(), "stages": []}
-    totals = session._files.totals
-    stages = [
+    totals, reader = tier.files.totals, tier.files.reader
+    accounts = [
         {
             **summary,
             "files": sorted({str(f.path) for x in stage.prepared.layouts.values() for f in x.files}),
-            "costs": stage.known.source,
+            "costs": facts[stage.name].known.source,
             "gathered_nbytes": stage.prepared.gathered_nbytes,
             "synthetic": stage.prepared.synthetic is not None,
             "unused_tensors": len(stage.prepared.matched.unused),
         }
-        for stage, summary in zip(
-            session._stages, stage_summaries(engine.plan, session.ledger.spans), strict=True
-        )
+        for stage, summary in zip(stages, stage_summaries(tier.engine.plan, ledger.spans), strict=True)
     ]
     return {
         "schema": SCHEMA,
-        "budget": session.budget_report(),
-        "arena": {"nbytes": engine.plan.arena_nbytes, "touched_nbytes": arena.peak_touched_nbytes},
-        "stages": stages,
-        "unplanned": engine.unplanned,
-        "read": session._files.reader.mode,
-        "requests": {
-            "threads": session._files.reader.threads,
-            "nbytes": session._files.reader.request_nbytes,
-        },
-        **({} if (device := session.device_report()) is None else {"device": device}),
+        "budget": budget,
+        "arena": {"nbytes": tier.engine.plan.arena_nbytes, "touched_nbytes": tier.arena.peak_touched_nbytes},
+        "stages": accounts,
+        "unplanned": tier.engine.unplanned,
+        "read": reader.mode,
+        "requests": {"threads": reader.threads, "nbytes": reader.request_nbytes},
+        **({} if (device := tier.device_report()) is None else {"device": device}),
         "moved_nbytes": totals.moved_nbytes,
         "converted_nbytes": totals.converted_nbytes,
     }

@@ -6,32 +6,28 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING
 
 from blockstream.engine.ledger import Ledger, Span
 from blockstream.plan.segments import Segment, Stage
 
-if TYPE_CHECKING:
-    from .stage import StreamedStage
+from .known import OUTSIDE, READ_SPEED
+from .stage_facts import Facts
 
-#: Bytes a second, before anything has been measured: a common NVMe disk, and compute half as slow.
-READ_SPEED = 1.2e9
+#: Bytes a second, before anything has been measured: half as slow as a common disk reads.
 COMPUTE_SPEED = 2.4e9
-#: The time of a pass outside all segments: the sampler's, files', first and last layers'.
-OUTSIDE = "(outside)"
 #: Loads of a segment from which on its own times say more than those of all segments of its size.
 ENOUGH = 5
 
 
-def default_costs(stage: StreamedStage) -> Stage:
+def default_costs(facts: Facts) -> Stage:
     """Return a stage with the costs known before it runs."""
-    prepared = stage.prepared
-    known = stage.known.of_cut({name: layout.nbytes for name, layout in prepared.layouts.items()})
-    outside = _outside_flops(stage)
-    visits = len(stage.full_order) - len(stage.order)  # of what is resident, in a pass
+    cut = facts.cut
+    known = facts.known.of_cut({name: layout.nbytes for name, layout in cut.layouts.items()})
+    outside = _outside_flops(facts)
+    visits = len(facts.full_order) - len(facts.order)  # of what is resident, in a pass
     segments = []
-    for part in prepared.parts:
-        layout = prepared.layouts[part.name]
+    for part in cut.parts:
+        layout = cut.layouts[part.name]
         if part.name in known.execute_s:
             execute_s = known.execute_s[part.name] / (2 if part.resident else 1)  # held between two visits
         elif known.flops and known.compute_speed:
@@ -43,17 +39,16 @@ def default_costs(stage: StreamedStage) -> Stage:
         segments.append(
             Segment(part.name, layout.nbytes, load_s, execute_s, layout.read_nbytes, part.resident)
         )
-    made = Stage(stage.name, tuple(segments), stage.full_order, stage.passes, stage.pace)
+    made = Stage(facts.name, tuple(segments), facts.full_order, facts.passes, facts.pace)
     return _with_outside(made, known.execute_s.get(OUTSIDE, 0.0))
 
 
-def _outside_flops(stage: StreamedStage) -> float:
+def _outside_flops(facts: Facts) -> float:
     """Return the operations of a forward that no streamed segment does."""
-    flops = stage.known.flops
+    flops = facts.known.flops
     if not flops:
         return 0.0
-    parts = stage.prepared.parts
-    inside = sum(flops.get(parts[i].entry or "", 0.0) for i in stage.order)
+    inside = sum(flops.get(facts.cut.parts[i].entry or "", 0.0) for i in facts.order)
     return max(0.0, flops.get("", 0.0) - inside)
 
 

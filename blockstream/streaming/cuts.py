@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING
 
+from blockstream.module.prepared import Prepared
 from blockstream.plan.layout import ALIGN, align_up
 from blockstream.plan.planner import least_arena
 from blockstream.plan.retention import RetentionPolicy
@@ -14,9 +13,7 @@ from blockstream.plan.search import Limits, best_of_policy
 from blockstream.plan.segments import Schedule
 
 from .costs import default_costs
-
-if TYPE_CHECKING:
-    from .stage import StreamedStage
+from .stage_facts import Facts
 
 #: Segments below this are not cut to gain time: a visit and a load have a cost of their own.
 CUT_NBYTES = 128 << 20
@@ -24,44 +21,44 @@ CUT_NBYTES = 128 << 20
 CUT_GAIN = 0.01
 
 
-def cut_to_fit(stage: StreamedStage, room: int, slots: int | None) -> None:
-    """Cut a stage into smaller segments when two of its own do not fit: as fine as it takes, or can be."""
+def cut_to_fit(facts: Facts, prepared: Prepared, room: int, slots: int | None) -> Facts:
+    """Return a stage cut finer when two of its segments do not fit: as fine as it takes, or can be."""
     for parts in (2, 4, None):
-        whole = Schedule.of([default_costs(stage)])
+        whole = Schedule.of([default_costs(facts)])
         if least_arena(whole, slots) <= room:
-            return
+            break
         resident = sum(s.nbytes for s in whole.stages[0].segments if s.resident)
-        stage.install(finer=1 if parts is None else max((room - resident) // parts, 1))
+        facts = facts.recut(prepared, 1 if parts is None else max((room - resident) // parts, 1))
+    return facts
 
 
-def cut_to_gain(stage: StreamedStage, room: int, policies: Sequence[RetentionPolicy]) -> None:
-    """Cut a stage's largest segments as long as time is gained: smaller slots leave room to retain more.
+def cut_to_gain(facts: Facts, prepared: Prepared, room: int, policies: Sequence[RetentionPolicy]) -> Facts:
+    """Return a stage cut finer as long as time is gained: small slots leave room to retain more.
 
-    Only where example inputs have shown that each piece is called by itself, once the others are done; not
-    where the module declares its order, nor where nothing is read twice.
+    Only where a rehearsal has shown that each piece is called by itself, once the others are done; not where
+    the module declares its order, nor where nothing is read twice.
     """
-    costs = default_costs(stage)
+    costs = default_costs(facts)
     fits = sum(align_up(s.nbytes) for s in costs.segments) <= room
-    if stage.prepared.declared or stage.passes.expected < 2 or fits:
-        return
-    expected_s = _alone(stage, room, policies)
-    while not stage.guessed and expected_s < inf:  # else it will be refused
-        limit, unused = stage.finer, stage.unvisited_nbytes
-        largest = max((layout.nbytes for layout in stage.prepared.layouts.values()), default=0)
+    if facts.cut.declared or facts.passes.expected < 2 or fits:
+        return facts
+    expected_s = _alone(facts, room, policies)
+    while not facts.guessed and expected_s < inf:  # else it will be refused
+        largest = max((layout.nbytes for layout in facts.cut.layouts.values()), default=0)
         if largest < CUT_NBYTES:
-            return
-        stage.install(finer=3 * largest // 4)  # most often the modules that a block consists of
-        shown = not stage.guessed and stage.unvisited_nbytes == unused
-        finer_s = _alone(stage, room, policies)
+            break
+        finer = facts.recut(prepared, 3 * largest // 4)  # most often the modules that a block consists of
+        shown = not finer.guessed and finer.unvisited_nbytes == facts.unvisited_nbytes
+        finer_s = _alone(finer, room, policies)
         if not shown or finer_s > (1 - CUT_GAIN) * expected_s:
-            stage.install(finer=sys.maxsize if limit is None else limit)
-            return
-        expected_s = finer_s
+            break
+        facts, expected_s = finer, finer_s
+    return facts
 
 
-def _alone(stage: StreamedStage, room: int, policies: Sequence[RetentionPolicy]) -> float:
+def _alone(facts: Facts, room: int, policies: Sequence[RetentionPolicy]) -> float:
     """Return the seconds that a stage takes by itself in an arena, by the recurrence; inf without room."""
-    costs, limits = default_costs(stage), Limits(room, None, None, ALIGN)
+    costs, limits = default_costs(facts), Limits(room, None, None, ALIGN)
     if least_arena(Schedule.of([costs])) > room:  # what a block holds beside its pieces stays resident
         return inf
     return min(best_of_policy(costs, policy, limits).wall_s for policy in policies)

@@ -31,7 +31,6 @@ from blockstream.run.validation import raise_problems, validate
 from blockstream.run.yamlfile import Document, with_set
 from blockstream.system.memory import held
 
-from .least import finest_arena_nbytes
 from .options import MOST_PASSES, parse_policies
 from .session import Session
 
@@ -73,7 +72,7 @@ def plan_model(ref: str, sets: list[str]) -> dict[str, Any]:
             activations_beside=session.activations_beside,
             budget_nbytes=resolve_budget(options.budget).nbytes,
             arena_nbytes=arena,
-            finest_arena_nbytes=finest_arena_nbytes(session),
+            finest_arena_nbytes=session.finest_arena_nbytes,
         )
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from blockstream.module.binding import tensors_in
 from blockstream.module.partition import Part
+from blockstream.module.prepared import Prepared
 from blockstream.module.standins import RowTable
-from blockstream.streaming.stage import StreamedStage
 from blockstream.verify.difference import Difference, DifferenceError
 
 from .recorder import most_apart, same
@@ -33,22 +33,22 @@ log = logging.getLogger(__name__)
 class SegmentCheck:
     """The comparison of one stage: DifferenceError at the first difference. Close it to undo its changes."""
 
-    def __init__(self, stage: StreamedStage) -> None:
+    def __init__(self, prepared: Prepared) -> None:
         #: Visits compared, by segment.
         self.visits: Counter[str] = Counter()
         #: Segments whose inputs cannot be copied: their weights alone are compared.
         self.weights_alone: set[str] = set()
-        self._stage = stage
-        self._module = stage.prepared.module
-        self._reference = Reference(stage.prepared)
-        self._resident = [part for part in stage.prepared.parts if part.resident]
+        self._stage = prepared.name
+        self._module = prepared.module
+        self._reference = Reference(prepared)
+        self._resident = [part for part in prepared.parts if part.resident]
         self._first: str | None = None
         self._undo = ExitStack()
         self._undo.callback(self._reference.close)
-        for part in stage.prepared.parts:
+        for part in prepared.parts:
             if part.entry is not None:
                 self._wrap(part, self._module.get_submodule(part.entry))
-        for path in stage.prepared.tables:
+        for path in prepared.tables:
             self._wrap_table(path)
 
     def close(self) -> None:
@@ -147,4 +147,4 @@ class SegmentCheck:
     def _differs(self, part: Part | None, what: str, apart: float | None, note: str = "") -> None:
         name = part.name if part is not None else None
         call = max(1, self.visits[name or ""])
-        raise DifferenceError(Difference(self._stage.name, name, call, what, apart, note))
+        raise DifferenceError(Difference(self._stage, name, call, what, apart, note))

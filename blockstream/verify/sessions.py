@@ -6,7 +6,6 @@ which they are resident; of another, each visit is compared as it is made, in th
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,7 +24,8 @@ from blockstream.module.partition import Place
 from blockstream.module.prepared import Prepared
 from blockstream.plan.planner import least_arena
 from blockstream.plan.segments import Schedule
-from blockstream.streaming.session import Session, _of_module
+from blockstream.streaming import open_sessions
+from blockstream.streaming.session import Session
 from blockstream.system.limits import headroom
 
 from .recorder import Recorder, Seen
@@ -71,14 +71,14 @@ class CheckedSession(Session):
             return
         self._begun = True
         chosen = self._chosen()
-        for stage in self._stages:
-            entries = {p.entry: p.name for p in stage.prepared.parts if p.entry is not None}
-            self.segments[stage.name] = entries
-            self.recorder.attach(stage.name, stage.prepared.module, entries)
-            if stage.prepared.synthetic is not None:
-                self.synthetic.add(stage.name)
-            if stage.name in chosen:
-                self.checks[stage.name] = SegmentCheck(stage)
+        for name, prepared in self.prepared.items():
+            entries = {p.entry: p.name for p in prepared.parts if p.entry is not None}
+            self.segments[name] = entries
+            self.recorder.attach(name, prepared.module, entries)
+            if prepared.synthetic is not None:
+                self.synthetic.add(name)
+            if name in chosen:
+                self.checks[name] = SegmentCheck(prepared)
 
     def close(self) -> None:
         """Undo what was changed to look on, then close. Idempotent."""
@@ -89,14 +89,14 @@ class CheckedSession(Session):
 
     def _chosen(self) -> set[str]:
         """Return the stages to check by segment: as asked, else those that do not fit beside the others."""
-        self.nbytes = {s.name: nbytes_of(s.prepared) for s in self._stages}
+        self.nbytes = {name: nbytes_of(prepared) for name, prepared in self.prepared.items()}
         if self._by_segment is not None:
             asked = self._by_segment
             chosen = set(self.nbytes) if asked is True else set(asked or ())
             self._least(chosen)
             return chosen
         chosen = set()
-        for _ in self._stages:  # each that does not fit needs slots, which may push another out
+        for _ in self.nbytes:  # each that does not fit needs slots, which may push another out
             chosen = {n for n, nbytes in self.nbytes.items() if not self._fits(nbytes)}
             self._least(chosen)
         return chosen
@@ -142,7 +142,7 @@ class ResidentSession(Session):
 
     def start(self) -> None:
         """Begin to record; streamed stages begin to read."""
-        if self._stages:
+        if self.names:
             super().start()
         if self._modules:
             for name, module in self._modules.items():
@@ -161,13 +161,8 @@ class ResidentSession(Session):
         self.recorder.detach()
         for resident in self._residents.values():
             resident.close()
-            _of_module.pop(resident.prepared.module, None)
+            open_sessions.release(resident.prepared.module)
         super().close()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the streamed stages."""
-        return tuple(s.name for s in self._stages)
 
     def _resident(
         self,
@@ -186,7 +181,7 @@ class ResidentSession(Session):
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
         prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
         self._residents[name] = Resident(prepared, self._make_room)
-        _of_module[module] = weakref.ref(self)
+        open_sessions.claim(module, self)
         return module
 
     def _make_room(self, wanted: Resident) -> None:

@@ -85,8 +85,8 @@ def test_the_interpreter_computes_on_views_of_the_arena(exported_tiny, monkeypat
 
     def evaluate(function, inputs, blob, watch=None):
         for x in function.blobs:
-            places.add(sessions[0]._arena.address <= blob(x.offset, x.type.nbytes).data_ptr()
-                       < sessions[0]._arena.address + sessions[0]._arena.nbytes)  # fmt: skip
+            places.add(sessions[0]._tier.arena.address <= blob(x.offset, x.type.nbytes).data_ptr()
+                       < sessions[0]._tier.arena.address + sessions[0]._tier.arena.nbytes)  # fmt: skip
         return original(function, inputs, blob, watch)
 
     sessions, original, start = [], packaged.evaluate, Session.start

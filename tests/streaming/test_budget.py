@@ -130,7 +130,7 @@ def test_nothing_fills_the_arena_before_compute_has_shown_what_it_needs(checkpoi
 
     def look(x):
         """Wait until what may be loaded is, in the first two visits."""
-        engine, expected = s._engine, (5 * BLOCK, 7 * BLOCK, 0)[min(len(in_use), 2)]
+        engine, expected = s._tier.engine, (5 * BLOCK, 7 * BLOCK, 0)[min(len(in_use), 2)]
 
         def nbytes():
             live = engine._scheduler.live
@@ -277,7 +277,7 @@ for budget in sys.argv[2:]:
 
 def test_nothing_is_mapped_before_a_budget_is_refused(checkpoint, monkeypatch):
     made = []
-    monkeypatch.setattr("blockstream.streaming.session.Arena", made.append)
+    monkeypatch.setattr("blockstream.streaming.host_tier.Arena", made.append)
     with blockstream.open(budget="60MiB") as s:
         module = s.stage("m", Model, checkpoint)
         with pytest.raises(BudgetError):
@@ -357,7 +357,7 @@ def test_a_stage_without_hooks_gives_memory_back_when_it_is_short(checkpoint, wa
         module = s.stage("m", Model, checkpoint, passes=None)
         for _ in range(3):
             module(X)
-        stage = s._stages[0]
+        (stage,) = s._stages.values()
         assert stage.settled and retained(s) == BLOCKS
         woken = threading.Event()
         wake = stage.wake
@@ -377,7 +377,7 @@ def test_another_budget_ends_running_without_hooks(checkpoint, want):
         module = s.stage("m", Model, checkpoint, passes=None)
         for _ in range(3):
             module(X)
-        assert s._stages[0].settled and followed(module) == 0
+        assert s._stages["m"].settled and followed(module) == 0
         s.set_budget(held().nbytes - 4 * BLOCK)
         assert followed(module) > BLOCKS
         assert torch.equal(module(X), want(X))

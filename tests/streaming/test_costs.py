@@ -11,7 +11,7 @@ import blockstream
 from blockstream.engine.ledger import Ledger, Span
 from blockstream.module.rehearsal import rehearse, shapes_of
 from blockstream.plan.segments import Exactly, Segment, Stage, Visit
-from blockstream.streaming import known
+from blockstream.streaming import remembered
 from blockstream.streaming.costs import ENOUGH, OUTSIDE, Seen, measured_costs
 from blockstream.streaming.session import Session
 from blockstream.system import calibration
@@ -135,7 +135,7 @@ def test_the_next_plan_starts_from_what_a_run_measured(folder):
 
 @pytest.mark.parametrize("change", ["shape", "variant"])
 def test_another_shape_or_variant_is_not_what_was_measured(folder, change, monkeypatch):
-    monkeypatch.setattr(known, "LARGE_FLOPS", 1)
+    monkeypatch.setattr(remembered, "LARGE_FLOPS", 1)
     run(folder, torch.ones(8, 32), variant="tdtm")
     inputs = torch.ones(9 if change == "shape" else 8, 32)
     session, _ = declared(folder, inputs, variant="tdtm" if change == "shape" else "")

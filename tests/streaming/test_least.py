@@ -7,7 +7,6 @@ import torch
 
 import blockstream
 from blockstream.errors import BudgetError
-from blockstream.streaming.least import finest_arena_nbytes
 from blockstream.streaming.model_plan import plan_model
 from tests.support.models import CASES, assert_same, save
 from tests.support.streamed import least_of
@@ -22,7 +21,7 @@ def test_a_model_streams_in_the_finest_arena_and_in_none_much_smaller(case, tmp_
     folder = save(module, tmp_path / "w")
     with blockstream.Session(arena="1GiB") as s:
         s.stage("m", case.make, folder)
-        finest = finest_arena_nbytes(s)
+        finest = s.finest_arena_nbytes
     assert finest <= least_of(case.make, folder)
     with torch.no_grad():
         with blockstream.stream(case.make, folder, arena="1GiB") as m:

@@ -106,7 +106,7 @@ def test_a_stage_may_be_called_again_after_its_end(twins):
         for _ in range(2):
             assert_same(a(noise()), first(noise()))
             assert_same(b(noise()), second(noise()))
-        assert s._engine.unplanned > 0
+        assert s.unplanned > 0
 
 
 def test_the_ledger_shows_loads_beside_compute(watched, twins):

@@ -43,11 +43,11 @@ def test_the_first_pass_corrects_the_order_and_the_second_follows_it(factory, tw
     with streamed(factory, folder, policy="none") as m:
         s = blockstream.session(m)
         m(noise())
-        learnt = s._engine.unplanned
+        learnt = s.unplanned
         assert learnt > 0
         for _ in range(3):
             m(noise())
-        assert s._engine.unplanned == learnt
+        assert s.unplanned == learnt
 
 
 def test_a_declared_order_is_followed_from_the_first_pass_on(twins):
@@ -57,7 +57,7 @@ def test_a_declared_order_is_followed_from_the_first_pass_on(twins):
         planned = [s.plan.schedule.stages[0].segments[i].name for i in s.plan.schedule.stages[0].order]
         assert planned == toys.ZIPPED
         m(noise())
-        assert s._engine.unplanned == 0
+        assert s.unplanned == 0
 
 
 @pytest.mark.parametrize("factory", [toys.Zipped, toys.Backwards, toys.Twice], ids=lambda f: f.__name__)
@@ -66,7 +66,7 @@ def test_example_inputs_tell_the_order_before_the_first_pass(factory, twins):
     with streamed(factory, folder, example_inputs=(noise(),)) as m:
         with torch.no_grad():
             assert_same(m(noise()), resident(noise()))
-        assert blockstream.session(m)._engine.unplanned == 0
+        assert blockstream.session(m).unplanned == 0
 
 
 def test_a_declared_module_that_is_not_there_is_refused(twins):
@@ -236,7 +236,7 @@ def test_methods_besides_forward_stream_too(twins):
             assert_same(m.decode(m.encode(noise())), want)
         for _ in range(4):
             m.decode(noise())
-        assert blockstream.session(m)._engine.plan.schedule.stages[0].order[-1] is not None
+        assert blockstream.session(m).plan.schedule.stages[0].order[-1] is not None
 
 
 def test_a_part_of_the_module_may_be_called_alone(twins):

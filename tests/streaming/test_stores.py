@@ -12,11 +12,6 @@ from blockstream.plan.segments import Extent
 from tests.support.fakes import FakeStore, a_load
 
 
-class Named:
-    def __init__(self, name, around=None):
-        self.name, self.around = name, around
-
-
 class Closing(FakeStore):
     def __init__(self, closed, name, fails=False):
         super().__init__()
@@ -31,7 +26,7 @@ class Closing(FakeStore):
 def test_a_stages_own_store_loads_its_segments_and_the_files_all_others():
     closed = []
     files, own = Closing(closed, "files"), Closing(closed, "own")
-    store = StagesStore(files, [Named("a"), Named("b", lambda inner: own)])
+    store = StagesStore(files, {"b": lambda inner: own})
     for stage in ("a", "b"):
         store.begin(a_load(stage, f"{stage}.0", Extent(0, 4096))).finish(lambda: None).release()
     assert (files.loads, own.loads) == (["a.0"], ["b.0"])
@@ -43,7 +38,7 @@ def test_every_store_is_closed_though_one_fails():
     closed = []
     files, own = Closing(closed, "files"), Closing(closed, "own", fails=True)
     with pytest.raises(OSError, match="close"):
-        StagesStore(files, [Named("b", lambda inner: own)]).close()
+        StagesStore(files, {"b": lambda inner: own}).close()
     assert closed == ["own", "files"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blockstream.streaming import replanner as planning
+from blockstream.streaming import first, replanner
 
 
 def fix_costs(monkeypatch, load_s: float = 2, execute_s: float = 1) -> None:
@@ -18,5 +18,5 @@ def fix_costs(monkeypatch, load_s: float = 2, execute_s: float = 1) -> None:
 
         return costs
 
-    for name in ("default_costs", "measured_costs"):
-        monkeypatch.setattr(planning, name, fixed(getattr(planning, name)))
+    monkeypatch.setattr(first, "default_costs", fixed(first.default_costs))
+    monkeypatch.setattr(replanner, "measured_costs", fixed(replanner.measured_costs))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import blockstream
-import blockstream.streaming.session as session_module
+import blockstream.streaming.top_tier as tier_module
 from blockstream.checkpoint.file_store import FileStore
 from blockstream.engine.store import Whole
 from blockstream.errors import SegmentLoadError
@@ -117,5 +117,5 @@ def watched(monkeypatch):
     fix_costs(monkeypatch)
     fresh = {"condition": threading.Condition(), "loads": [], "done": [], "gates": {}, "broken": set()}
     store = type("Store", (WatchedStore,), fresh)
-    monkeypatch.setattr(session_module, "FileStore", store)
+    monkeypatch.setattr(tier_module, "FileStore", store)
     return store

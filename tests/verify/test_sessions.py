@@ -58,16 +58,18 @@ def test_every_visit_of_a_streamed_model_passes_the_check(case, resident):
         s.start()
         assert_same(case.run(m), want)
         check = s.checks["m"]
-        assert set(check.visits) == {p.name for p in s._stages[0].prepared.parts if not p.resident}
+        assert set(check.visits) == {p.name for p in s.prepared["m"].parts if not p.resident}
         assert not check.weights_alone
 
 
 def test_blocks_cut_finer_are_checked_piece_by_piece(resident):
     case = next(c for c in CASES if c.name == "llama-generate-3")
     folder, want = resident(case)
-    with torch.no_grad(), CheckedSession(arena="2MiB", policy="none", by_segment=True) as s:
+    with blockstream.Session() as s:
+        s.stage("m", case.make, folder)
+        finest = s.finest_arena_nbytes
+    with torch.no_grad(), CheckedSession(arena=finest, policy="none", by_segment=True) as s:
         m = s.stage("m", case.make, folder)
-        s._stages[0].install(finer=4096)
         s.start()
         assert_same(case.run(m), want)
         assert {"model.layers.0.mlp.up_proj", "model.layers.4.self_attn.o_proj"} <= set(s.checks["m"].visits)
