@@ -22,8 +22,9 @@ from blockstream.plan.segments import Visit
 from blockstream.system import regular
 
 SCHEMA = 1
-#: The longest file that is read back: ten million spans.
-MOST_NBYTES = 1 << 30
+
+#: The most bytes of a line: a plan of ten thousand segments takes a tenth of it.
+_LONGEST = 16 << 20
 
 #: A killed run loses no more than its last seconds.
 FLUSH_S = 2.0
@@ -251,38 +252,68 @@ def unaccounted(spans: Iterable[Span], wall_s: float, thread: str = "compute") -
 
 
 def read_records(path: Path) -> Records:
-    """Return what a ledger file holds; a last line without its end, cut short by a kill, is left out.
-
-    Raises ValueError naming the line that cannot be read.
-    """
-    try:
-        *lines, _ = regular.read_text(path, MOST_NBYTES).split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a ledger, byte {error.start} is not text") from error
-    if not lines:
-        raise ValueError(f"{path}: not a ledger, it has no complete line")
-    header = _header(lines[0])
-    if header.get("schema") != SCHEMA:
-        raise ValueError(f"{path}, line 1: not a ledger of schema {SCHEMA}: {lines[0][:80]!r}")
-    began = header.get("began")
-    found = Records(float(began) if isinstance(began, int | float) else 0.0, [], [])
-    for n, line in enumerate(lines[1:], start=2):
-        try:
-            row = json.loads(line, parse_constant=_no_number)
-            if isinstance(row, dict):
-                found.notes.append(Note(str(row["note"]), float(row["at"]), row["value"]))
-            else:
-                found.spans.append(_load(row))
-        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
-            raise ValueError(f"{path}, line {n}: neither a span nor a note: {line[:80]!r}") from error
+    """Return what a ledger file holds: see `read_rows`."""
+    found = Records(began_of(path), [], [])
+    for row in read_rows(path):
+        if isinstance(row, Span):
+            found.spans.append(row)
+        else:
+            found.notes.append(row)
     return found
+
+
+def began_of(path: Path) -> float:
+    """Return when a ledger file was begun, in seconds since 1970. Raises ValueError if it is none."""
+    with regular.opened(path) as file:
+        line = file.readline(_LONGEST)
+    if not line.endswith(b"\n"):
+        raise ValueError(f"{path}: not a ledger, it has no complete line")
+    header = _header(line)
+    if header.get("schema") != SCHEMA:
+        raise ValueError(f"{path}, line 1: not a ledger of schema {SCHEMA}: {_shown(line)}")
+    began = header.get("began")
+    return float(began) if isinstance(began, int | float) else 0.0
+
+
+def read_rows(path: Path) -> Iterator[Span | Note]:
+    """Yield what a ledger file holds, line by line; what a kill or a power cut left at its end is left out.
+
+    Raises ValueError naming the line that cannot be read, if others follow that can.
+    """
+    began_of(path)
+    wrong = ""
+    with regular.opened(path) as file:
+        file.readline(_LONGEST)
+        n = 1
+        while line := file.readline(_LONGEST):
+            n += 1
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("it was cut")
+                row = _row(json.loads(line, parse_constant=_no_number))
+            except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+                wrong = wrong or f"{path}, line {n}: neither a span nor a note: {_shown(line)}"
+                continue
+            if wrong:
+                raise ValueError(wrong)
+            yield row
+
+
+def _row(row: Any) -> Span | Note:
+    if isinstance(row, dict):
+        return Note(str(row["note"]), float(row["at"]), row["value"])
+    return _load(row)
+
+
+def _shown(line: bytes) -> str:
+    return repr(line.rstrip(b"\n")[:80].decode(errors="replace"))
 
 
 def _no_number(name: str) -> None:
     """Read NaN and the infinities as nothing: no time is one, and no report can be."""
 
 
-def _header(line: str) -> dict[str, object]:
+def _header(line: bytes) -> dict[str, object]:
     try:
         header = json.loads(line)
     except ValueError:

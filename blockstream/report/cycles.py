@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from blockstream.errors import ConfigError
-from blockstream.report.record import Bar, RunRecord, names_of
+from blockstream.report.bars import Bar
+from blockstream.report.record import RunRecord, names_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

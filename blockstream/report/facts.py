@@ -176,8 +176,8 @@ def _figures(record: RunRecord) -> list[tuple[str, str]]:
         found.append((f"{name}: read", format_nbytes(int(s.get("read_nbytes") or 0))))
     if not stages:
         for name in record.stages:
-            bars = record.of(name, "execute")
-            found.append((f"{name}: executed", secs(sum(b.seconds for b in bars)) if bars else NONE))
+            executed = record.executed.get(name)
+            found.append((f"{name}: executed", NONE if executed is None else secs(executed)))
     found += [(fact.what.split(";")[0], fact.value) for fact in memory_facts(record)]
     if record.budget_nbytes:
         found.append(("budget", format_nbytes(record.budget_nbytes)))

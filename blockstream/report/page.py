@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .bars import Bar
 from .charts import straightness_svg
 from .facts import Fact, comparison_facts, equation_table, fact_cards, pass_table, stage_table
-from .record import Bar, RunRecord
+from .record import RunRecord
 from .shell import data_uri, escaped, media, page, table
 from .thin import thin_bars, thin_samples
 from .timeline import headline

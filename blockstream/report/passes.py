@@ -36,7 +36,7 @@ def pass_rows(record: RunRecord) -> list[PassRow]:
     """Return the passes in the order they began."""
     rows: dict[tuple[str, int, int], PassRow] = {}
     for bar in record.bars:
-        if not bar.stage or bar.kind not in ("execute", "stall"):
+        if not bar.stage or bar.pass_index < 0 or bar.kind not in ("execute", "stall"):
             continue
         # A resumed run counts its passes from 0 again.
         key = (bar.stage, bisect_right(record.parts, bar.start_s), bar.pass_index)

@@ -8,50 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from blockstream.engine.ledger import Note, Records, Span, read_records
+from blockstream.engine.ledger import Note
 from blockstream.errors import ConfigError
 from blockstream.report.sampling import Steps, samplings
 from blockstream.system import regular
 
+from .bars import Bar, Sample
+from .parts import Part, are_numbers
+
 #: What is shown of a result.
 _SUFFIXES = (".mp4", ".png")
 _PICTURES = ("timeline.png", "compare.png")
+#: The first line of a ledger is no longer than this.
+_BLANK_NBYTES = 1 << 16
 #: The parts of a report that are tables.
 _TABLES = ("budget", "disk", "attention", "output", "versions")
-
-
-class Bar(NamedTuple):
-    """One span, resolved: the stage by name, the segment by name, whether the plan retained it then."""
-
-    thread: str
-    kind: str
-    start_s: float
-    end_s: float
-    label: str
-    stage: str = ""
-    pass_index: int = -1
-    retained: bool = False
-    nbytes: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """Return the length."""
-        return self.end_s - self.start_s
-
-
-class Sample(NamedTuple):
-    """What was held at one moment, and what of it was the arena."""
-
-    at_s: float
-    nbytes: int
-    arena_nbytes: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +46,8 @@ class RunRecord:
     #: When each part of a resumed run begins.
     parts: tuple[float, ...] = (0.0,)
     remarks: list[str] = field(default_factory=list)
+    #: The seconds that each stage computed.
+    executed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -90,7 +69,7 @@ class RunRecord:
         """Return the memory samples in time's order."""
         found = []
         for note in self.notes:
-            if note.kind == "memory" and _are_numbers(note.value, 2):
+            if note.kind == "memory" and are_numbers(note.value, 2):
                 found.append(Sample(note.at_s, int(note.value[0]), int(note.value[1])))
         return sorted(found)
 
@@ -148,21 +127,25 @@ def read_run(folder: Path) -> RunRecord:
         raise ConfigError(f"{folder} holds no run: neither ledger.jsonl nor report.json is there")
     if not ledgers:
         remarks.append("the ledger is missing: no timeline can be drawn")
-    parts = [_read_ledger(path) for path in ledgers]
+    parts = [part for path in ledgers if (part := _part(path, remarks)) is not None]
     bars: list[Bar] = []
     notes: list[Note] = []
     stages: dict[str, Mapping[str, Any]] = {}
+    executed: dict[str, float] = {}
     offset_s = 0.0
     begins = []
     for part in parts:
         begins.append(offset_s)
-        resolved = _resolve(part, report, stages)
+        resolved = part.bars(report, stages, executed)
         bars += [b._replace(start_s=b.start_s + offset_s, end_s=b.end_s + offset_s) for b in resolved]
         notes += [n._replace(at_s=n.at_s + offset_s) for n in part.notes]
         offset_s = max([offset_s, *(b.end_s for b in bars)])
     ended = report.get("wall_s")
     if isinstance(ended, int | float) and ended > 0 and begins:  # what comes after is the drawing of reports
         bars = [b for b in bars if b.start_s < begins[-1] + ended]
+    if any(part.is_merged for part in parts):
+        spans = sum(part.spans for part in parts)
+        remarks.append(f"of {spans:,} spans those between the first passes and the last are shown merged")
     if len(parts) > 1:
         remarks.append(f"resumed {len(parts) - 1} times; the parts are shown one after another")
     if parts and not any(n.kind == "plan" for n in notes):
@@ -173,7 +156,7 @@ def read_run(folder: Path) -> RunRecord:
     config = regular.read_bytes(path).decode(errors="replace") if path.is_file() else ""
     began = parts[0].began if parts else 0.0
     bars.sort(key=lambda b: (b.start_s, b.end_s))
-    return RunRecord(folder, began, bars, notes, stages, report, config, tuple(begins), remarks)
+    return RunRecord(folder, began, bars, notes, stages, report, config, tuple(begins), remarks, executed)
 
 
 def _ledgers(folder: Path) -> list[Path]:
@@ -187,11 +170,24 @@ def _ledgers(folder: Path) -> list[Path]:
     return [p for _, p in sorted(found)] + ([last] if last.exists() else [])
 
 
-def _read_ledger(path: Path) -> Records:
+def _part(path: Path, remarks: list[str]) -> Part | None:
+    """Return what a ledger holds; None, and a remark, for one that has not one whole line."""
     try:
-        return read_records(path)
+        return Part(path)
     except (ValueError, OSError) as error:
+        if _is_blank(path):
+            remarks.append(f"{path.name} was cut in its first line: nothing is known of that part")
+            return None
         raise ConfigError(f"{error}; cut the file before that line to show the rest") from error
+
+
+def _is_blank(path: Path) -> bool:
+    """Return whether a ledger was cut in its first line."""
+    if not path.is_file() or path.stat().st_size > _BLANK_NBYTES:
+        return False
+    data = regular.read_bytes(path, _BLANK_NBYTES)
+    head = b'{"schema":'
+    return b"\n" not in data and (data.startswith(head) or head.startswith(data) or not data.strip(b"\0"))
 
 
 def _read_report(path: Path, remarks: list[str]) -> Mapping[str, Any]:
@@ -211,68 +207,6 @@ def _in_shape(report: Mapping[str, Any]) -> Mapping[str, Any]:
     tables = {key: _mapping(report.get(key)) for key in _TABLES if key in report}
     listed = [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
     return {**report, **tables, "stages": listed} if report else {}
-
-
-def _resolve(part: Records, report: Mapping[str, Any], stages: dict[str, Mapping[str, Any]]) -> list[Bar]:
-    """Return a ledger's spans as bars, naming stages and what is retained by the plan in force."""
-    plans = [(n.at_s, n.value) for n in part.notes if n.kind == "plan" and _is_plan(n.value)]
-    for _, plan in plans:
-        for stage in plan["stages"]:
-            stages[stage["name"]] = stage
-    reported = [str(s.get("name")) for s in report.get("stages") or ()]
-    begins = [at for at, _ in plans]
-    known: dict[tuple[int, int], tuple[str, list[int], set[int]]] = {}
-    for k, (_, plan) in enumerate(plans):
-        for i, stage in enumerate(plan["stages"]):
-            known[k, i] = (stage["name"], stage["order"], set(stage["retained"]))
-    bars = []
-    for span in part.spans:
-        stage, retained = "", False
-        if span.visit is not None:
-            k = max(0, bisect_right(begins, span.start_s) - 1)
-            if (k, span.visit.stage) in known:
-                stage, order, kept = known[k, span.visit.stage]
-                at = span.visit.position
-                retained = (order[at] if at < len(order) else at - len(order)) in kept
-            else:
-                stage = _name_of(span, reported)
-            stages.setdefault(stage, {})
-        passed = span.visit.pass_index if span.visit is not None else -1
-        bars.append(
-            Bar(
-                span.thread,
-                span.kind,
-                span.start_s,
-                span.end_s,
-                span.label,
-                stage,
-                passed,
-                retained,
-                span.nbytes,
-            )
-        )
-    return bars
-
-
-def _name_of(span: Span, reported: Sequence[str]) -> str:
-    assert span.visit is not None
-    i = span.visit.stage
-    return reported[i] if i < len(reported) else f"stage {i}"
-
-
-def _is_plan(value: Any) -> bool:
-    """Return whether a note has the plan's parts that a report uses."""
-    try:
-        return all(
-            isinstance(s["name"], str) and _are_numbers(s["order"]) and _are_numbers(s["retained"])
-            for s in value["stages"]
-        )
-    except (KeyError, TypeError):
-        return False
-
-
-def _are_numbers(value: Any, length: int | None = None) -> bool:
-    return isinstance(value, list) and all(isinstance(x, int) for x in value) and length in (None, len(value))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

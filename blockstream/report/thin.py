@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .record import Bar, Sample
+from .bars import Bar, Merger, Sample
 
 
 def thin_bars(bars: Sequence[Bar], most: int) -> list[Bar]:
@@ -15,29 +15,10 @@ def thin_bars(bars: Sequence[Bar], most: int) -> list[Bar]:
     if len(bars) <= most:
         return list(bars)
     begin, end = min(b.start_s for b in bars), max(b.end_s for b in bars)
-    gap_s = (end - begin) / most
-    found: list[Bar] = []
-    counts: list[int] = []
-    last: dict[tuple[str, str, str, bool], int] = {}
+    merger = Merger((end - begin) / most)
     for bar in sorted(bars, key=lambda b: b.start_s):
-        key = (bar.thread, bar.kind, bar.stage, bar.retained)
-        at = last.get(key)
-        if (
-            at is not None
-            and bar.start_s - found[at].end_s <= gap_s
-            and bar.end_s - found[at].start_s <= 8 * gap_s
-        ):
-            merged = found[at]
-            found[at] = merged._replace(end_s=max(merged.end_s, bar.end_s), nbytes=merged.nbytes + bar.nbytes)
-            counts[at] += 1
-        else:
-            last[key] = len(found)
-            found.append(bar)
-            counts.append(1)
-    return [
-        b if n == 1 else b._replace(label=f"{n} of {b.stage or b.kind}")
-        for b, n in zip(found, counts, strict=True)
-    ]
+        merger.add(bar)
+    return merger.bars()
 
 
 def thin_samples(samples: Sequence[Sample], most: int) -> list[Sample]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from blockstream.budget.amounts import format_nbytes
 from blockstream.report.curve import seconds
 
-from .record import Bar, RunRecord
+from .bars import Bar
+from .record import RunRecord
 from .thin import thin_bars, thin_samples
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _draw_whole(ax: Axes, record: RunRecord, stages: Sequence[str]) -> None:
 def _draw_stage(figure: Figure, place: object, record: RunRecord, name: str) -> None:
     """Draw a stage's first passes, and beside them its last where it has more."""
     bars = record.of(name)
-    passes = sorted({b.pass_index for b in bars if b.kind == "execute"})
+    passes = sorted({b.pass_index for b in bars if b.kind == "execute" and b.pass_index >= 0})
     if not passes:
         return
     visits = sum(b.kind == "execute" and b.pass_index == passes[0] for b in bars)
@@ -130,7 +131,7 @@ def _draw_stage(figure: Figure, place: object, record: RunRecord, name: str) -> 
         _draw_passes(ax, bars, others, shown, labels=visits * len(shown) <= 40)
         if k == 0:
             ax.set_title(
-                _stage_title(record, name, len(passes)), loc="left", fontsize=9, color=EXECUTE, pad=14
+                _stage_title(record, name, passes[-1] + 1), loc="left", fontsize=9, color=EXECUTE, pad=14
             )
         else:
             ax.set_yticks([])

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockstream.budget.amounts import parse_nbytes, resolve_budget
+from blockstream.budget.amounts import format_nbytes, parse_nbytes, resolve_budget
 from blockstream.engine.ledger import Ledger, unaccounted
 from blockstream.errors import ConfigError, PluginError
 from blockstream.plugins.manager import Plugins
@@ -31,7 +31,7 @@ from blockstream.report.sampling import WatchedKernels, WatchedMerge, WatchedSam
 from blockstream.report.write import draw_finished
 from blockstream.run.activation import activate
 from blockstream.system.machine import versions
-from blockstream.system.memory import held
+from blockstream.system.memory import MemoryWatch, held, trim_heap
 
 from .config import RunConfig
 from .files import Files
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+#: What drawing a run of any length takes, matplotlib included.
+DRAWING_NBYTES = 48 << 20
 
 #: The folder of a run that is only planned: nothing of an earlier run is found there, nothing is written.
 NOWHERE = Path(os.devnull) / "run"
@@ -192,8 +194,32 @@ def run(
         plugins.hook.run_finished(run=this, report=report)
         ledger.flush(sync=True)
         write_report(folder, report)
-        draw_finished(folder.path)
+        _draw(folder, report)
     return report
+
+
+def _draw(folder: RunFolder, report: dict[str, Any]) -> None:
+    """Draw a run within its budget; what that takes belongs to the report's verdict."""
+    budget = report["budget"]
+    trim_heap()
+    room = budget["nbytes"] - held().nbytes
+    if room < DRAWING_NBYTES:
+        log.warning(
+            "%s is not drawn: the budget leaves %s and drawing takes %s; it can be: blockstream report %s",
+            *(folder.path, format_nbytes(max(0, room)), format_nbytes(DRAWING_NBYTES), folder.path),
+        )
+        return
+    with MemoryWatch(budget["nbytes"]) as watch:
+        draw_finished(folder.path)
+    if watch.peak_nbytes > budget["peak_nbytes"]:
+        budget |= {
+            "peak_nbytes": watch.peak_nbytes,
+            "held": budget["held"] and not watch.broken,
+            "by_cause": watch.by_cause(runtime=budget["by_cause"].get("runtime", 0), activations=0),
+            "peak_at_s": report["wall_s"],
+            "peak_during": "drawing the run",
+        }
+        write_report(folder, report)
 
 
 def _begin(folder: RunFolder, config: RunConfig, found: Mapping[str, str | None], ledger: Ledger) -> None:

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from blockstream.report.record import Bar, Sample, read_run
+from blockstream.report.bars import Bar, Sample
+from blockstream.report.record import read_run
 from blockstream.report.thin import thin_bars, thin_samples
 from blockstream.report.timeline import draw_timeline, headline, timeline_png
 from blockstream.report.trace import trace_events
