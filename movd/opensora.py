@@ -125,13 +125,13 @@ class OpenSora:
             said.append(f"is read without {shown}{more}: {text[:60]!r}")
         if self.weights.t5.is_imagined:
             return said
-        ids, mask = self.weights.tokenizer.encode([caption])
-        tokens, unknown = int(mask.sum()), int((ids[mask.bool()] == UNKNOWN).sum())
-        if unknown:
-            said.append(
-                f"has {unknown} of {tokens} tokens that the model's tokenizer does not know: {caption[:60]!r}"
-            )
-        if tokens >= self.length:
+        own = official_prompt(text, None)
+        ids, mask = self.weights.tokenizer.encode([own])
+        if unknown := int((ids[mask.bool()] == UNKNOWN).sum()):
+            of = int(mask.sum())
+            said.append(f"has {unknown} of {of} tokens that the model's tokenizer does not know: {own[:60]!r}")
+        _, mask = self.weights.tokenizer.encode([caption])
+        if int(mask.sum()) >= self.length:
             said.append(
                 f"fills all {self.length} tokens the model reads; what follows is cut: {caption[:60]!r}"
             )
