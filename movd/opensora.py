@@ -129,7 +129,9 @@ class OpenSora:
         ids, mask = self.weights.tokenizer.encode([own])
         if unknown := int((ids[mask.bool()] == UNKNOWN).sum()):
             of = int(mask.sum())
-            said.append(f"has {unknown} of {of} tokens that the model's tokenizer does not know: {own[:60]!r}")
+            said.append(
+                f"has {unknown} of {of} tokens that the model's tokenizer does not know: {own[:60]!r}"
+            )
         _, mask = self.weights.tokenizer.encode([caption])
         if int(mask.sum()) >= self.length:
             said.append(
