@@ -1,4 +1,4 @@
-"""Measures of videos and pairs of videos that need no weights. Frames are [T, H, W, 3] uint8."""
+"""Measures of videos and pairs of videos that need no weights, a frame at a time: videos need not fit."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Frames = NDArray[np.uint8]
+#: [H, W, 3].
+Frame = NDArray[np.uint8]
 Planes = NDArray[np.float64]
 
 
-def psnr(a: Frames, b: Frames) -> float:
+def psnr(a: Iterable[Frame], b: Iterable[Frame]) -> float:
     """Return the peak signal-to-noise ratio in dB of two videos of one shape; infinite where equal."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    errors = [float(np.mean((x.astype(np.float64) - y) ** 2)) for x, y in zip(a, b, strict=True)]
+    error = float(np.mean(errors))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def ssim(a: Frames, b: Frames) -> float:
+def ssim(a: Iterable[Frame], b: Iterable[Frame]) -> float:
     """Return the structural similarity of two videos of one shape: the mean over frames, places and colours.
 
     A Gaussian window of 11 pixels and deviation 1.5, as Wang et al. have it (Image Quality Assessment: From
@@ -31,7 +33,7 @@ def ssim(a: Frames, b: Frames) -> float:
     return float(np.mean([_frame_ssim(x, y) for x, y in zip(a, b, strict=True)]))
 
 
-def flicker(frames: Iterable[NDArray[np.uint8]]) -> float:
+def flicker(frames: Iterable[Frame]) -> float:
     """Return the temporal flickering of frames as VBench has it: 1 where neighbours are equal, 0 at worst.
 
     Raises ValueError for fewer than two frames.
@@ -47,20 +49,19 @@ def flicker(frames: Iterable[NDArray[np.uint8]]) -> float:
     return (255.0 - float(np.mean(errors))) / 255.0
 
 
-def motion(frames: Frames) -> float | None:
+def motion(frames: Iterable[Frame]) -> float | None:
     """Return the mean length of the optical flow between neighbours in pixels, by OpenCV (Farneback).
 
     None where OpenCV is not installed or there are fewer than two frames.
     """
-    if find_spec("cv2") is None or len(frames) < 2:
+    if find_spec("cv2") is None:
         return None
     cv2: Any = import_module("cv2")
-    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     lengths = []
-    for before, after in pairwise(gray):
+    for before, after in pairwise(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames):
         flow = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
         lengths.append(float(np.sqrt((flow.astype(np.float64) ** 2).sum(-1)).mean()))
-    return float(np.mean(lengths))
+    return float(np.mean(lengths)) if lengths else None
 
 
 def cosine(a: ArrayLike, b: ArrayLike) -> float | None:
@@ -71,7 +72,7 @@ def cosine(a: ArrayLike, b: ArrayLike) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _frame_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+def _frame_ssim(a: Frame, b: Frame) -> float:
     size = min(11, *a.shape[:2])
     size -= 1 - size % 2
     at = np.arange(size) - size // 2

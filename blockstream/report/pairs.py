@@ -71,17 +71,18 @@ def paired(a: RunRecord, b: RunRecord) -> tuple[list[tuple[str, Path, Path]], li
 
 def measure(prompt: str, a: Path, b: Path) -> Pair:
     """Return a pair measured. Raises ConfigError for files that cannot be read."""
-    x, y = (np.stack(list(read_frames(path))) for path in (a, b))
+    sizes = [_size(path) for path in (a, b)]
     found: dict[str, float | None] = dict.fromkeys(SHOWN)
     remark = ""
-    if x.shape == y.shape:
-        found |= {"psnr_db": measures.psnr(x, y), "ssim": measures.ssim(x, y)}
+    if sizes[0] == sizes[1]:
+        found["psnr_db"] = measures.psnr(read_frames(a), read_frames(b))
+        found["ssim"] = measures.ssim(read_frames(a), read_frames(b))
     else:
-        remark = f"frames are {_size(x)} and {_size(y)}: not compared pixel by pixel"
-    for side, frames in (("a", x), ("b", y)):
-        if len(frames) > 1:
-            found[f"flicker_{side}"] = measures.flicker(frames)
-            found[f"motion_{side}"] = measures.motion(frames)
+        remark = f"frames are {_said(sizes[0])} and {_said(sizes[1])}: not compared pixel by pixel"
+    for side, path, size in (("a", a, sizes[0]), ("b", b, sizes[1])):
+        if size[0] > 1:
+            found[f"flicker_{side}"] = measures.flicker(read_frames(path))
+            found[f"motion_{side}"] = measures.motion(read_frames(path))
     found["latent_cosine"] = _latents(a, b)
     return Pair(prompt, a, b, found, remark)
 
@@ -154,6 +155,15 @@ def _latents(a: Path, b: Path) -> float | None:
     return measures.cosine(*(np.concatenate([v[n].reshape(-1) for n in names]) for v in (x, y)))
 
 
-def _size(frames: measures.Frames) -> str:
-    T, H, W, _ = frames.shape
-    return f"{T} of {H}x{W}"
+def _size(path: Path) -> tuple[int, int, int]:
+    """Return a result's frames, height and width. Raises ConfigError for one without frames."""
+    count, height, width = 0, 0, 0
+    for frame in read_frames(path):
+        count, (height, width) = count + 1, frame.shape[:2]
+    if not count:
+        raise ConfigError(f"{path}: no frames in it")
+    return count, height, width
+
+
+def _said(size: tuple[int, int, int]) -> str:
+    return f"{size[0]} of {size[1]}x{size[2]}"

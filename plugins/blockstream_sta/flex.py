@@ -32,8 +32,8 @@ def block_of(tiling: Tiling) -> int | None:
 
 
 def usable(device: torch.device, tiling: Tiling) -> bool:
-    """Return whether to compute by it unasked: on a CUDA device for which torch has its compiler."""
-    return device.type == "cuda" and find_spec("triton") is not None and block_of(tiling) is not None
+    """Return whether to compute by it unasked: on a CUDA device with a compiler, in usual blocks."""
+    return device.type == "cuda" and find_spec("triton") is not None and block_of(tiling) == BLOCKS[0]
 
 
 class Flex:
