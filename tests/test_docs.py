@@ -60,3 +60,8 @@ def test_constraints_pin_every_dependency_exactly():
     names = {re.match(r"[A-Za-z0-9_.-]+", r).group().lower() for r in [*project["dependencies"], *extras]}
     known = {n.lower().replace("_", "-") for n in pins}
     assert {n for n in names if n.replace("_", "-") not in known} == {"blockstream-engine"}
+
+
+def test_the_tour_names_every_file_once():
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / "docs" / "tour.md").read_text(encoding="utf-8"))
+    assert len(named) == len(set(named)) > 50
