@@ -133,7 +133,7 @@ class OpenSoraFlow:
         run = current_run()
         run.step, run.steps = i, len(self.times)
         t = self.timesteps[i].to(z.device).expand(2 * len(z))
-        x_mask = None if self.x_mask is None else self._on(i).to(z.device).repeat(2, 1)
+        x_mask = None if self.x_mask is None else self.is_on(i).to(z.device).repeat(2, 1)
         size = {name: value.to(z.device) for name, value in self.size.items()}
         out = self.model(torch.cat((z, z)), t, self.y, mask=self.mask, x_mask=x_mask, **size)
         self._computed = True
@@ -141,7 +141,7 @@ class OpenSoraFlow:
         v = null + self.guidance * (cond - null)
         if self.x_mask is None:
             return v
-        return torch.where(self._frames(self._on(i), v), v, 0)
+        return torch.where(self._frames(self.is_on(i), v), v, 0)
 
     def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
         """Return z moved along v from times[i] to times[to], known frames as they were.
@@ -153,10 +153,10 @@ class OpenSoraFlow:
         moved = z + v * float((t - t_to) / NUM_TIMESTEPS)
         if self.x_mask is None:
             return moved
-        z = torch.where(self._frames(self._on(i), z), moved, z)
+        z = torch.where(self._frames(self.is_on(i), z), moved, z)
         if end:
             return z
-        fresh = self._on(to) & ~self._on(i)
+        fresh = self.is_on(to) & ~self.is_on(i)
         if fresh.any():
             noised = add_noise(z, self.noise_like(z, to), t_to.expand(len(z)))
             z = torch.where(self._frames(fresh, z), noised, z)
@@ -189,7 +189,7 @@ class OpenSoraFlow:
         generator = torch.Generator().manual_seed(self.noise_seed + i)
         return torch.randn(z.shape, generator=generator).to(z)
 
-    def _on(self, i: int) -> Tensor:
+    def is_on(self, i: int) -> Tensor:
         """Return which frames [B, T] are generated at index `i`.
 
         Those of x_mask 1 are from the start, though rounding may put the first time just above 1000.

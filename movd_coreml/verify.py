@@ -56,7 +56,7 @@ def verify(
     sizes = tuple((p.frames, p.height, p.width) for p in made.manifest.presets)
     with Networks(config, What(sizes, made.manifest.flexible)) as networks, torch.inference_mode():
         made.require_model(networks.identity())
-        check = _Verification(made, networks, on_segment or (lambda name, done, of: None))
+        check = Verification(made, networks, on_segment or (lambda name, done, of: None))
         check.run()
     results = [*check.functions, *check.chains]
     return {
@@ -68,7 +68,7 @@ def verify(
     }
 
 
-class _Verification:
+class Verification:
     """The comparisons of one export."""
 
     def __init__(self, made: Export, networks: Networks, on_segment: OnSegment) -> None:
@@ -81,6 +81,7 @@ class _Verification:
         self._chained = 0.0
 
     def run(self) -> None:
+        """Compare stage after stage, each given what the torch modules made of the one before."""
         (text,) = self._stage("t5", [self._text()])
         latents = self._stage("dit", list(self._denoising(text)))
         frames = self._stage("vae-temporal", list(self._chunks(latents)))
@@ -227,12 +228,12 @@ class _Verification:
                 max(compared),
                 TOLERANCES[segment.precision],
                 tuple(str(cause) for cause in watch.causes),
-                self._predicted(program, lane.torch, wanted),
+                self.predicted(program, lane.torch, wanted),
             )
         )
         lane.torch |= {t.value: want for t, want in zip(program.outputs, wanted, strict=True)}
 
-    def _predicted(self, program: Program, values: Values, wanted: tuple[Tensor, ...]) -> float | None:
+    def predicted(self, program: Program, values: Values, wanted: tuple[Tensor, ...]) -> float | None:
         """Return how far Core ML's own result is from torch's; None where it does not run."""
         if sys.platform != "darwin":
             return None

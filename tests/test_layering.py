@@ -30,43 +30,19 @@ TOPS = {
 }
 PRODUCT = sorted(p for top, base in TOPS.items() if top != "tests" for p in (base / top).rglob("*.py"))
 
-#: Files that reach each other.
-BROKEN_CIRCLES: list[set[str]] = []
-#: Private names of other files, by the file that uses them.
-BROKEN_PRIVATE: dict[str, set[str]] = {}
+#: Private names of the product, by the test that uses them.
 BROKEN_PRIVATE_IN_TESTS: dict[str, set[str]] = {
-    "tests/checkpoint/test_int8.py": {"_STEP_NBYTES"},
-    "tests/checkpoint/test_placement.py": {"_joined"},
-    "tests/checkpoint/test_torch_zip.py": {"_notes_offsets_on_meta"},
-    "tests/cli/test_doctor.py": {"_lines"},
-    "tests/cli/test_run.py": {"_live"},
     "tests/device/test_upload.py": {"_copy", "_store"},
     "tests/engine/test_adopt_arena.py": {"_scheduler"},
     "tests/engine/test_engine.py": {"_condition", "_loader", "_scheduler"},
     "tests/engine/test_engine_failures.py": {"_condition", "_loader", "_scheduler", "_thread"},
     "tests/engine/test_overlap.py": {"_condition"},
-    "tests/golden/test_rflow.py": {"_on"},
     "tests/module/test_int8.py": {"_stages"},
-    "tests/movd_coreml/interpreter/test_packages.py": {"_OWN_NAME"},
     "tests/movd_coreml/test_backend.py": {"_tier"},
-    "tests/movd_coreml/test_commands.py": {"_Verification", "_predicted"},
-    "tests/report/test_progress.py": {"_duration", "_live"},
     "tests/streaming/test_budget.py": {"_condition", "_scheduler", "_stages", "_tier"},
     "tests/streaming/test_session.py": {"_plans", "_tier"},
     "tests/support/interleaving.py": {"_condition", "_loader", "_thread"},
-    "tests/support/mutations.py": {"_header_nbytes"},
     "tests/support/towers.py": {"_in_use", "_scheduler"},
-    "tests/system/test_runtime_floor.py": {"_version"},
-    "tests/system/test_memory.py": {"_footprint", "_nbytes", "_thread"},
-    "tests/system/test_probe.py": {
-        "_KEEP_FREE_NBYTES",
-        "_Reader",
-        "_cache_notes",
-        "_fill",
-        "_read",
-        "_set_direct",
-    },
-    "tests/test_public.py": {"_LAZY"},
     "tests/verify/test_sessions.py": {"_is_loaded", "_residents"},
 }
 #: Files of more than 400 lines.
@@ -196,11 +172,8 @@ def test_no_files_import_each_other_in_a_circle():
     for top, base in TOPS.items():
         for path in sorted((base / top).rglob("*.py")):
             files[dotted(path, base)], bases[dotted(path, base)] = path, base
-    found = [set(circle) for circle in circles(graph(files, bases))]
-    new = [circle for circle in found if not any(circle <= known for known in BROKEN_CIRCLES)]
-    assert not new, "files that reach each other by imports, function-level and type-only ones included"
-    mended = [known for known in BROKEN_CIRCLES if not any(circle <= known for circle in found)]
-    assert not mended, "these circles are gone: take them from BROKEN_CIRCLES"
+    found = circles(graph(files, bases))
+    assert not found, "files that reach each other by imports, function-level and type-only ones included"
 
 
 def assert_only_known(found, broken):
@@ -212,7 +185,7 @@ def assert_only_known(found, broken):
 
 
 def test_no_file_uses_another_ones_private_names():
-    assert_only_known(foreign_privates(PRODUCT, PRODUCT), BROKEN_PRIVATE)
+    assert_only_known(foreign_privates(PRODUCT, PRODUCT), {})
 
 
 def test_tests_use_no_private_names_of_the_product():

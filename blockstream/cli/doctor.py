@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.fix_hints:
         print("\n".join(hints(facts)) or "nothing to mend was found")
     else:
-        for title, text in _lines(facts):
+        for title, text in lines_of(facts):
             print(f"{title:<10} {text}".rstrip())
     return 0
 
@@ -71,7 +71,7 @@ def devices() -> list[dict[str, str]]:
     return found + [{"kind": "cuda", "name": line.strip()} for line in listed.stdout.splitlines()]
 
 
-def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def lines_of(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (title, text) of each line for people; what continues a line has no title."""
     system, memory, cpu, disk = (facts[key] for key in ("system", "memory", "cpu", "disk"))
     yield "system", f"{system['platform']}, Python {system['python']}"

@@ -71,7 +71,7 @@ def _load_on_meta(path: Path) -> Any:
     """Return what the file holds, tensors on meta."""
     try:
         with torch.serialization.safe_globals(_NUMBERS):
-            if _notes_offsets_on_meta():
+            if notes_offsets_on_meta():
                 return torch.load(path, map_location="meta", weights_only=True)
             from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -84,7 +84,7 @@ def _load_on_meta(path: Path) -> Any:
         ) from error
 
 
-def _notes_offsets_on_meta() -> bool:
+def notes_offsets_on_meta() -> bool:
     """Return whether this torch loads on meta without reading; older ones do for fake tensors only."""
     return hasattr(torch.serialization, "_is_meta_location")
 

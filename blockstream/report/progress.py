@@ -49,7 +49,7 @@ class Progress:
         self._clock = clock
         self._held_nbytes = held_nbytes
         self._lock = threading.Lock()
-        self._live: Live | None = None
+        self.live: Live | None = None
         self._run: Any = None
         self._stage: Stage | None = None
         self._pass_index = self._visits = 0
@@ -64,16 +64,16 @@ class Progress:
     def __enter__(self) -> Progress:
         self._began = self._clock()
         if self._console.is_terminal:
-            self._live = Live(get_renderable=self._line, console=self._console, transient=True)
-            self._live.start()
+            self.live = Live(get_renderable=self._line, console=self._console, transient=True)
+            self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
     @hookimpl
     def run_started(self, run: Any) -> None:
@@ -126,7 +126,7 @@ class Progress:
             parts.append(f"{done:.0%}")
             if 0 < done < 1:
                 left = elapsed / done * (1 - done) + self._later_s(stage.name)
-                parts.append(f"{_duration(left)} left")
+                parts.append(f"{duration(left)} left")
         parts.append(f"{speed / 1e9:.2f} GB/s")
         budget = getattr(self._run, "budget_nbytes", None)
         of = f" of {format_nbytes(budget)}" if budget else ""
@@ -150,7 +150,7 @@ class Progress:
         return float(sum(predicted[later] for later in after))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time for people: 0:07, 12:30, 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -139,12 +139,12 @@ def _kib(status: bytes, key: bytes) -> int:
 def _private_nbytes() -> int:
     """Return what the process holds on systems without /proc."""
     if sys.platform == "darwin":
-        return _footprint(ctypes.CDLL("/usr/lib/libproc.dylib"))
+        return footprint(ctypes.CDLL("/usr/lib/libproc.dylib"))
     info = psutil.Process().memory_info()
     return int(getattr(info, "private", info.rss))
 
 
-def _footprint(libproc: ctypes.CDLL) -> int:
+def footprint(libproc: ctypes.CDLL) -> int:
     """Return the physical footprint from `proc_pid_rusage`: what macOS limits a process by."""
     # struct rusage_info_v0: a 16-byte uuid, then ten 64-bit numbers; the footprint is the eighth.
     info = (ctypes.c_uint64 * 12)()
@@ -235,10 +235,10 @@ class MemoryWatch:
         self._reader = None if read else HeldReader()
         self._read = read or self._reader_read
         self._peak: Peak | None = None
-        self._thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
         try:
             self.sample()
-            self._thread.start()
+            self.thread.start()
         except BaseException:
             self._close_reader()
             raise
@@ -324,7 +324,7 @@ class MemoryWatch:
         if self._stop.is_set():
             return
         self._stop.set()
-        self._thread.join()
+        self.thread.join()
         try:
             if self._failure is None:
                 self._sample(None)

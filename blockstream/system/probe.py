@@ -37,7 +37,7 @@ READAHEAD_S = 0.02
 
 _FIRST_BIT = bytes(state & 1 for state in range(256))
 _LEAST_NBYTES = 16 << 20
-_KEEP_FREE_NBYTES = 256 << 20
+KEEP_FREE_NBYTES = 256 << 20
 Mode = Literal["direct", "buffered"]
 
 
@@ -134,7 +134,7 @@ def disk(
     began = time.monotonic()
     path = Path(path)
     with _opened(path, nbytes, limit_s / 3) as (fd, size, fresh):
-        reader = _Reader(fd, size)
+        reader = DirectReader(fd, size)
         refused = reader.refusal()
         reader.drop()
         stays = cached_nbytes(fd) or 0
@@ -155,7 +155,7 @@ def disk(
         trials=trials,
         direct_refused=refused,
         wall_s=time.monotonic() - began,
-        notes=(*_place_notes(where, refused), *_cache_notes(trials, fresh, stays / size)),
+        notes=(*_place_notes(where, refused), *cache_notes(trials, fresh, stays / size)),
     )
 
 
@@ -170,7 +170,8 @@ def _place_notes(where: FileSystem, refused: str | None) -> Iterator[str]:
         yield f"direct reads are refused ({refused}): reads go through the page cache"
 
 
-def _cache_notes(trials: Sequence[Trials], fresh: bool, stays: float) -> Iterator[str]:
+def cache_notes(trials: Sequence[Trials], fresh: bool, stays: float) -> Iterator[str]:
+    """Yield what says that a measurement was not, or not only, the disk's."""
     if fresh:
         yield "measured on a file just written, which the drive or a host may still have cached"
     if stays > 0.05 and not fresh:
@@ -211,18 +212,18 @@ def cached_nbytes(file: int | Path | str) -> int | None:
 def _opened(path: Path, nbytes: int, write_s: float) -> Iterator[tuple[int, int, bool]]:
     """Yield (descriptor, bytes in it, whether it was written now)."""
     if path.is_dir():
-        size = min(nbytes, shutil.disk_usage(path).free - _KEEP_FREE_NBYTES)
+        size = min(nbytes, shutil.disk_usage(path).free - KEEP_FREE_NBYTES)
         if size < _LEAST_NBYTES:
             raise ConfigError(
                 f"{path} has {format_nbytes(shutil.disk_usage(path).free)} free; measuring needs "
-                f"{format_nbytes(_LEAST_NBYTES + _KEEP_FREE_NBYTES)}: name another folder or a file"
+                f"{format_nbytes(_LEAST_NBYTES + KEEP_FREE_NBYTES)}: name another folder or a file"
             )
         try:
             file = tempfile.TemporaryFile(dir=path, buffering=0)  # noqa: SIM115 (used as one below)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error}): name a file to read") from error
         with file:
-            yield file.fileno(), _fill(file.fileno(), size, write_s), True
+            yield file.fileno(), fill(file.fileno(), size, write_s), True
         return
     try:
         fd = regular.descriptor(path)
@@ -240,7 +241,7 @@ def _opened(path: Path, nbytes: int, write_s: float) -> Iterator[tuple[int, int,
         os.close(fd)
 
 
-def _fill(fd: int, nbytes: int, limit_s: float) -> int:
+def fill(fd: int, nbytes: int, limit_s: float) -> int:
     """Write up to `nbytes` that do not compress until the time is up; return how many."""
     until, written, block = time.monotonic() + limit_s, 0, os.urandom(4 << 20)
     while written < nbytes and (written < _LEAST_NBYTES or time.monotonic() < until):
@@ -251,7 +252,7 @@ def _fill(fd: int, nbytes: int, limit_s: float) -> int:
     return written // ALIGNMENT * ALIGNMENT
 
 
-class _Reader:
+class DirectReader:
     """Reads one file by turns directly and through the page cache, never the same place in a row."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -262,7 +263,7 @@ class _Reader:
     def refusal(self) -> str | None:
         """Return why the file cannot be read directly, None when it can."""
         try:
-            self._set_direct(True)
+            self.set_direct(True)
             with mmap.mmap(-1, ALIGNMENT) as buffer:
                 os.preadv(self._fd, [buffer], 0)
         except OSError as error:
@@ -280,13 +281,13 @@ class _Reader:
             buffer.write(bytes(request))  # its pages are there before the clock starts
             stack.callback(self.drop)
             self.drop()
-            self._set_direct(mode == "direct")
+            self.set_direct(mode == "direct")
             began = time.monotonic()
 
             def work() -> int:
                 nbytes = 0
                 while (turn := next(turns)) < most:
-                    nbytes += self._read(buffer, request, turn)
+                    nbytes += self.read(buffer, request, turn)
                     if time.monotonic() - began >= limit_s:
                         break
                 return nbytes
@@ -296,7 +297,7 @@ class _Reader:
         self._at = (self._at + total) % self._size
         return total / took
 
-    def _read(self, buffer: mmap.mmap, request: int, turn: int) -> int:
+    def read(self, buffer: mmap.mmap, request: int, turn: int) -> int:
         """Read the `turn`-th request from where the last measurement stopped, wrapping around."""
         start = (self._at // request + turn) % (self._size // request) * request
         done = 0
@@ -316,7 +317,7 @@ class _Reader:
             time.sleep(READAHEAD_S)  # pages that are still being read ahead are locked, and stay
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def _set_direct(self, on: bool) -> None:
+    def set_direct(self, on: bool) -> None:
         """Turn direct reads on or off; raises OSError where the file system refuses them."""
         import fcntl  # not on every system, and the facts without a disk are
 

@@ -52,7 +52,7 @@ def runtime_floor(
     fails.
     """
     wanted = [m for m in modules if util.find_spec(m.partition(".")[0]) is not None]
-    versions = (f"python {platform.python_version()}", *map(_version, wanted))
+    versions = (f"python {platform.python_version()}", *map(version_of, wanted))
     about = {"modules": wanted, "versions": versions, "machine": platform.platform()}
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     file = (folder or cache_folder()) / f"floor-{key}.json"
@@ -64,7 +64,8 @@ def runtime_floor(
     return Floor(nbytes, versions, measured=True)
 
 
-def _version(module: str) -> str:
+def version_of(module: str) -> str:
+    """Return the name and version of a module's package."""
     top = module.partition(".")[0]
     try:
         return f"{top} {metadata.version(top)}"

@@ -16,7 +16,7 @@ from types import ModuleType
 from blockstream.errors import ConfigError
 
 #: What the messages' package is called here when coremltools itself has not been imported.
-_OWN_NAME = "movd_coreml_proto"
+OWN_NAME = "movd_coreml_proto"
 INSTALL = "pip install 'blockstream-engine[coreml]'"
 
 
@@ -38,17 +38,17 @@ def _package() -> str:
     """Return the importable name of coremltools' folder of generated modules."""
     if "coremltools" in sys.modules:
         return "coremltools.proto"
-    if _OWN_NAME not in sys.modules:
+    if OWN_NAME not in sys.modules:
         found = importlib.util.find_spec("coremltools")
         if found is None or not found.submodule_search_locations:
             raise ImportError("it is not installed")
         folder = Path(found.submodule_search_locations[0]) / "proto"
         spec = importlib.util.spec_from_file_location(
-            _OWN_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+            OWN_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         if spec is None or spec.loader is None or not (folder / "__init__.py").is_file():
             raise ImportError(f"{folder} holds no generated modules")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[_OWN_NAME] = module
+        sys.modules[OWN_NAME] = module
         spec.loader.exec_module(module)
-    return _OWN_NAME
+    return OWN_NAME

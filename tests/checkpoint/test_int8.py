@@ -118,10 +118,10 @@ def test_short_floats_are_rounded_from_what_they_are(tmp_path, dtype):
 
 def test_matrices_larger_than_a_step_of_reading_are_the_same(tmp_path, source, monkeypatch):
     whole = pack(source, tmp_path / "a", SEGMENTS, "int8", int8=("t0", "t2"))
-    monkeypatch.setattr(module, "_STEP_NBYTES", 300)  # two rows of t0, and more than one of t2
+    monkeypatch.setattr(module, "STEP_NBYTES", 300)  # two rows of t0, and more than one of t2
     parts = pack(source, tmp_path / "b", SEGMENTS, "int8", int8=("t0", "t2"))
     assert [s.sha256 for s in parts.segments] == [s.sha256 for s in whole.segments]
-    monkeypatch.setattr(module, "_STEP_NBYTES", 100)  # less than a row of t0
+    monkeypatch.setattr(module, "STEP_NBYTES", 100)  # less than a row of t0
     rows = pack(source, tmp_path / "c", SEGMENTS, "int8", int8=("t0", "t2"))
     assert [s.sha256 for s in rows.segments] == [s.sha256 for s in whole.segments]
 

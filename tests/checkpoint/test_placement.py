@@ -16,7 +16,7 @@ from blockstream.checkpoint.read.placement import (
     GAP_NBYTES,
     SPLIT_NBYTES,
     STAGING_NBYTES,
-    _joined,
+    joined,
     lay_out,
 )
 from blockstream.checkpoint.read.requests import Move, Read, Request, SegmentLayout
@@ -194,8 +194,8 @@ def test_a_large_conversion_needs_little_more_room_than_its_result():
 
 def test_moves_to_the_spill_are_not_joined_over_what_lies_between():
     moves = [Move(10, 1000, 4), Move(30, 1020, 4)]
-    assert _joined(moves) == moves
-    assert _joined([Move(108, 100, 4), Move(128, 120, 4)]) == [Move(108, 100, 24)]
+    assert joined(moves) == moves
+    assert joined([Move(108, 100, 4), Move(128, 120, 4)]) == [Move(108, 100, 24)]
 
 
 def test_ten_thousand_tensors_are_laid_out_in_a_few_reads():

@@ -67,7 +67,7 @@ def test_a_path_that_is_not_there_is_wrong_usage(command, tmp_path):
 
 
 def test_people_read_every_fact():
-    text = "\n".join(f"{title}: {line}" for title, line in doctor._lines(FACTS))
+    text = "\n".join(f"{title}: {line}" for title, line in doctor.lines_of(FACTS))
     for fact in (
         "memory: 3.0 GiB free under memory.max",
         "memory.max: 1.0 GiB used of 4.0 GiB",

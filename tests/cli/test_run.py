@@ -181,7 +181,7 @@ def test_the_progress_of_a_run_ends_with_it_and_is_silent_off_a_terminal(command
     assert len(err.splitlines()) == 2
     ((_, _, options),) = runner.calls
     (progress,) = options["observers"]
-    assert progress._live is None
+    assert progress.live is None
 
 
 def test_plan_prints_what_stays_and_why_the_times_the_peak_and_the_curve(command, site, runner):

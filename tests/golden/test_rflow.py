@@ -59,7 +59,7 @@ class Recorded(OpenSoraFlow):
     def velocity(self, z, i):
         self.seen.append(z)
         if self.x_mask is not None:
-            self.on.append(self._on(i))
+            self.on.append(self.is_on(i))
         return super().velocity(z, i)
 
     def noise_like(self, z, i):

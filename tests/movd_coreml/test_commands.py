@@ -89,10 +89,10 @@ def test_on_macos_verify_compares_what_core_ml_predicts(exported, monkeypatch):
     program = exported.segments["dit.pair.00"].program("17x16x16")
     (want,) = (torch.ones(t.shape) for t in program.outputs)
     outputs = {t.name: want.numpy() for t in program.outputs}
-    check = object.__new__(verifying._Verification)
+    check = object.__new__(verifying.Verification)
     check.made = exported
     values = {t.value: torch.zeros(t.shape) for t in program.inputs}
-    assert check._predicted(program, values, (want,)) == pytest.approx(0.5)
+    assert check.predicted(program, values, (want,)) == pytest.approx(0.5)
     assert asked == [(str(exported.package_of(program)), "f17x16x16")]
 
 

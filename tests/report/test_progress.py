@@ -12,7 +12,7 @@ from rich.console import Console
 from blockstream.engine.ledger import Span
 from blockstream.plan.segments import AtMost, Exactly, Segment, Stage, Unknown
 from blockstream.plugins import Plugins
-from blockstream.report.progress import Progress, _duration
+from blockstream.report.progress import Progress, duration
 
 SEGMENTS = tuple(Segment(name, 100) for name in "abcd")
 DIT = Stage("dit", SEGMENTS, passes=AtMost(10))
@@ -109,11 +109,11 @@ def test_on_a_terminal_the_line_is_shown_and_taken_back_even_when_the_run_fails(
     with pytest.raises(RuntimeError), Progress(console, clock, lambda: 1) as progress:
         progress.stage_started(DIT)
         clock.now += 60
-        progress._live.refresh()
+        progress.live.refresh()
         assert "dit  pass 1 of 10" in file.getvalue()
         raise RuntimeError
     assert re.search(r"\x1b\[\?25h", file.getvalue()), "the cursor stays hidden"
-    assert progress._live is None
+    assert progress.live is None
 
 
 def test_it_is_an_observer_like_any_plugin(progress, clock):
@@ -127,4 +127,4 @@ def test_it_is_an_observer_like_any_plugin(progress, clock):
 
 
 def test_times_are_written_for_people():
-    assert [_duration(s) for s in (7.4, 59.6, 754, 3723)] == ["0:07", "1:00", "12:34", "1:02:03"]
+    assert [duration(s) for s in (7.4, 59.6, 754, 3723)] == ["0:07", "1:00", "12:34", "1:02:03"]

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from blockstream.checkpoint.read.entries import FileStamp
-from blockstream.checkpoint.read.safetensors_header import _header_nbytes, parse_header
+from blockstream.checkpoint.read.safetensors_header import length_of_header, parse_header
 from blockstream.checkpoint.read.torch_zip import scan
 from blockstream.errors import CheckpointError
 
@@ -31,7 +31,7 @@ _NUMBERS = (-1, 0, 1, 4, 7, 8, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 1.5, True,
 def check_safetensors(content: bytes) -> None:
     """Hold that the parser refuses the content, or describes disjoint bytes of it."""
     with contextlib.suppress(CheckpointError):
-        n = _header_nbytes(PATH, content[:8], len(content))
+        n = length_of_header(PATH, content[:8], len(content))
         stamp = FileStamp(PATH, len(content), 0, 0, 8 + n, "")
         header = parse_header(content[8 : 8 + n], stamp)
         spans = sorted((e.offset, e.end) for e in header.entries.values() if e.nbytes)

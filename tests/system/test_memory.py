@@ -117,11 +117,14 @@ def test_more_pinned_bytes_are_never_given_back_than_were_registered():
     assert counter.nbytes == 6
 
 
-def test_pinned_bytes_count_in_what_the_process_holds(monkeypatch):
-    monkeypatch.setattr(memory.pinned, "_nbytes", 0)
+def test_pinned_bytes_count_in_what_the_process_holds():
+    before = held().pinned
     memory.pinned.add(1000 * MIB)
-    assert held().pinned == 1000 * MIB
-    assert held().nbytes > 1000 * MIB
+    try:
+        assert held().pinned == before + 1000 * MIB
+        assert held().nbytes > 1000 * MIB
+    finally:
+        memory.pinned.add(-1000 * MIB)
 
 
 def test_the_physical_footprint_is_the_eighth_number_after_the_uuid():
@@ -134,7 +137,7 @@ def test_the_physical_footprint_is_the_eighth_number_after_the_uuid():
                 fields[i] = 100 + i
             return 0
 
-    assert memory._footprint(LibProc()) == 100 + 2 + 7
+    assert memory.footprint(LibProc()) == 100 + 2 + 7
 
 
 def test_the_peak_keeps_its_moment_its_label_and_the_arena_at_that_time():
@@ -145,18 +148,18 @@ def test_the_peak_keeps_its_moment_its_label_and_the_arena_at_that_time():
         w.sample("dit.block.04")
         arena[0], now[0] = 10, 13.0
         w.sample("dit.block.05")
-        assert (w.peak_nbytes, w.peak_at) == (200, "dit.block.03")
+        assert (w.peak_nbytes, w.peak.label) == (200, "dit.block.03")
         assert (w.peak.at_s, w.peak.arena_nbytes) == (2.5, 150)
 
 
 def test_a_label_holds_from_its_sample_on_until_the_next():
     with watch(1, 2, 3, 4, 3) as w:
         w.sample("a")
-        assert w.peak_at == ""  # what was held at that sample came of what ran before
+        assert w.peak.label == ""  # what was held at that sample came of what ran before
         w.sample()
-        assert w.peak_at == "a"
+        assert w.peak.label == "a"
         w.sample("b")
-        assert w.peak_at == "a"
+        assert w.peak.label == "a"
 
 
 def test_a_peak_between_visits_is_seen_by_the_thread():
@@ -169,9 +172,9 @@ def test_a_peak_between_visits_is_seen_by_the_thread():
 
 def test_the_thread_is_gone_after_the_block_even_when_the_block_raises():
     with pytest.raises(KeyboardInterrupt), watch(1, every_s=0.001) as w:
-        assert w._thread.is_alive()
+        assert w.thread.is_alive()
         raise KeyboardInterrupt
-    assert not w._thread.is_alive()
+    assert not w.thread.is_alive()
 
 
 @linux
@@ -219,7 +222,7 @@ def test_a_watch_that_cannot_read_fails_the_next_sample_with_its_cause():
 
     with MemoryWatch(read=read, every_s=0.001) as w:
         assert failed.wait(timeout=5)
-        w._thread.join(timeout=5)
+        w.thread.join(timeout=5)
         with pytest.raises(EngineError, match="no such process") as stopped:
             w.sample()
     assert isinstance(stopped.value.__cause__, OSError)

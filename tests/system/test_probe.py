@@ -35,14 +35,14 @@ def weights(tmp_path) -> Path:
 
 
 def refuse_direct(monkeypatch) -> None:
-    whole = probe._Reader._set_direct
+    whole = probe.DirectReader.set_direct
 
     def set_direct(self, on):
         if on:
             raise OSError(errno.EINVAL, "Invalid argument")
         whole(self, on)
 
-    monkeypatch.setattr(probe._Reader, "_set_direct", set_direct)
+    monkeypatch.setattr(probe.DirectReader, "set_direct", set_direct)
 
 
 @linux
@@ -72,7 +72,7 @@ def test_a_file_is_measured_in_place_and_keeps_its_bytes_and_no_pages(weights):
 
 @linux
 def test_every_timed_read_starts_with_nothing_cached(weights, monkeypatch):
-    cached, read = [], probe._Reader._read
+    cached, read = [], probe.DirectReader.read
 
     def spy(self, buffer, request, turn):
         if turn == 0:
@@ -80,7 +80,7 @@ def test_every_timed_read_starts_with_nothing_cached(weights, monkeypatch):
         return read(self, buffer, request, turn)
 
     weights.read_bytes()
-    monkeypatch.setattr(probe._Reader, "_read", spy)
+    monkeypatch.setattr(probe.DirectReader, "read", spy)
     disk(weights, **{**SMALL, "ways": ((4 * MIB, 1), (MIB, 1))})
     if file_system(weights).kind != "local":
         pytest.skip("the cache of this file system cannot be dropped")
@@ -89,14 +89,14 @@ def test_every_timed_read_starts_with_nothing_cached(weights, monkeypatch):
 
 @linux
 def test_direct_reads_leave_the_page_cache_empty(weights, monkeypatch):
-    after, drop = [], probe._Reader.drop
+    after, drop = [], probe.DirectReader.drop
     reader_fd = os.open(weights, os.O_RDONLY)
     try:
-        reader = probe._Reader(reader_fd, 20 * MIB)
+        reader = probe.DirectReader(reader_fd, 20 * MIB)
         if reader.refusal() or file_system(weights).kind != "local":
             pytest.skip("this file system does not read past the page cache")
         drop(reader)
-        monkeypatch.setattr(probe._Reader, "drop", lambda self: after.append(cached_nbytes(weights)))
+        monkeypatch.setattr(probe.DirectReader, "drop", lambda self: after.append(cached_nbytes(weights)))
         reader.measure("direct", 4 * MIB, 1, 0.01)
         reader.measure("buffered", 4 * MIB, 1, 0.01)
     finally:
@@ -120,7 +120,7 @@ def test_a_disk_that_fails_while_reading_leaves_nothing(tmp_path, monkeypatch):
     def fail(self, buffer, request, turn):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(probe._Reader, "_read", fail)
+    monkeypatch.setattr(probe.DirectReader, "read", fail)
     with pytest.raises(OSError, match="Input/output"):
         disk(tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -129,7 +129,7 @@ def test_a_disk_that_fails_while_reading_leaves_nothing(tmp_path, monkeypatch):
 def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_endless_loop(weights):
     descriptor = os.open(weights, os.O_RDONLY)
     try:
-        reader = probe._Reader(descriptor, 20 * MIB)
+        reader = probe.DirectReader(descriptor, 20 * MIB)
         os.truncate(weights, 6 * MIB)
         with pytest.raises(OSError, match=f"ended at {6 * MIB}"):
             reader.measure("buffered", 4 * MIB, 1, 60)
@@ -147,13 +147,13 @@ def test_a_small_file_is_refused_with_what_is_needed(tmp_path):
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(100 * MIB, 50 * MIB, 50 * MIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(probe, "_fill", lambda *args: pytest.fail("wrote"))
+    monkeypatch.setattr(probe, "fill", lambda *args: pytest.fail("wrote"))
     with pytest.raises(ConfigError, match="50 MiB free"):
         disk(tmp_path)
 
 
 def test_a_disk_with_little_space_is_measured_with_less(tmp_path, monkeypatch):
-    free = probe._KEEP_FREE_NBYTES + 20 * MIB
+    free = probe.KEEP_FREE_NBYTES + 20 * MIB
     usage = namedtuple("usage", "total used free")(free, 0, free)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert disk(tmp_path, **{**SMALL, "nbytes": 1 << 40}).file_nbytes <= 20 * MIB
@@ -182,7 +182,7 @@ def test_a_measurement_is_plain_json(tmp_path):
 @pytest.mark.parametrize("slow_first", [True, False])
 def test_a_cache_below_the_system_shows_as_a_slow_first_round(slow_first):
     speeds = (0.5e9, 2e9, 2e9) if slow_first else (2e9, 2e9, 2e9)
-    notes = list(probe._cache_notes([probe.Trials("direct", MIB, 1, speeds)], False, 0.0))
+    notes = list(probe.cache_notes([probe.Trials("direct", MIB, 1, speeds)], False, 0.0))
     assert bool(notes) is slow_first
     assert not slow_first or "first round read at 0.50 GB/s, later ones at 2.00" in notes[0]
 

@@ -47,7 +47,7 @@ def test_a_floor_is_measured_once_and_read_from_the_cache_after(package, tmp_pat
 
 def test_another_version_is_another_floor(package, tmp_path, monkeypatch):
     runtime_floor(["heavypkg.inner"], tmp_path)
-    monkeypatch.setattr(floors, "_version", lambda module: f"{module} 2.0")
+    monkeypatch.setattr(floors, "version_of", lambda module: f"{module} 2.0")
     got = runtime_floor(["heavypkg.inner"], tmp_path)
     assert got.measured
     assert got.versions[1:] == ("heavypkg.inner 2.0",)

@@ -207,7 +207,7 @@ class _Planner:
             self.places[wants[s]] = place
             moves.append(Move(at + s.offset - start, place, s.nbytes))
         # Ascending, and none reaches below its predecessor's end: what a move covers has moved on.
-        moves = _joined(sorted(m for m in moves if m.nbytes))
+        moves = joined(sorted(m for m in moves if m.nbytes))
         self.reads.append(Read(run[0].file, start, nbytes, need_end - start, at, tuple(moves)))
 
     def _stage(self, todo: Sequence[tuple[_Source, str, int]]) -> None:
@@ -240,17 +240,17 @@ class _Planner:
         return cut_file == file and start <= pos and near and pos + item <= start + STAGING_NBYTES
 
 
-def _joined(moves: Sequence[Move]) -> list[Move]:
+def joined(moves: Sequence[Move]) -> list[Move]:
     """Return the moves that change anything, neighbours by the same distance made one."""
-    joined: list[Move] = []
+    found: list[Move] = []
     for m in moves:
-        last = joined[-1] if joined else None
+        last = found[-1] if found else None
         down = m.dst <= m.src  # what lies between two places in the spill is another's
         if last and down and last.src - last.dst == m.src - m.dst:
-            joined[-1] = last._replace(nbytes=m.src + m.nbytes - last.src)
+            found[-1] = last._replace(nbytes=m.src + m.nbytes - last.src)
         else:
-            joined.append(m)
-    return [m for m in joined if m.src != m.dst]
+            found.append(m)
+    return [m for m in found if m.src != m.dst]
 
 
 def _elements(s: _Source) -> int:

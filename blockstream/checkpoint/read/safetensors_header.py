@@ -46,7 +46,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             file_nbytes = os.fstat(stream.fileno()).st_size
             head = stream.read(64)
             name_foreign(path, head)
-            n = _header_nbytes(path, head[:8], file_nbytes)
+            n = length_of_header(path, head[:8], file_nbytes)
             stream.seek(8)
             text = stream.read(n)
             stamp = FileStamp.take(stream, path, 0, 8 + n)
@@ -77,7 +77,7 @@ def parse_header(text: bytes, stamp: FileStamp) -> Header:
     return Header(stamp, start, entries, metadata)
 
 
-def _header_nbytes(path: Path, length: bytes, file_nbytes: int) -> int:
+def length_of_header(path: Path, length: bytes, file_nbytes: int) -> int:
     """Return the header's length given the file's first 8 bytes."""
     if len(length) < 8:
         raise CheckpointError(f"{path}: has {file_nbytes} bytes, a safetensors file has at least 8; {_AGAIN}")

@@ -40,7 +40,7 @@ from .writer import UNFINISHED, FileWriter, Pwrite, locked, write_json, write_sm
 
 #: dtypes a pack can be asked for, by the names users give them; int8 is for the matrices that are named.
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": None}
-_STEP_NBYTES = 8 << 20
+STEP_NBYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +298,7 @@ class _Copier:
         """Open the files of the source."""
         self._reader = reader
         self._files = {stamp: reader.open(stamp.path) for stamp in self.source.files}
-        self._converted = memoryview(bytearray(2 * _STEP_NBYTES))
+        self._converted = memoryview(bytearray(2 * STEP_NBYTES))
 
     def specs(self, name: str) -> tuple[TensorSpec, ...]:
         """Return a tensor as it will be written, under the name it was asked for, and its scales."""
@@ -343,7 +343,7 @@ class _Copier:
     def _own_bytes(self, name: str, item: int) -> Iterator[memoryview]:
         """Yield a tensor's bytes as they are before conversion, in steps of whole items."""
         if name in self._made:
-            data, step = self._made[name].make(), _STEP_NBYTES // item * item
+            data, step = self._made[name].make(), STEP_NBYTES // item * item
             yield from (data[at : at + step] for at in range(0, len(data), step))
         else:
             entry = self.source[name]
@@ -355,7 +355,7 @@ def _pieces(reader: Reader, file: ReadFile, offset: int, nbytes: int, item: int)
 
     Each piece is valid until the next is asked for.
     """
-    step = max(_STEP_NBYTES // item, 1) * item
+    step = max(STEP_NBYTES // item, 1) * item
     buffers = [aligned_buffer(min(nbytes, step) + 2 * BLOCK) for _ in range(2)]
     pending: list[tuple[Batch, memoryview]] = []
     try:

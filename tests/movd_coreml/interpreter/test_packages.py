@@ -57,7 +57,7 @@ def test_reading_a_package_imports_the_messages_alone():
 def test_without_coremltools_the_error_says_how_to_install_it(monkeypatch):
     proto.messages.cache_clear()
     monkeypatch.setitem(sys.modules, "coremltools", None)
-    for name in [n for n in sys.modules if n.startswith(("coremltools.", proto._OWN_NAME))]:
+    for name in [n for n in sys.modules if n.startswith(("coremltools.", proto.OWN_NAME))]:
         monkeypatch.delitem(sys.modules, name)
     try:
         with pytest.raises(
