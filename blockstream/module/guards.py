@@ -62,7 +62,8 @@ class Link(Guard):
 class Follower(Link):
     """Follows a module's calls: `enter(args, kwargs)` before, `leave(output, failed)` after each.
 
-    What `enter` returns, if anything, are the arguments the call goes on with.
+    What `enter` returns, if anything, are the arguments the call goes on with; `sent` makes the result of its
+    output.
     Hooks of the user's run within. `leave` is called however the call ends, one that `enter` refused too.
     """
 
@@ -72,9 +73,10 @@ class Follower(Link):
         what: str,
         enter: Callable[[Any, Any], tuple[Any, Any] | None],
         leave: Callable[[Any, bool], None],
+        sent: Callable[[Any], Any],
     ) -> None:
         super().__init__(module, what)
-        self._enter, self._leave = enter, leave
+        self._enter, self._leave, self._sent = enter, leave, sent
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module."""
@@ -83,9 +85,9 @@ class Follower(Link):
             args, kwargs = self._enter(args, kwargs) or (args, kwargs)
             output = self.run(*args, **kwargs)
             failed = False
-            return output
         finally:
             self._leave(output, failed)
+        return self._sent(output)
 
 
 class Wake(Link):

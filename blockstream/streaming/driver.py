@@ -108,8 +108,10 @@ class Driver:
         if not complete or not ended.ran or ended.index is None:
             return
         self._plans.after_pass(stage.name, ended.ran, ended.index)
-        # With an observer, or stages to prefetch for, every pass is followed.
-        if len(self.stages) > 1 or self._observing.is_watched or stage.prepared.looks_at_grad:
+        # With an observer, stages to prefetch for, or inputs to move, every pass is followed.
+        if len(self.stages) > 1 or self._observing.is_watched or stage.moves_inputs:
+            return
+        if stage.prepared.looks_at_grad:
             return
         if (handles := self._plans.tier.engine.everything()) is not None:
             stage.settle(handles)

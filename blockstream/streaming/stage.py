@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from blockstream.engine.store import Handle
 from blockstream.errors import ModelError
@@ -34,6 +34,8 @@ class StreamedStage:
         """Compute will be `where`."""
         self._runtime, self._where = runtime, where
         self.prepared = prepared
+        #: Whether the inputs of the call came from the processor, and whether any call's had to be moved.
+        self._is_away = self.moves_inputs = False
         #: Whether everything is in memory and bound to stay, so that no call need be followed.
         self.settled = False
         self._settled: list[BoundHandle] = []
@@ -127,7 +129,7 @@ class StreamedStage:
 
     def _follow(self, module: nn.Module, path: str) -> None:
         what = f"{self.model_name}.{path}" if path else self.model_name
-        call = Follower(module, what, partial(self._enter, path), partial(self._leave, path))
+        call = Follower(module, what, partial(self._enter, path), partial(self._leave, path), self._sent)
         call.attach()
         self._followed.append(call)
 
@@ -203,11 +205,24 @@ class StreamedStage:
             self.end_pass(complete)
 
     def _moved(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Return inputs where compute is; None where that is the processor."""
-        if self._where == CPU:
+        """Return inputs where compute is; None where they are there.
+
+        What comes from the processor alone gets its outputs back there.
+        """
+        found = {t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        self._is_away = found == {CPU} and self._where != CPU
+        if found <= {self._where}:
             return None
+        self.moves_inputs = True
         moved: tuple[Any, Any] = tree_map_only(torch.Tensor, lambda t: t.to(self._where), (args, kwargs))
         return moved
+
+    def _sent(self, output: Any) -> Any:
+        """Return the output of a call, on the processor if that is where its inputs were."""
+        if not self._is_away or self._calls:
+            return output
+        self._is_away = False
+        return tree_map_only(torch.Tensor, lambda t: t.to(CPU), output)
 
     def _is_running(self) -> bool:
         """Return whether the outermost call is still on the stack; an interrupt may end it unseen."""
