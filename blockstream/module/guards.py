@@ -73,7 +73,7 @@ class Follower(Link):
         what: str,
         enter: Callable[[Any, Any], tuple[Any, Any] | None],
         leave: Callable[[Any, bool], None],
-        sent: Callable[[Any], Any],
+        sent: Callable[[Any], Any] = lambda output: output,
     ) -> None:
         super().__init__(module, what)
         self._enter, self._leave, self._sent = enter, leave, sent
