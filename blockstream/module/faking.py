@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from .guards import left_out, strip
 from .standins import Absent
@@ -70,6 +71,7 @@ def faked(
                 )
             strip(fake)
             _make_computable(fake, dtype_of)
+            args, kwargs = tree_map_only(torch.Tensor, _on_processor, (args, kwargs))
             yield fake, Call(args, kwargs)
     finally:
         torch.random.set_rng_state(state)
@@ -96,6 +98,16 @@ def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | N
                 data = torch.empty(tuple(param.shape), dtype=dtype, device="cpu")
                 made[id(param)] = nn.Parameter(data, requires_grad=False)
             module._parameters[name] = made[id(param)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = _on_processor(buffer)
+
+
+def _on_processor(tensor: Tensor) -> Tensor:
+    """Return a fake tensor, one on the processor for one on a device."""
+    if tensor.device.type in ("cpu", "meta"):
+        return tensor
+    return torch.empty_like(tensor, device="cpu")
 
 
 @contextmanager
