@@ -59,6 +59,8 @@ class StageFlow(FlowBase):
     """The `Flow` of one unit at one stage. `words` holds the negative rows first where guidance is on."""
 
     straight = True
+    #: Which unit and stage it is, for figures.
+    name = ""
 
     def __init__(
         self,
@@ -191,7 +193,7 @@ class PyramidWay:
     def flow(self, leg: int, on_remaining: Callable[[int], None]) -> StageFlow:
         """Return the flow of a leg."""
         journey, place = self._journey, self._journey.legs[leg]
-        return StageFlow(
+        flow = StageFlow(
             self._denoiser,
             self._words,
             journey.past(place),
@@ -200,6 +202,8 @@ class PyramidWay:
             self._guidance.scale(place.unit) if self._guidance.is_on else None,
             on_remaining=on_remaining,
         )
+        flow.name = f"unit {place.unit + 1}, stage {place.stage + 1}"
+        return flow
 
     def end(self, leg: int, z: Tensor) -> None:
         """Take in what a flow has reached."""

@@ -104,6 +104,27 @@ def test_merging_tokens_and_leaping_act_on_the_denoiser(config, plain, tmp_path)
     assert report["output"]["sampler"][0]["leaps"] == [[2, 4]]
 
 
+def test_sliding_tiles_act_on_every_attention_and_merged_steps_run_dense(config, plain, tmp_path):
+    windows = {"name": "sta", "windows": [1, 1, 1], "tile": [3, 1, 1], "dense_steps": 0}
+    tiles = config(attention=[{"name": "tdtm", "merge_steps": 1}, windows], steps=3)
+    report = runner.run(tiles, tmp_path / "tiles")
+    kernels, said = report["attention"]["kernels"], report["attention"]["said"]["sta:sta"]
+    assert (kernels["layers"], kernels["calls"]) == (4, 8)
+    assert kernels["by_step"].keys() == {"1", "2"} and kernels["density"] < 1
+    assert said["canvases"] == [{"grid": [3, 1, 2], "whole_tiles": True}]
+    assert said["calls"] == {"dense": 0, "gathered": 8} and said["merged_layers_run_dense"] == 4
+    small = runner.run(config(attention=[windows], policy="none"), tmp_path / "small")
+    whole = runner.run(config(attention=[windows], arena="64MiB"), tmp_path / "whole")
+    assert small["attention"]["kernels"] == whole["attention"]["kernels"]
+    assert torch.equal(latents(tmp_path / "small"), latents(tmp_path / "whole"))
+    assert not torch.equal(latents(tmp_path / "small"), latents(plain[0]))
+
+
+def test_the_released_windows_are_refused_on_another_canvas(config, tmp_path):
+    with pytest.raises(ConfigError, match="released table is for 30x48x80 tokens, 60 layers of 24 heads"):
+        runner.run(config(attention=["sta"]), tmp_path / "out")
+
+
 def test_the_schedulers_file_names_the_shift_and_options_change_the_flow(config, folder):
     def opened(**more):
         made = config(**more).pipeline.build().family

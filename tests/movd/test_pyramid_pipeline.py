@@ -10,6 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from blockstream.errors import ConfigError
+from blockstream.report.record import read_run
+from blockstream.report.straightness import panels_of
 from blockstream.run import runner
 from blockstream.run.config import make_config
 from movd.pyramid.legs import FIRST
@@ -86,6 +88,13 @@ def test_streamed_from_an_arena_smaller_than_the_weights_gives_the_same_bits(con
     assert read[0]["dit"] > 2 * read[1]["dit"]
     assert torch.equal(latents(tmp_path / "small"), latents(out))
     assert (tmp_path / "small" / "video.mp4").read_bytes() == (out / "video.mp4").read_bytes()
+
+
+def test_the_ledger_tells_each_flow_by_its_unit_and_stage(plain):
+    panels = panels_of(read_run(plain[0]), "out")
+    found = {title: [line.name for line in lines] for title, lines in panels.items()}
+    # A cosine needs two steps: see the config's.
+    assert found == {"out: unit 1": ["stage 1", "stage 3"], "out: unit 3": ["stage 2"]}
 
 
 @pytest.mark.parametrize("stage, at", [("t5", 1), ("dit", 0), ("dit", 7), ("dit", PASSES - 1), ("vae", 1)])
