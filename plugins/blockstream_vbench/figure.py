@@ -34,6 +34,7 @@ def draw(named: Mapping[str, Scores], path: Path) -> None:
         present = [d for d in DIMENSIONS if any(d.name in s.get(category, {}) for s in named.values())]
         at = {d.name: 2 * math.pi * k / len(present) for k, d in enumerate(present)}
         axes.set_xticks(list(at.values()), labels=[d.short for d in present], fontsize=7)
+        axes.tick_params(axis="x", pad=7)
         for name, scores in named.items():
             mine = [d for d in present if d.name in scores.get(category, {})]
             points = [(at[d.name], d.normalised(scores[category][d.name])) for d in mine]
