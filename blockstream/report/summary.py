@@ -97,9 +97,12 @@ def _attention_lines(attention: Mapping[str, Any]) -> Iterator[tuple[str, str, b
     kernels = attention.get("kernels") or {}
     if kernels.get("layers"):
         yield "attention", _kernels_text(kernels), False
+    for name, said in (attention.get("said") or {}).items():
+        if isinstance(said, Mapping) and said.get("text"):
+            yield "", f"{name}: {said['text']}", False
     if not attention.get("merged_layers"):
         if attention.get("choices") and "kernels" in attention and not kernels.get("layers"):
-            yield "attention", "no layer of this run was changed by what attention names", True
+            yield "attention", "no layer was changed in this run by what attention names", False
         return
     passes = attention.get("merged_passes", 0)
     text = f"{attention['merged_layers']} layers merge tokens, in {passes} of "

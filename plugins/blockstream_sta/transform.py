@@ -62,7 +62,7 @@ class SlidingTiles:
             log.warning(
                 "sta: tiles of %s do not divide a canvas of %s: those at the ends are cut short, exactly, "
                 "but no model was published or measured with such a canvas",
-                *("x".join(map(str, size)) for size in (tiling.tile, tiling.canvas)),
+                *(_shown(tiling.tile), _shown(tiling.canvas)),
             )
         self._canvases[layer.grid] = tiling.exact
         return TileKernel(self, layer, tiling)
@@ -81,12 +81,20 @@ class SlidingTiles:
         return attend(q, k, v, tiling, windows, text)
 
     def report(self) -> dict[str, Any]:
-        """Return what was done, for report.json."""
+        """Return what was done, for report.json; `text` is for the terminal."""
+        calls = {"dense": 0, **self.calls}
+        text = f"{self.source.name}, tiles of {_shown(self.source.tile)}; calls: "
+        text += ", ".join(f"{n} {how}" for how, n in calls.items())
+        if self._dense_merged:
+            text += f"; {len(self._dense_merged)} layers run dense while their tokens are merged"
+        if cut := [_shown(grid) for grid, exact in self._canvases.items() if not exact]:
+            text += f"; tiles cut short on {', '.join(cut)}, no published case"
         return {
+            "text": text,
             "windows": self.source.name,
             "tile": list(self.source.tile),
             "canvases": [{"grid": list(g), "whole_tiles": exact} for g, exact in self._canvases.items()],
-            "calls": {"dense": 0, **self.calls},
+            "calls": calls,
             "merged_layers_run_dense": len(self._dense_merged),
         }
 
@@ -119,6 +127,10 @@ class TileKernel:
     def _windows(self) -> list[Window] | None:
         windows = self._transform.source.at(self._layer)
         return None if windows is None or all(map(self._tiling.covers, windows)) else list(windows)
+
+
+def _shown(size: tuple[int, int, int]) -> str:
+    return "x".join(map(str, size))
 
 
 @cache

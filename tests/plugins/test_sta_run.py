@@ -64,7 +64,7 @@ def test_windows_over_everything_give_the_bits_of_any_kernel_that_sees_everythin
     assert report["attention"]["kernels"]["density"] == 1
 
 
-def test_merged_steps_run_dense_and_the_report_says_so(runs, tmp_path):
+def test_merged_steps_run_dense_and_the_report_says_so(runs, tmp_path, capsys):
     table = tmp_path / "table.safetensors"
     search(runs, table, tmp_path / "search")
     report, _ = runs("both", [{"name": "tdtm", "merge_steps": 2}, {"name": "sta", "table": str(table)}])
@@ -73,6 +73,9 @@ def test_merged_steps_run_dense_and_the_report_says_so(runs, tmp_path):
     assert attention["kernels"]["by_step"].keys() == {"2", "3"}
     assert attention["said"]["sta:sta"]["merged_layers_run_dense"] == 3
     assert attention["kernels"]["merged_layers"] == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "3 layers run dense while their tokens are merged" in printed
+    assert "3 layers are computed by a plugin's kernel, called 12 times" in printed
 
 
 def test_streamed_equals_resident_with_windows(runs):
