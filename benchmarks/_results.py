@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -40,8 +41,10 @@ def provenance(command: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit checked out; "+" when the package differs from it."""
+    """Return the commit checked out; "+" when the package differs from it, "none" where git is not."""
     here = Path(__file__).parent.parent
+    if shutil.which("git") is None:
+        return "none"
 
     def git(*args: str) -> str:
         return subprocess.run(

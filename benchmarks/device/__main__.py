@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -116,9 +117,19 @@ def _one(options: argparse.Namespace) -> int:
 def _write(options: argparse.Namespace, found: dict[str, Any]) -> None:
     command = "python -m benchmarks.device" + "".join(f" {p}" for p in options.parts)
     made = provenance(command + (" --fake" if options.fake else ""))
+    made["device"] = device_name()
     stem = options.out / f"{made['date']}-device{'-fake' if options.fake else ''}"
     stem.with_suffix(".json").write_text(json.dumps({**made, "parts": found}, indent=1, default=str) + "\n")
     stem.with_suffix(".md").write_text(page(made, found))
+
+
+def device_name() -> str | None:
+    """Return the name of the GPU and its driver, as its tool tells; None where there is no such tool."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 if __name__ == "__main__":

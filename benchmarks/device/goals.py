@@ -125,7 +125,7 @@ _GOALS: dict[str, Callable[[Found], tuple[bool, str]]] = {
 def page(made: dict[str, Any], found: Found) -> str:
     """Return the page of a result."""
     lines = [f"`{made['regenerate']}`", "", f"# On a device, {made['date']}", ""]
-    lines += [f"Commit {made['commit']}, {made['versions']}.", "", "## Goals", ""]
+    lines += [f"Commit {made['commit']}, {made.get('device')}, {made['versions']}.", "", "## Goals", ""]
     lines += [f"* {line}" for line in verdicts(found)]
     lines += ["", "## A pass of the diffusion transformer of 12.5 GB, seconds", ""]
     ways = ("resident", "pinned", "half", "disk", "offload")

@@ -58,9 +58,7 @@ class CudaDevice:
         self.name: str = cuda.get_device_name(index)
         with cuda.device(self.where):
             self._copies = cuda.Stream(self.where)
-            for dtype in (torch.bfloat16, torch.float32):  # what libraries take is taken before planning
-                warm = torch.ones(64, 64, dtype=dtype, device=self.where)
-                torch.nn.functional.linear(warm @ warm, warm, warm[0])
+            warm_up(self.where)
             cuda.synchronize(self.where)
         cuda.reset_peak_memory_stats(self.where)
 
@@ -141,6 +139,13 @@ class CudaDevice:
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=self.where)
                 cuda.synchronize(self.where)
+
+
+def warm_up(where: torch.device) -> None:
+    """Multiply small matrices: what libraries take for themselves is taken before anything is planned."""
+    for dtype in (torch.bfloat16, torch.float32):
+        warm = torch.ones(64, 64, dtype=dtype, device=where)
+        torch.nn.functional.linear(warm @ warm, warm, warm[0])
 
 
 def _used_by_all(index: int) -> int | None:
