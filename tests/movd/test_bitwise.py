@@ -92,15 +92,21 @@ def test_streamed_latents_are_those_of_the_plain_modules(config, plain, tmp_path
     assert not torch.equal(plain[0][0], plain[1][0])
 
 
-def test_the_video_is_the_plain_modules_frames_encoded(config, plain, tmp_path):
+@pytest.fixture(scope="module")
+def both(config, tmp_path_factory):
+    """The folder of a run of both prompts."""
+    out = tmp_path_factory.mktemp("both") / "out"
+    runner.run(config(**NUMERICS), out)
+    return out
+
+
+def test_the_video_is_the_plain_modules_frames_encoded(both, plain, tmp_path):
     from movd.video import write_video
 
-    runner.run(config(**NUMERICS), tmp_path / "out")
     for n, (_, frames) in enumerate(plain):
         write_video(tmp_path / "plain.mp4", [frames], 24)
-        assert (tmp_path / "out" / f"{n:04d}" / "video.mp4").read_bytes() == (
-            tmp_path / "plain.mp4"
-        ).read_bytes()
+        made = (both / f"{n:04d}" / "video.mp4").read_bytes()
+        assert made == (tmp_path / "plain.mp4").read_bytes()
 
 
 class Tail:
@@ -131,13 +137,11 @@ def test_the_head_of_stdit3_is_read_while_t5_computes_and_changes_no_bit(
     assert all(torch.equal(a, b) for a, (b, _) in zip(latents(tmp_path / "out"), plain, strict=True))
 
 
-def test_a_prompt_makes_the_same_video_alone_as_among_others(config, tmp_path):
-    runner.run(config(**NUMERICS), tmp_path / "both")
+def test_a_prompt_makes_the_same_video_alone_as_among_others(both, config, tmp_path):
     alone = {**NUMERICS, "prompts": None, "prompt": PROMPTS[1]}
     runner.run(config(**alone), tmp_path / "alone")
-    assert (tmp_path / "alone" / "video.mp4").read_bytes() == (
-        tmp_path / "both" / "0001" / "video.mp4"
-    ).read_bytes()
+    alone = (tmp_path / "alone" / "video.mp4").read_bytes()
+    assert alone == (both / "0001" / "video.mp4").read_bytes()
 
 
 @pytest.mark.parametrize("key", ["seed", "guidance", "steps"])

@@ -42,8 +42,13 @@ def least(module, folder) -> int:
         return least_arena(s.draft().schedule)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("room", [1.0, 1.4, 10.0], ids=["least", "some", "all"])
+#: Room in parts of the least, and policy: every plan there is, as the test after this one says.
+GRID = [(1.0, "none"), *((1.4, policy) for policy in POLICIES), (10.0, "none"), (10.0, "auto")]
+
+
+@pytest.mark.parametrize(
+    ("room", "policy"), GRID, ids=lambda x: {1.0: "least", 1.4: "some", 10.0: "all"}.get(x, x)
+)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_streamed_equals_resident(case, room, policy, resident):
     folder, want = resident(case)
@@ -54,6 +59,22 @@ def test_streamed_equals_resident(case, room, policy, resident):
         for _ in range(2):
             assert_same(case.run(m), want)
     assert all(p.is_meta for p in module.parameters())
+
+
+@pytest.mark.parametrize("room", [1.0, 10.0], ids=["least", "all"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_in_the_least_and_in_all_the_room_policies_that_retain_make_one_plan(case, room, resident):
+    folder, _ = resident(case)
+    with empty():
+        module = case.make().eval()
+    arena = int(room * least(module, folder))
+    plans = []
+    for policy in POLICIES if room == 1.0 else set(POLICIES) - {"none"}:
+        with blockstream.Session(arena=arena, policy=policy) as s:
+            s.stage("m", module, folder, passes=None)
+            plans.append(s.draft().stages[0])
+    kept = {(p.slots, tuple(sorted(p.retained))) for p in plans}
+    assert len(kept) == 1, kept
 
 
 @pytest.mark.parametrize("slots", [2, 3, 4])

@@ -30,7 +30,7 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture(name="config")
+@pytest.fixture(name="config", scope="session")
 def config_fixture(models):
     """Make a config of small videos: 17 frames of 16 x 16 pixels, two steps."""
 
