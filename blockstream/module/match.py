@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint, TensorEntry
 from blockstream.checkpoint.read.quantised import quantisation, refuse_quantised
@@ -20,7 +20,10 @@ from blockstream.errors import CheckpointError, ModelError
 
 from .conversions import Source, library_match
 from .dtypes import FLOATING, to_torch
+from .libraries import computed
 
+#: What torch.compile, sharding, checkpointing and adapters put inside the names of what they wrap.
+_WRAPPER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
 #: Tensors older files hold and newer modules compute: missing them in the module is no mistake.
 _BOOKKEEPING = re.compile(
     r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|num_batches_tracked|relative_position_index|"
@@ -39,6 +42,8 @@ class Matched:
     sources: Mapping[str, Source]
     unused: tuple[str, ...]
     whole: Mapping[str, TensorEntry]
+    #: Values of parameters that no file holds: the library computes them.
+    computed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -> Matched:
@@ -52,16 +57,20 @@ def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -
         raise refuse_quantised(checkpoint.root, settings)
     groups = _tied(module)
     wanted = {name for group in groups for name in group} | set(_stored_buffers(module))
-    found = library_match(module, checkpoint, wanted) or {}
+    unwrapped = _unwrapped(checkpoint, wanted)
+    found = library_match(module, unwrapped, wanted) or {}
     if not _covers(found, groups):
-        plain = _prefix_match(checkpoint, wanted)
+        plain = _prefix_match(unwrapped, wanted)
         if len(plain) > len(found):
             found = plain
     sources: dict[str, Source] = {}
     missing: list[str] = []
+    values: dict[str, Tensor] = {}
     for group in groups:
         source = next((found[name] for name in group if name in found), None)
-        if source is None:
+        if source is None and (value := computed(module, group[0])) is not None:
+            values.update(dict.fromkeys(group, value))
+        elif source is None:
             missing.append(group[0])
         else:
             sources.update(dict.fromkeys(group, source))
@@ -86,7 +95,7 @@ def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -
     # In a pack the second name of a tied tensor stands for the entry of the first.
     unused = tuple(n for n in checkpoint.names if n not in used and checkpoint[n].name not in used)
     _refuse_foreign(module, checkpoint, unused)
-    return Matched(sources, unused, checkpoint.entries)
+    return Matched(sources, unused, checkpoint.entries, values)
 
 
 def _tied(module: nn.Module) -> list[list[str]]:
@@ -109,6 +118,18 @@ def _stored_buffers(module: nn.Module) -> list[str]:
 
 def _covers(found: Mapping[str, Source], groups: Iterable[list[str]]) -> bool:
     return all(any(name in found for name in group) for group in groups)
+
+
+def _unwrapped(checkpoint: Checkpoint, wanted: set[str]) -> Checkpoint:
+    """Return the checkpoint with names as the module has them where a wrapper named itself inside them."""
+    plain = {_WRAPPER.sub("", name): name for name in wanted}
+    if checkpoint.entries.keys() >= wanted or not any(
+        _WRAPPER.search(name) for name in (*checkpoint.entries, *wanted)
+    ):
+        return checkpoint
+    bare = {name: _WRAPPER.sub("", name) for name in checkpoint.entries}
+    entries = {plain.get(bare[n], bare[n]): entry for n, entry in checkpoint.entries.items()}
+    return replace(checkpoint, entries=entries)
 
 
 def _prefix_match(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, Source]:
@@ -137,6 +158,8 @@ def _prefix_match(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, Source]
 def _refuse_dtypes(module: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, Source]) -> None:
     """Refuse tensors that are no weights: integers, booleans, complex numbers in the place of others."""
     for name, param in module.named_parameters(remove_duplicate=False):
+        if name not in sources:
+            continue
         dtype = sources[name].dtype
         floating = dtype in FLOATING or dtype == "I8"
         if not (floating if param.is_floating_point() else to_torch(dtype) is param.dtype):
@@ -159,7 +182,7 @@ def _refuse_foreign(module: nn.Module, checkpoint: Checkpoint, unused: Iterable[
     ignored = [re.compile(p) for p in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()]
     foreign = []
     for name in unused:
-        if _BOOKKEEPING.search(name) or any(p.search(name) for p in ignored):
+        if _BOOKKEEPING.search(name) or name.endswith("_extra_state") or any(p.search(name) for p in ignored):
             continue
         parts = name.split(".")
         known = max((i for i in range(len(parts)) if ".".join(parts[:i]) in modules and i), default=0)

@@ -8,7 +8,7 @@ its largest parts become segments of their own.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,14 +71,15 @@ def partition(
     finer: int | None = None,
     gather_nbytes: int | None = None,
     resident_nbytes: int | None = None,
+    without: Container[str] = (),
 ) -> Partition:
-    """Return the parts of a module.
+    """Return the parts of a module; parameters of paths in `without` are in none.
 
     `nbytes_of(name)` is the size of a parameter in memory. Blocks above `finer` bytes are cut into
     smaller modules. A module may name its blocks itself, in the order one pass runs them, in a
     method `stream_order() -> Sequence[str]` of module paths.
     """
-    return _Cut(module, nbytes_of, finer, gather_nbytes, resident_nbytes).cut()
+    return _Cut(module, nbytes_of, finer, gather_nbytes, resident_nbytes, without).cut()
 
 
 class _Cut:
@@ -91,6 +92,7 @@ class _Cut:
         finer: int | None,
         gather_nbytes: int | None,
         resident_nbytes: int | None,
+        without: Container[str],
     ) -> None:
         self.root = root
         self.finer = finer
@@ -101,9 +103,12 @@ class _Cut:
         self.paths: dict[int, list[str]] = defaultdict(list)
         for path, module in self.modules.items():
             self.paths[id(module)].append(path)
-        self.places = _places(root)
+        self.places = _places(root, without)
         self.size = {key: nbytes_of(places[0].path) for key, places in self.places.items()}
-        self.totals = {path: sum(self.size[k] for k in _param_ids(m)) for path, m in self.modules.items()}
+        self.totals = {p: sum(self.size[k] for k in self._ids(m)) for p, m in self.modules.items()}
+
+    def _ids(self, module: nn.Module) -> set[int]:
+        return {id(p) for p in module.parameters() if id(p) in self.places}
 
     def cut(self) -> Partition:
         declared = _declared(self.root, self.modules)
@@ -147,7 +152,7 @@ class _Cut:
         counts = Counter(type(c) for c in children.values()) if isinstance(module, _LISTS) else Counter()
         for name, child in children.items():
             at = self.paths[id(child)][0]
-            if counts[type(child)] >= 2 and _is_item(child, hints):
+            if counts[type(child)] >= 2 and _is_item(child, hints) and not _is_list(child):
                 yield at
             else:
                 yield from self._descend(f"{path}.{name}" if path else name, child, hints)
@@ -156,7 +161,7 @@ class _Cut:
         """Yield the largest modules of at most `limit` bytes inside one, leaves whatever their size."""
         module = self.modules[entry]
         children = [(n, c) for n, c in module.named_children() if self.totals[f"{entry}.{n}"]]
-        if (self.totals[entry] <= limit and not _is_list(module)) or not children:
+        if (self.totals[entry] <= limit or not children) and not _is_list(module):
             yield entry
             return
         for name, _ in children:
@@ -222,13 +227,15 @@ class _Cut:
             at = f"{path}.{name}" if path else name
             if self.paths[id(child)][0] != at:
                 continue
-            keys = set(_param_ids(child))
+            keys = self._ids(child)
             nbytes = sum(self.size[k] for k in keys & left)
             if not nbytes:
                 continue
             leaf = not any(True for c in child.children() if next(c.parameters(), None) is not None)
             whole = keys <= left
             small = nbytes <= limit and not _is_list(child)
+            if _is_list(child) and leaf:
+                continue
             if whole and (leaf or small or isinstance(child, nn.MultiheadAttention)):
                 yield at, nbytes
             elif not leaf:
@@ -240,23 +247,21 @@ class _Cut:
         return tuple(tuple(p for p in self.places[k] if p not in tables.get(k, ())) for k in keys)
 
 
-def _places(root: nn.Module) -> dict[int, tuple[Place, ...]]:
+def _places(root: nn.Module, without: Container[str]) -> dict[int, tuple[Place, ...]]:
     """Return every place of each parameter, once for a module that is shared."""
     places: dict[int, list[Place]] = defaultdict(list)
     for path, module in root.named_modules():
         for name, param in module._parameters.items():
-            if param is not None:
-                places[id(param)].append(Place(path, name))
+            if param is not None and (place := Place(path, name)).path not in without:
+                places[id(param)].append(place)
     return {key: tuple(at) for key, at in places.items()}
 
 
-def _param_ids(module: nn.Module) -> set[int]:
-    return {id(p) for p in module.parameters()}
-
-
 def _is_list(module: nn.Module) -> bool:
-    """Return whether a module has no forward of its own: what uses it calls its items."""
-    return isinstance(module, nn.ModuleList | nn.ModuleDict)
+    """Return whether a module has no forward of its own: whatever uses it reaches past it."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return True
+    return type(module).forward is nn.Module.forward and "forward" not in module.__dict__
 
 
 def _is_item(child: nn.Module, hints: set[str]) -> bool:

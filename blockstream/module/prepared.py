@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -26,8 +25,9 @@ from .binding import Binding, Laid, Rooms, Spot
 from .conversions import Source
 from .dtypes import COMPUTED, FLOATING, FROM_TORCH, to_torch
 from .guards import guard, reopen, shut, unguard
+from .libraries import built_in, dtype_for, library_of, stays_float32
 from .match import match, require_parameters
-from .partition import Part, Place, partition
+from .partition import Part, Partition, Place, partition
 from .row_tables import TableReader
 from .standins import Absent, RowTable
 
@@ -87,14 +87,20 @@ class Prepared:
         self.int8 = int8 or resolve("auto")
         self._int8 = Int8Layers(module, self.matched.sources, checkpoint.root, self.int8)
         self._int8.apply()
+        self._dtype = dtype_for(module, checkpoint, dtype)
+        #: The module as its library would have built it for that dtype.
+        self._like = built_in(module, self._dtype)
+        self._own = self.matched.computed
         self._requests = {
-            path: _request(path, param, self.matched.sources[path], self._dtype_for(path, dtype))
+            path: _request(path, param, self.matched.sources[path], self._dtype_for(path))
             for path, param in module.named_parameters(remove_duplicate=False)
+            if path not in self._own
         }
         self._readers: list[TableReader] = []
         self._where = CPU
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         self._values: list[tuple[Tensor, Tensor]] = []
+        self._extra: list[tuple[nn.Module, Any]] = []
         self.use(self.cut())
 
     def cut(self, finer: int | None = None) -> Cut:
@@ -102,7 +108,7 @@ class Prepared:
 
         Nothing is changed: it is cut so once the cut is put to `use`.
         """
-        made = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=finer)
+        made = self._partition(finer)
         layouts = {part.name: self._lay_out(part) for part in made.parts}
         for places in made.tables:  # not read whole, but held to the same rules
             request = self._requests[places[0].path]
@@ -134,8 +140,14 @@ class Prepared:
 
     def finest(self) -> list[tuple[int, bool]]:
         """Return (bytes, whether it stays) of the segments of the finest cut, in registration order."""
-        cut = partition(self.module, lambda path: _nbytes(self._requests[path]), finer=1)
+        cut = self._partition(1)
         return [(self._lay_out(part).nbytes, part.resident) for part in cut.parts]
+
+    def _partition(self, finer: int | None) -> Partition:
+        requests = self._requests
+        # What was added since (an adapter) and what is computed stays as it is.
+        others = {p for p, _ in self.module.named_parameters(remove_duplicate=False) if p not in requests}
+        return partition(self.module, lambda path: _nbytes(requests[path]), finer=finer, without=others)
 
     def _lay_out(self, part: Part) -> SegmentLayout:
         return lay_out(part.name, [self._requests[places[0].path] for places in part.params])
@@ -158,6 +170,8 @@ class Prepared:
 
     def dtype_of(self, path: str) -> torch.dtype:
         """Return the dtype a parameter has while it is bound."""
+        if path in self._own:
+            return self._like.get_parameter(path).dtype
         return to_torch(_dtype(self._requests[path]))
 
     # -- changes to the module ---------------------------------------------------------------
@@ -173,7 +187,10 @@ class Prepared:
             for part in self.parts:
                 for places in part.params:
                     self._stand_in(places, f"parameter {places[0].path!r} of segment {part.name!r}")
+            self._cast_buffers()
             self._load_buffers()
+            self._set_own()
+            self._load_extra()
             if where != CPU:
                 self._move_buffers()
             guard(self.module)
@@ -209,6 +226,9 @@ class Prepared:
         with torch.inference_mode():  # writes to tensors of any mode
             for buffer, value in self._values:
                 buffer.copy_(value)
+        for module, state in self._extra:
+            module.set_extra_state(state)
+        self._extra.clear()
         self._undo.clear()
         self._values.clear()
         for reader in self._readers:
@@ -216,14 +236,18 @@ class Prepared:
         self._int8.undo()
         shut(self.module)
 
-    def _dtype_for(self, path: str, dtype: str | None) -> str | None:
-        """Return the dtype asked for, float32 where the module says it must stay so; scales stay theirs."""
-        if dtype not in ("F16", "BF16") or path in self._int8.scales:
-            return None if path in self._int8.scales else dtype
-        kept = list(getattr(self.module, "_keep_in_fp32_modules_strict", None) or ())
-        if dtype == "F16":
-            kept += getattr(self.module, "_keep_in_fp32_modules", None) or ()
-        return "F32" if any(re.search(rf"(^|\.){name}($|\.)", path) for name in kept) else dtype
+    def _dtype_for(self, path: str) -> str | None:
+        """Return the dtype asked for, another where the module or its library says so; scales stay theirs."""
+        dtype = self._dtype
+        if dtype is None or path in self._int8.scales:
+            return None
+        if stays_float32(self.module, path, dtype):
+            return "F32"
+        if library_of(self.module) == "transformers":
+            own = FROM_TORCH.get(self._like.get_parameter(path).dtype)
+            built = to_torch(dtype) in {p.dtype for p in self._like.parameters()}
+            return own if built and own in COMPUTED else dtype
+        return dtype
 
     def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
         path = places[0].path
@@ -253,6 +277,30 @@ class Prepared:
                 if buffer is not None and not buffer.is_meta:
                     self._replace(module._buffers, name, buffer.to(self._where))
 
+    def _cast_buffers(self) -> None:
+        """Give floating buffers the dtype they have in a module that was built for the one asked for.
+
+        A library's module says so itself; another's are cast, as `.to(dtype)` does, if one was named.
+        """
+        if self._dtype is None:
+            return
+        wanted = to_torch(self._dtype)
+        alike = dict(self._like.named_buffers(remove_duplicate=False))
+        for prefix, module in self.module.named_modules():
+            for name, buffer in module._buffers.items():
+                path = f"{prefix}.{name}" if prefix else name
+                if buffer is None or not buffer.is_floating_point():
+                    continue
+                value = alike.get(path, buffer)
+                library = library_of(self.module)
+                # What a file holds diffusers brings to the dtype as well, whatever the buffer was built in.
+                stored = path in self.matched.sources and name not in module._non_persistent_buffers_set
+                if library is None or (library == "diffusers" and stored):
+                    kept = stays_float32(self.module, path, self._dtype)
+                    value = buffer.to(torch.float32 if kept and stored else buffer.dtype if kept else wanted)
+                if value.dtype is not buffer.dtype:
+                    self._replace(module._buffers, name, value)
+
     def _load_buffers(self) -> None:
         """Load the buffers the checkpoint holds, in their own dtype, as `load_state_dict` would."""
         for prefix, module in self.module.named_modules():
@@ -268,6 +316,21 @@ class Prepared:
                     self._values.append((buffer, buffer.clone()))
                     with torch.no_grad():
                         buffer.copy_(value)
+
+    def _load_extra(self) -> None:
+        """Give modules the state of their own that the checkpoint holds as a tensor."""
+        for prefix, module in self.module.named_modules():
+            entry = self.matched.whole.get(f"{prefix}._extra_state" if prefix else "_extra_state")
+            if entry is not None and type(module).set_extra_state is not nn.Module.set_extra_state:
+                self._extra.append((module, module.get_extra_state()))
+                module.set_extra_state(read_entry(entry))
+
+    def _set_own(self) -> None:
+        """Set the parameters that are computed: they stay, and are in no segment."""
+        for path, value in self._own.items():
+            prefix, _, name = path.rpartition(".")
+            own = nn.Parameter(value.to(self._where, self.dtype_of(path)), requires_grad=False)
+            self._replace(self._modules[prefix]._parameters, name, own)
 
 
 def _request(path: str, param: Tensor, source: Source, dtype: str | None) -> Request:

@@ -72,6 +72,7 @@ def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Pac
     float32 = {
         entry.name
         for path, _ in module.named_parameters(remove_duplicate=False)
+        if path in sources
         for entry in sources[path].tensors
         if wanted in ("F16", "BF16") and prepared.dtype_of(path) == torch.float32
     }

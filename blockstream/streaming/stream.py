@@ -12,6 +12,7 @@ from torch import nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import ModelError
+from blockstream.module.dtypes import parse_dtype, to_torch
 from blockstream.module.pretrained import from_folder
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Passes
@@ -110,19 +111,23 @@ def from_pretrained(
     passes: int | Passes | None = None,
     device: str | None = None,
     device_budget: int | str | None = None,
+    variant: str | None = None,
 ) -> Iterator[nn.Module]:
-    """Yield the model of a transformers or diffusers folder, streamed from it.
+    """Yield the model of a transformers or diffusers folder, or of a hub's id in the local cache, streamed.
 
     The class is the one its config.json names, if the installed library has it; code in the folder
-    is never run.
+    is never run. Dtypes, buffers and generation settings are what that library's `from_pretrained` gives;
+    `variant` ("fp16") names one of several sets of weights.
     """
+    checkpoint = Checkpoint.open(folder, variant)
+    made = from_folder(folder, parse_dtype(dtype), checkpoint)
     with stream(
-        from_folder(folder),
-        folder,
+        made,
+        checkpoint,
         budget=budget,
         arena=arena,
         policy=policy,
-        dtype=dtype,
+        dtype=made.dtype and to_torch(made.dtype),
         example_inputs=example_inputs,
         passes=passes,
         device=device,

@@ -204,7 +204,7 @@ class Resident:
         self.prepared = prepared
         self._make_room = make_room
         self._reference = Reference(prepared)
-        self._places = _places(prepared.module)
+        self._places = [at for at in _places(prepared.module) if at[0].path in prepared.matched.sources]
         self._loaded = ExitStack()
         self._is_loaded = False
         self._hooks: list[RemovableHandle] = []

@@ -136,7 +136,9 @@ class Int8Layers:
         for prefix, owner in module.named_modules(remove_duplicate=False):
             for name, param in owner._parameters.items():
                 path = f"{prefix}.{name}" if prefix else name
-                if param is None or not param.is_floating_point() or sources[path].dtype != "I8":
+                if param is None or not param.is_floating_point() or path not in sources:
+                    continue
+                if sources[path].dtype != "I8":
                     continue
                 if type(owner) is not nn.Linear or name != "weight":
                     raise ModelError(
