@@ -17,15 +17,17 @@ TEXT = [
     "ResNetForImageClassification", "ViTModel",
 ]  # fmt: skip
 IMAGE = [name for name in DIFFUSERS if name != "DiTTransformer2DModel"]
-DTYPES = [(torch.float32, None), (torch.float32, torch.bfloat16), (torch.bfloat16, None)]
+#: As saved in float32 and asked for; some without a dtype, as the library then decides.
+BARE = {"LlamaForCausalLM", "T5EncoderModel", "WanTransformer3DModel", "AutoencoderKL"}
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*TEXT, *IMAGE])
 def test_an_architecture_computes_what_its_librarys_from_pretrained_computes(name, tmp_path):
     animal = {**TRANSFORMERS, **DIFFUSERS}[name]
-    for i, (stored, asked) in enumerate(DTYPES):
-        assert compare(animal, tmp_path / str(i), stored, asked, "64MiB") == "equal", (stored, asked)
+    assert compare(animal, tmp_path / "a", torch.float32, torch.bfloat16, "64MiB") == "equal"
+    if name in BARE:
+        assert compare(animal, tmp_path / "b", torch.bfloat16, None, "64MiB") == "equal"
 
 
 @pytest.mark.filterwarnings("ignore")

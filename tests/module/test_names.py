@@ -179,9 +179,7 @@ def test_a_dtype_that_cannot_be_cast_is_refused(twins):
         folder, lambda t: {k: v.to(torch.float8_e8m0fnu) if k == "norm.weight" else v for k, v in t.items()}
     )
     with (
-        pytest.raises(
-            CheckpointError, match=r"'norm.weight' is F8_E8M0 and parameter 'norm.weight' of Stack is float32"
-        ),
+        pytest.raises(CheckpointError, match=r"'norm.weight' is F8_E8M0 and parameter 'norm.weight'"),
         blockstream.stream(toys.Stack, folder, arena="1MiB", dtype="bf16"),
     ):
         pass
