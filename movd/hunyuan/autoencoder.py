@@ -56,18 +56,19 @@ def hunyuan_vae(config: Mapping[str, Any]) -> AutoencoderKLHunyuanVideo:
     return AutoencoderKLHunyuanVideo(**own).eval()
 
 
-def tiling(time: str, space: bool, time_factor: int, space_factor: int) -> Tiling:
+def tiling(time: str, space: int | None, time_factor: int, space_factor: int) -> Tiling:
     """Return the tiles that options name.
 
-    `time`: diffusers, tencent or whole. `space`: tiles of 256 pixels, or none.
+    `time`: diffusers, tencent or whole. `space`: pixels a side of tiles fading over a quarter; None: whole.
     """
     frames = {"diffusers": (16, 12), "tencent": (64, 48), "whole": None}[time]
     along_time = along_space = None
     if frames is not None:
         size, stride = frames
         along_time = Along(size // time_factor, stride // time_factor, size - stride, stride)
-    if space:
-        along_space = Along(256 // space_factor, 192 // space_factor, 64, 192)
+    if space is not None:
+        size, blend = space // space_factor, space // 4
+        along_space = Along(size, size * 3 // 4, blend, space - blend)
     return Tiling(along_time, along_space, along_space)
 
 

@@ -34,7 +34,12 @@ class HunyuanOptions(PromptOptions):
     time_tiles: Literal["diffusers", "tencent", "whole"] = Field(
         "diffusers", description="frames the VAE decodes at a time: 17 as diffusers, 65 as Tencent, or all"
     )
-    space_tiles: bool = Field(True, description="decode frames above 256 pixels a side in tiles of 256")
+    space_tiles: int | None = Field(
+        256,
+        ge=64,
+        multiple_of=32,
+        description="pixels a side the VAE decodes at a time; null: whole frames",
+    )
     model: str | None = Field(None, description="a folder with transformer/, text_encoder/, ..., vae/")
     llama: CheckpointOptions | None = Field(None, description="the first text encoder, else model's")
     clip: CheckpointOptions | None = Field(None, description="the second text encoder, else model's")

@@ -68,7 +68,7 @@ class NetworkPart:
         with self.blamed(), empty():
             whole = self.build(self.config)
         if self.is_imagined:
-            return imagined_model(whole, self.dtype if self.dtype != "int8" else "bf16", self.path)
+            return imagined_model(whole, self.dtype or "fp32", self.path)
         with self.blamed():
             found = self.entries(self.raw)
             if self.dtype == "int8" and not found.scales:

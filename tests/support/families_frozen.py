@@ -54,7 +54,7 @@ def compute():
     )
     rounded = HunyuanFlow(tiny.hunyuan().bfloat16(), tiny.prompt(), 2, rounded=True)
     z = noise(1, 4, 6, 3, 5, key=5)
-    vae, tiles = tiny.hunyuan_vae(), tiling("diffusers", True, 4, 8)
+    vae, tiles = tiny.hunyuan_vae(), tiling("diffusers", 256, 4, 8)
     first = normalised(tiny.pyramid_encoder()(noise(1, 3, 1, 64, 128, key=7))[:, :4])
     latents = journey(first)
     frames = torch.cat(list(tiny.pyramid_decoder().decode_chunks(unnormalised(latents[..., :5]), 1)), 2)
