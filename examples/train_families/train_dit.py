@@ -161,11 +161,11 @@ def save(model: Trained, work: Path) -> None:
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler) + "\n")
 
 
-def main() -> None:
-    """Parse the command line and train."""
+def run(argv: list[str] | None = None) -> list[float]:
+    """Parse a command line and train; return each step's loss."""
     parser = arguments(__doc__, steps=12000, batch=48, lr=2e-3)
     parser.add_argument("--videos", type=int, default=4608, help="four of each scene")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     rng, scenes, held = np.random.default_rng(args.seed), data.scenes(), data.held_out()
     known = latents(args.family, args.work, args.device, args.videos, args.seed + 100)
@@ -189,8 +189,10 @@ def main() -> None:
                 return pyramid_loss(model, x, tokens(captions), rng)
             return hunyuan_loss(model, average, x, tokens(captions), tokens([""] * len(rows)), done)
 
-    train(model, args, loss, args.work / args.family / "dit.pt", lambda average: save(average, args.work))
+    return train(
+        model, args, loss, args.work / args.family / "dit.pt", lambda average: save(average, args.work)
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -59,8 +59,8 @@ def train(
     checkpoint: Path,
     keep: Callable[[nn.Module], None],
     every: int = 500,
-) -> None:
-    """Train until the steps or the minutes are over, from the last checkpoint if there is one.
+) -> list[float]:
+    """Train until the steps or the minutes are over, from the last checkpoint on; return each step's loss.
 
     `loss_of(model, average, done)` returns a loss; `keep(average)` writes what a run reads, at every
     checkpoint.
@@ -76,7 +76,7 @@ def train(
             mover.load_state_dict(saved)
         step, spent = state["step"], state["seconds"]
     torch.manual_seed(args.seed + 1 + step)
-    began, seen = time.monotonic() - spent, []
+    began, losses = time.monotonic() - spent, list[float]()
     done = step / args.steps
     while done < 1:
         share = min(1.0, (step + 1) / 100, max(0.03, (1 - done) / 0.6))
@@ -90,14 +90,14 @@ def train(
         for mover in movers:
             mover.step()
         step += 1
-        seen.append(loss.item())
+        losses.append(loss.item())
         minutes = (time.monotonic() - began) / 60
         done = max(step / args.steps, minutes / args.minutes)
         decay = min(0.999, step / (step + 20))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         if step % 50 == 0 or done >= 1:
-            print(f"{step} {minutes:.2f} min loss {sum(seen) / len(seen):.4f}", flush=True)
-            seen = []
+            last = losses[-50:]
+            print(f"{step} {minutes:.2f} min loss {sum(last) / len(last):.4f}", flush=True)
         if step % every == 0 or done >= 1:
             seconds = time.monotonic() - began
             state = {"model": model.state_dict(), "average": average.state_dict()}
@@ -105,3 +105,4 @@ def train(
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             keep(average)
+    return losses
