@@ -135,7 +135,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _gone_on(config: Path, out: Path, wanted: dict[str, bytes], code: int, how: str) -> Iterator[str]:
     log = Path(f"{out}.log")
-    if how != "kill" and code == 0:
+    first = log.read_text(errors="replace")
+    if how != "kill" and code == 0 and "could not be drawn" not in first:
         yield "was stopped and says that all is well"
     begun = out.is_dir() and (out / "files.jsonl").is_file() and (out / "files.jsonl").stat().st_size > 0
     again = ["--resume", str(out)] if begun else [str(config), "--out", str(out)]
@@ -150,7 +151,7 @@ def _gone_on(config: Path, out: Path, wanted: dict[str, bytes], code: int, how: 
             yield f"{what}: {', '.join(sorted(names))}"
     if differ := [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]:
         yield f"other bytes: {', '.join(sorted(differ))}"
-    text = log.read_text(errors="replace")
+    text = log.read_text(errors="replace")[len(first) :]
     for sign in ("Traceback", "could not be drawn", "list index"):
         if sign in text:
             yield f"says {sign!r}"
@@ -173,6 +174,7 @@ def main() -> int:
             if outcome.wrong:
                 wrong += 1
                 print(f"{outcome.how} at {outcome.at}: {'; '.join(outcome.wrong)}", flush=True)
+                print(Path(f"{folder}/{outcome.how}-{outcome.at}.log").read_text()[-1500:], flush=True)
     print(f"{done} operations, {wrong} of them with something wrong")
     return 1 if wrong or not done else 0
 
