@@ -136,8 +136,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _gone_on(config: Path, out: Path, wanted: dict[str, bytes], code: int, how: str) -> Iterator[str]:
     log = Path(f"{out}.log")
     first = log.read_text(errors="replace")
-    if how != "kill" and code == 0 and "could not be drawn" not in first:
-        yield "was stopped and says that all is well"
+    made = contents(out) if out.is_dir() else {}
+    if how != "kill" and code == 0 and not wanted.keys() <= made.keys() and "could not be" not in first:
+        yield "was stopped, lacks files, and says that all is well"
     begun = out.is_dir() and (out / "files.jsonl").is_file() and (out / "files.jsonl").stat().st_size > 0
     again = ["--resume", str(out)] if begun else [str(config), "--out", str(out)]
     code, _ = in_child(["run", *again], out)

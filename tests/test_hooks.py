@@ -182,6 +182,12 @@ def test_hook_run_finished(tmp_path):
     assert (tmp_path / "slowest.txt").read_text() == "dit"
 
 
+def test_hook_run_failed(tmp_path):
+    example = Example("run_failed")
+    example.call("run_failed", run=run_in(tmp_path), error=RuntimeError("lost"))
+    assert example.module.failures == [(tmp_path.name, "RuntimeError")]
+
+
 def test_hook_stage_started():
     example = Example("stage_started")
     example.call("stage_started", stage=STAGE)

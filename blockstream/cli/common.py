@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from blockstream.run.config import RunConfig
@@ -54,7 +57,22 @@ def load_config(named: str | Document, sets: list[str]) -> RunConfig:
     return make_config(read_document(named, sets) if isinstance(named, str) else with_sets(named, sets))
 
 
+_json_to: ContextVar[TextIO | None] = ContextVar("blockstream_json_to", default=None)
+
+
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """Let nothing but `print_json` print to stdout for the length of the block: the rest goes to stderr."""
+    token = _json_to.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_to.reset(token)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    out = _json_to.get() or sys.stdout
+    json.dump(value, out, indent=2, ensure_ascii=False)
+    print(file=out)

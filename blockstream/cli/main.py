@@ -138,19 +138,29 @@ def _run(name: str, added: list[Installed], rest: list[str]) -> int:
         module, parser.description = BUILT_IN[name]
         command: Any = importlib.import_module(module)
         command.configure(parser)
-        return int(command.run(parser.parse_args(rest)))
+        return int(_call(command, parser.parse_args(rest)))
     if len(added) > 1:
         providers = ", ".join(command.provider for command in added)
         raise PluginError(f"command {name!r} is registered by {providers}; uninstall all but one")
     command = entrypoints.load(added[0], "command")
     try:
         command.configure(parser)
-        return int(command.run(parser.parse_args(rest)) or 0)
+        return int(_call(command, parser.parse_args(rest)) or 0)
     except (BlockstreamError, BrokenPipeError):
         raise
     except Exception as error:
         said = _of_system(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise PluginError(f"command {name!r} of {added[0].provider}: {said}") from error
+
+
+def _call(command: Any, args: argparse.Namespace) -> Any:
+    """Run a command; where JSON is asked for, nothing that plugins print comes between."""
+    if not getattr(args, "json", False):
+        return command.run(args)
+    from .common import json_alone
+
+    with json_alone():
+        return command.run(args)
 
 
 def _top_level(argv: list[str], added: Mapping[str, list[Installed]]) -> int:

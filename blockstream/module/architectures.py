@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from blockstream.errors import ConfigError, ModelError
+from blockstream.errors import BlockstreamError, ConfigError, ModelError
+from blockstream.plugins.choices import ModelFamily
 from blockstream.plugins.manager import Plugins
 
 from .empty import empty
 from .pretrained import CONFIG, from_config, read_config
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,17 +69,28 @@ def of_folder(folder: Path, plugins: Plugins | None = None) -> Architecture:
 def _of_config(path: Path, plugins: Plugins) -> Architecture:
     config = read_config(path)
     name = str(config.get("_class_name") or config.get("model_type") or path.parent.name)
-    for plugin in plugins.visible:
-        plugins.load(plugin)
-        for family in plugins.families(plugin).values():
-            if family.from_config is None:
-                continue
-            with empty():
-                known = family.from_config(config) is not None
-            if known:
+    for families in plugins.all_families():
+        for family in families.values():
+            if family.from_config is not None and _knows(family, config):
                 build = partial(_built, family.from_config, config)
                 return Architecture(name, build, config, family.write_extras)
     return Architecture(name, from_config(path), config)
+
+
+def _knows(family: ModelFamily, config: Mapping[str, Any]) -> bool:
+    """Return whether a config is a family's; one that fails at the question knows none, which is said."""
+    assert family.from_config is not None
+    try:
+        with empty():
+            return family.from_config(config) is not None
+    except BlockstreamError:
+        raise
+    except Exception as error:
+        log.warning(
+            "model family %r is passed over, its from_config() failed: %s: %s",
+            *(family.name, type(error).__name__, error),
+        )
+        return False
 
 
 def _built(build: Callable[[Mapping[str, Any]], nn.Module | None], config: Mapping[str, Any]) -> nn.Module:

@@ -5,7 +5,8 @@ A `Choice` is what a plugin returns; a `Chosen` is one a config has made, its op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from blockstream.plan.retention import RetentionPolicy
+    from blockstream.plan.segments import Stage
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,33 @@ def _as_it_is(built: Any, who: str) -> Any:
 
 def _blamed_policies(built: Any, who: str) -> Any:
     def one(policy: RetentionPolicy) -> RetentionPolicy:
-        adjust = None if policy.adjust is None else blamed(f"{who}: adjust()", policy.adjust)
-        return replace(policy, retain=blamed(f"{who}: retain()", policy.retain), adjust=adjust)
+        adjust = None if policy.adjust is None else _checked(f"{who}: adjust()", policy.adjust)
+        return replace(policy, retain=_checked(f"{who}: retain()", policy.retain), adjust=adjust)
 
     return [one(policy) for policy in built]
+
+
+def _checked(who: str, chooses: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a policy's function, blamed for what it raises and for what is no choice of segments."""
+    asked = blamed(who, chooses)
+
+    def choose(stage: Stage, room: int, *there: Any) -> list[int]:
+        found = asked(stage, room, *there)
+        wrong = reprlib.repr(found)
+        if not isinstance(found, Sequence) or isinstance(found, str | bytes):
+            raise PluginError(f"{who}: returned {wrong}, expected the indices of segments to keep")
+        of = len(stage.segments)
+        for i in found:
+            if type(i) is not int or not 0 <= i < of:
+                raise PluginError(
+                    f"{who}: returned {wrong}; {i!r} is no index of the {of} segments, 0 to {of - 1}"
+                )
+        nbytes = sum(stage.segments[i].nbytes for i in {i for i in found if not stage.segments[i].resident})
+        if nbytes > room:
+            raise PluginError(f"{who}: returned {wrong}, which take {nbytes:,} bytes of a room of {room:,}")
+        return list(found)
+
+    return choose
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,14 @@ def run_finished(run: Any, report: dict[str, Any]) -> None:
 
 
 @hookspec
+def run_failed(run: Any, error: BaseException) -> None:
+    """Observe that a run that was begun has failed, or was interrupted; `error` is what ended it.
+
+    What this raises is logged: it does not take the error's place.
+    """
+
+
+@hookspec
 def stage_started(stage: Stage) -> None:
     """Observe that a stage begins, on the compute thread. `stage.passes` says how many passes."""
 

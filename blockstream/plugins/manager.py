@@ -9,10 +9,11 @@ Each run has a manager of its own, so nothing a run registers outlives it.
 
 from __future__ import annotations
 
+import logging
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,8 @@ from .blame import blamed, blaming
 from .choices import KINDS, Choice, ModelFamily
 from .entrypoints import nearest
 from .transforms import Merge
+
+log = logging.getLogger(__name__)
 
 
 class Plugins:
@@ -139,17 +142,32 @@ class Plugins:
         it: the caller asked for it, and metadata does not list families.
         """
         plugin, colon, name = ref.rpartition(":")
+        if colon:
+            self.load(plugin)
+        known: dict[str, ModelFamily] = {}
+        for found in [self.families(plugin)] if colon else self.all_families():
+            if name in found:
+                return found[name]
+            known |= found
         tried = [plugin] if colon else list(dict.fromkeys([*self.loaded, *self.visible]))
-        known: list[str] = []
-        for candidate in tried:
-            if candidate not in self.loaded:
-                self.load(candidate)
-            if name in (families := self.families(candidate)):
-                return families[name]
-            known += families
         raise ConfigError(
             f"no model family {name!r}{nearest(name, known)} (in {_names(tried)}: {_names(known)})"
         )
+
+    def all_families(self) -> Iterator[dict[str, ModelFamily]]:
+        """Yield the model families of every visible plugin, by name.
+
+        Nobody has named the plugins: one that cannot be loaded, or fails, is passed over with a warning.
+        """
+        for plugin in dict.fromkeys([*self.loaded, *self.visible]):
+            try:
+                if plugin not in self.loaded:
+                    self.load(plugin)
+                found = self.families(plugin)
+            except PluginError as error:
+                log.warning("%s; it is passed over", error)
+                continue
+            yield found
 
     def families(self, plugin: str) -> dict[str, ModelFamily]:
         """Return the model families of a loaded plugin, by name."""
@@ -191,6 +209,7 @@ class Plugins:
             listed = self._manager.subset_hook_caller(hook, others)()
             items = [item for part in listed for item in part]
             by_name = {item.name: item for item in items}
+            _refuse_other_options(plugin, hook, items)
             if len(by_name) < len(items):
                 raise PluginError(
                     f"plugin {plugin!r}, hook {hook}: returned several of one name: "
@@ -198,6 +217,16 @@ class Plugins:
                 )
             self._offers[hook, plugin] = by_name
         return self._offers[hook, plugin]
+
+
+def _refuse_other_options(plugin: str, hook: str, items: Sequence[Any]) -> None:
+    for item in items:
+        options = getattr(item, "options", None)
+        if options is not None and not (isinstance(options, type) and hasattr(options, "model_fields")):
+            raise PluginError(
+                f"plugin {plugin!r}, hook {hook}: the options of {item.name!r} are {reprlib.repr(options)}; "
+                "they have to be a pydantic model, or None"
+            )
 
 
 KNOWN_HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "blockstream_spec"))

@@ -81,6 +81,8 @@ class RunInProgress:
         self.merges = WatchedMerge(ledger)
         self.kernels = WatchedKernels()
         self.hook = plugins.hook
+        #: Whether its observers have been told of it.
+        self.begun = False
 
     @cached_property
     def backend(self) -> Any:
@@ -188,6 +190,7 @@ def run(
             plugins.register(observer, f"observer#{n}")
         this = RunInProgress(config, folder.path, ledger, plugins, folder.files)
         ledger.note("budget", this.budget_nbytes)
+        stack.push(partial(_tell_failed, plugins, this))
         stack.enter_context(new_run())
         report = _run_pipeline(this, plugins, folder, begin)
         ledger.compute.phase = "report"
@@ -196,6 +199,22 @@ def run(
         write_report(folder, report)
         _draw(folder, report)
     return report
+
+
+def _tell_failed(
+    plugins: Plugins,
+    this: RunInProgress,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    _: Any,
+) -> None:
+    """Tell the observers of a run that has failed; what they raise must not take its error's place."""
+    if error is None or not this.begun:
+        return
+    try:
+        plugins.hook.run_failed(run=this, error=error)
+    except Exception as theirs:
+        log.warning("%s", theirs)
 
 
 def _draw(folder: RunFolder, report: dict[str, Any]) -> None:
@@ -265,6 +284,7 @@ def _run_pipeline(
             first = session.draft()
             this.predicted_s = {s.name: s.wall_s for s in first.predicted.stages}
         begin()
+        this.begun = True
         plugins.hook.run_started(run=this)
         if session.names:
             session.start()

@@ -208,3 +208,16 @@ def test_plan_prints_what_stays_and_why_the_times_the_peak_and_the_curve(command
         f"4.00 GiB   9.00 s    {bar * 14}  everything stays",
         "900 MiB: 19.0 s, the least that works; beyond 2.00 GiB nothing",
     ]
+
+
+def test_what_a_plugin_prints_does_not_come_between_json(command, site, runner, monkeypatch):
+    def chatty(*arguments, **options):
+        print("hello from a plugin")
+        return {"ended": True}
+
+    monkeypatch.setattr(runner, "run", chatty)
+    code, out, err = command("run", "video.yaml", "--json")
+    assert (code, json.loads(out)) == (0, {"ended": True})
+    assert "hello from a plugin" in err
+    runner.result = {**REPORT}
+    assert "hello" not in command("plan", "video.yaml", "--json")[1]

@@ -8,6 +8,7 @@ import pytest
 
 from blockstream.errors import BudgetError, PluginError
 from blockstream.plan.retention import NONE, RetentionPolicy
+from blockstream.plan.segments import Segment, Stage
 from blockstream.plugins import AttentionLayer, Choice, Merge, Plugins, entrypoints, hookimpl
 from blockstream.plugins.choices import Chosen
 from tests.support.packages import site_on_path
@@ -250,3 +251,77 @@ def failing_with(error):
         raise error
 
     return call
+
+
+STAGE = Stage("dit", tuple(Segment(name, 10) for name in "abc"))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "returned None, expected the indices of segments"),
+        ("ab", "returned 'ab', expected the indices of segments"),
+        ({0: 1}, "expected the indices of segments"),
+        (3, "returned 3, expected the indices"),
+        (["a"], r"returned \['a'\]; 'a' is no index of the 3 segments"),
+        ([999], r"returned \[999\]; 999 is no index of the 3 segments"),
+        ([-1], "-1 is no index"),
+        ([True], "True is no index"),
+        ([1.0], "1.0 is no index"),
+        ([0, 1, 2], "take 30 bytes of a room of 25"),
+    ],
+)
+@pytest.mark.parametrize("which", ["retain", "adjust"])
+def test_what_a_policy_returns_wrongly_is_blamed_on_it(found, said, which):
+    functions = {"retain": lambda stage, room: [], which: lambda *arguments: found}
+    choice = Choice("bad", lambda _: [RetentionPolicy("bad", **functions)])
+    (policy,) = Chosen("policy", "bad", "stranger", choice).build()
+    with pytest.raises(PluginError, match=rf"plugin 'stranger', policy 'bad': {which}\(\): .*{said}"):
+        getattr(policy, which)(STAGE, 25, *([()] if which == "adjust" else []))
+
+
+def test_what_a_policy_returns_rightly_is_taken():
+    choice = Choice("good", lambda _: [RetentionPolicy("good", lambda stage, room: (2, 0, 2))])
+    (policy,) = Chosen("policy", "good", "stranger", choice).build()
+    assert list(policy.retain(STAGE, 25)) == [2, 0, 2]
+
+
+class Odd:
+    """Offers a sampler with options of any kind."""
+
+    def __init__(self, options):
+        self.options = options
+
+    @hookimpl
+    def samplers(self):
+        return [Choice("s", print, self.options)]
+
+
+@pytest.mark.parametrize("options", [dict, {"a": 1}, int, "text"])
+def test_options_that_are_no_pydantic_model_are_refused_by_name(options):
+    plugins = Plugins()
+    plugins.register(Odd(options), "odd")
+    with pytest.raises(PluginError, match=r"the options of 's' are .*have to be a pydantic model"):
+        plugins.offers("sampler", "odd")
+
+
+IMPORT = "from blockstream.plugins import hookimpl\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise RuntimeError('no GPU')",
+        f"{IMPORT}@hookimpl\ndef model_families():\n    raise RuntimeError('no GPU')",
+        f"{IMPORT}@hookimpl\ndef model_familys():\n    return []",
+        "import sys\nsys.exit(0)",
+    ],
+    ids=["import", "hook", "misspelt", "exit"],
+)
+def test_a_broken_plugin_is_passed_over_by_what_did_not_name_it(site, source, caplog):
+    site.plugin("abroken", source)
+    assert Plugins().family("stdit3-xl-2").name == "stdit3-xl-2"
+    assert caplog.text.count("it is passed over") == 1
+    assert "plugin 'abroken'" in caplog.text
+    with pytest.raises(PluginError):
+        Plugins().family("abroken:stdit3-xl-2")

@@ -265,6 +265,36 @@ def test_observers_see_the_run_in_order(config, tmp_path):
     assert seen == [("run", "out"), ("stage", "net"), *passes, ("end", "net"), ("done", 3)]
 
 
+class Failed:
+    """Hears of failures; may fail at it."""
+
+    def __init__(self, raises=False):
+        self.told, self.raises = [], raises
+
+    @hookimpl
+    def run_failed(self, run, error):
+        self.told.append((run.out.name, str(error)))
+        if self.raises:
+            raise OSError("the observer's disk is gone")
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_observers_hear_of_a_run_that_fails_and_cannot_hide_why(config, tmp_path, raises, caplog):
+    failed = Failed(raises)
+    with pytest.raises(RuntimeError, match="the pipeline broke"):
+        runner.run(config(fail=True), tmp_path / "out", observers=[failed])
+    assert failed.told == [("out", "the pipeline broke")]
+    assert ("the observer's disk is gone" in caplog.text) == raises
+
+
+def test_observers_hear_nothing_of_a_run_that_was_never_accepted_or_went_well(config, tmp_path):
+    failed = Failed()
+    with pytest.raises(BudgetError):
+        runner.run(config(arena="1KiB"), tmp_path / "out", observers=[failed])
+    runner.run(config(), tmp_path / "out", observers=[failed])
+    assert failed.told == []
+
+
 def test_a_plan_reads_no_weight_and_says_what_is_retained(config):
     plan = runner.plan(config())
     (stage,) = plan["stages"]
