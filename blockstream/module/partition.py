@@ -16,6 +16,8 @@ from torch import nn
 
 from blockstream.errors import ModelError
 
+from .reaching import reached
+
 #: An embedding's table from this size on is gathered row by row instead of loaded.
 GATHER_NBYTES = 4 << 20
 #: What is outside the blocks may stay up to this size, or that of the largest block.
@@ -104,6 +106,8 @@ class _Cut:
         for path, module in self.modules.items():
             self.paths[id(module)].append(path)
         self.places = _places(root, without)
+        #: Modules that take a parameter past the one that holds it: it is there whenever they compute.
+        self.takers = reached(root)
         self.size = {key: nbytes_of(places[0].path) for key, places in self.places.items()}
         self.totals = {p: sum(self.size[k] for k in self._ids(m)) for p, m in self.modules.items()}
 
@@ -176,6 +180,7 @@ class _Cut:
         owned: dict[str, list[int]] = {entry: [] for entry in entries}
         for key, places in self.places.items():
             homes = [inside.get(id(self.modules[p.module]), set()) for p in places]
+            homes += [inside.get(taker, set()) for taker in self.takers.get(key, ())]
             if all(h == homes[0] and len(h) == 1 for h in homes):
                 owned[next(iter(homes[0]))].append(key)
         return owned
@@ -191,7 +196,7 @@ class _Cut:
         remaining = []
         for key in left:
             gathered = tuple(p for p in self.places[key] if _gathers(self.modules[p.module], p.name))
-            if gathered and self.size[key] >= self.gather_nbytes:
+            if gathered and self.size[key] >= self.gather_nbytes and key not in self.takers:
                 tables[key] = gathered
             if len(tables.get(key, ())) < len(self.places[key]):
                 remaining.append(key)
@@ -211,6 +216,7 @@ class _Cut:
             keys = [
                 k for k in left
                 if all(id(self.modules[p.module]) in inside for p in self._loaded_at(k))
+                and self.takers.get(k, set()) <= inside
             ]  # fmt: skip
             if keys:
                 out[path] = keys
@@ -218,7 +224,7 @@ class _Cut:
         return out
 
     def _loaded_at(self, key: int) -> list[Place]:
-        gathers = self.size[key] >= self.gather_nbytes
+        gathers = self.size[key] >= self.gather_nbytes and key not in self.takers
         return [p for p in self.places[key] if not (gathers and _gathers(self.modules[p.module], p.name))]
 
     def _pieces(self, path: str, left: set[int], limit: int) -> Iterator[tuple[str, int]]:

@@ -94,6 +94,9 @@ def test_the_outermost_list_counts():
             super().__init__()
             self.experts = nn.ModuleList(Block() for _ in range(4))
 
+        def forward(self, x):
+            return sum(expert(x) for expert in self.experts)
+
     module = nn.Sequential(*(Expert() for _ in range(3)))
     assert names(module) == ["0", "1", "2"]
 
