@@ -274,7 +274,7 @@ class Replanner:
         schedule, index = self._engine.plan.schedule, self._index(stage)
         least, room = least_arena(Schedule(schedule.stages[index:]), self._asked.slots), self._room()
         self._limit = max(room, least)
-        if room < least and not self._warned:
+        if least > self._ceiling.weights_nbytes(slack=True) and not self._warned:
             self._warned = True
             log.warning(
                 "stage %r needs %d MiB for weights and memory leaves %d MiB: it goes on with the least",
