@@ -6,6 +6,7 @@ adds, and what is computed hardly grows with it.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ LARGER = 1.1
 MUCH_LARGER = 1.5
 #: at most one part in so many.
 SHARE = 10.0
+#: What a rehearsal takes for a while.
+REHEARSAL_NBYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Needs:
     def __init__(self, prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> None:
         self._prepared = prepared
         self._clock = clock
-        #: By path of the module called; None where it cannot run without data.
-        self._known: dict[str, Need | None] = {}
+        #: By path of the module called, and whether a cache was given; None where it cannot run without data.
+        self._known: dict[tuple[str, bool], Need | None] = {}
         self._inputs: dict[str, frozenset[str]] = {}
         self._most: dict[str, int] = {}
         self._rehearsed_s = float("-inf")
@@ -53,34 +56,39 @@ class Needs:
     def know(self, call: Call, rehearsal: Rehearsal | None, path: str = "") -> Need | None:
         """Take note of what a rehearsal of a call showed."""
         inputs, cached = self._sizes(call, path)
-        if rehearsal is None:
-            self._known.setdefault(path, None)
-            return None
-        certain = rehearsal.peak_nbytes - WORKSPACE_NBYTES
-        need = Need(rehearsal.activations_nbytes, certain, inputs, cached)
-        self._known[path] = need
+        need = None
+        if rehearsal is not None:
+            certain = rehearsal.peak_nbytes - WORKSPACE_NBYTES
+            need = Need(rehearsal.activations_nbytes, certain, inputs, cached)
+        self._known[path, cached > 0] = need
         return need
 
-    def foresee(self, call: Call, path: str, fits: Callable[[int], bool]) -> Need | None:
+    def foresee(
+        self, call: Call, path: str, fits: Callable[[int], bool], may_rehearse: Callable[[], bool]
+    ) -> Need | None:
         """Return what a call of the module at `path` needs; None where that cannot be told without data.
 
         `fits` says whether so many bytes leave the plan as it is: what does is not found out exactly.
+        `may_rehearse` is asked where it does not: rehearsing takes memory itself.
         """
-        if path not in self._known:
-            return self._rehearse(call, path)
-        known = self._known[path]
-        if known is None:
-            return None
         inputs, cached = self._sizes(call, path)
-        if inputs <= LARGER * known.inputs_nbytes and cached <= LARGER * known.cached_nbytes:
+        known = self._known.get((path, cached > 0)) or self._known.get((path, False))
+        if known is None:
+            is_new = (path, cached > 0) not in self._known and (path, False) not in self._known
+            return self._rehearse(call, path) if is_new and may_rehearse() else None
+        is_alike = cached == 0 or known.cached_nbytes > 0
+        if is_alike and inputs <= LARGER * known.inputs_nbytes and cached <= LARGER * known.cached_nbytes:
             return known
         ratio = max(1.0, inputs / max(1, known.inputs_nbytes))
         most = int(known.nbytes * ratio**2) + max(0, cached - known.cached_nbytes)
-        bound = Need(most, 0, inputs, cached)
+        # What was certain of less is certain of more.
+        certain = known.certain_nbytes if is_alike and inputs >= known.inputs_nbytes else 0
+        bound = Need(most, certain, inputs, cached)
         if fits(most):
             return bound
-        much = ratio > MUCH_LARGER or cached > MUCH_LARGER * known.cached_nbytes
-        if much or self._clock() - self._rehearsed_s > SHARE * self._took_s:
+        much = not is_alike or ratio > MUCH_LARGER or cached > MUCH_LARGER * known.cached_nbytes
+        due = self._clock() - self._rehearsed_s > SHARE * self._took_s
+        if (much or due) and may_rehearse():
             return self._rehearse(call, path) or bound
         return bound
 
@@ -95,6 +103,7 @@ class Needs:
         rehearsal = rehearse(self._prepared.module, call, self._prepared.dtype_of, path)
         self._rehearsed_s = self._clock()
         self._took_s = self._rehearsed_s - begin
+        gc.collect()  # what it left in cycles
         return self.know(call, rehearsal, path)
 
     def _sizes(self, call: Call, path: str) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from .course import Course
 from .declared import Declared
 from .first import First
 from .host_tier import HostTier
-from .needs import LARGER
+from .needs import LARGER, REHEARSAL_NBYTES
 from .stage_facts import Facts
 
 log = logging.getLogger(__name__)
@@ -85,17 +85,20 @@ class Replanner:
         facts, course = self.facts[stage], self._courses[stage]
         course.begin_pass()
         larger = course.needs.larger(call, path)
-        if larger > LARGER:
-            self.facts[stage] = replace(facts, completed=False)
-        need = course.needs.foresee(call, path, self._fits) if self._can_foresee() else None
+        need = None
+        if self._can_foresee():
+            need = course.needs.foresee(call, path, self._fits, self._may_rehearse)
+            self._ceiling.begin_pass()
         if need is None:
             if larger > LARGER:
+                self.facts[stage] = replace(facts, completed=False)
                 self._expect(stage, int(self._ceiling.activations_nbytes * larger))
             return
         if need.certain_nbytes:
             rest = Schedule(self._engine.plan.schedule.stages[self._index(stage) :])
             self._ceiling.require(stage, least_arena(rest, self._asked.slots), need.certain_nbytes)
-        if (first and self._frugal) or larger > LARGER or not self._fits(need.certain_nbytes or need.nbytes):
+        enough = need.certain_nbytes if need.certain_nbytes and larger <= LARGER else need.nbytes
+        if (first and self._frugal) or not self._fits(enough):
             self._expect(stage, need.nbytes)
 
     def after_visit(self, stage: str, part: int) -> None:
@@ -173,6 +176,13 @@ class Replanner:
         """Return whether a pass that takes so much leaves the plan as it is."""
         outside = max(self._ceiling.pass_base_nbytes + activations_nbytes, self._ceiling.outside_nbytes)
         return self._engine.plan.arena_nbytes <= self._ceiling.weights_nbytes(outside, slack=True)
+
+    def _may_rehearse(self) -> bool:
+        """Return whether a rehearsal keeps to the budget, once what the heap keeps has been given back."""
+        self._ceiling.relieve()
+        self._ceiling.begin_pass()
+        outside = self._ceiling.pass_base_nbytes + REHEARSAL_NBYTES
+        return self._arena.touched_nbytes <= self._ceiling.weights_nbytes(outside, slack=True)
 
     def _expect(self, stage: str, activations_nbytes: int) -> None:
         self._ceiling.expect(activations_nbytes)

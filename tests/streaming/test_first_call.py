@@ -1,4 +1,4 @@
-"""Without example inputs a budget holds from the first call on: its own inputs are rehearsed before it computes."""
+"""Without example inputs a budget holds from the first call on: its inputs are rehearsed before it computes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 from blockstream.streaming.session import Session
 
@@ -46,7 +53,7 @@ def test_the_readmes_example_reads_every_byte_once(llama, monkeypatch):
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 24}
     names = {"folder": llama, "inputs": inputs}
     with torch.no_grad():
-        exec(example(), names)  # noqa: S102
+        exec(example(), names)
     assert names["tokens"].shape == (1, 28)
     config = AutoConfig.from_pretrained(llama)
     with torch.device("meta"):
