@@ -1,4 +1,4 @@
-"""Without example inputs a budget holds from the first call on: its inputs are rehearsed before it computes."""
+"""Without example inputs a budget holds from the first call on: its inputs are rehearsed beforehand."""
 
 from __future__ import annotations
 
