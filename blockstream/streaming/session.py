@@ -46,6 +46,7 @@ from .options import parse_passes, parse_policies
 from .plans import Plans
 from .remembered import remember
 from .stage import StreamedStage
+from .stage_facts import Facts
 from .starting import Starter
 from .top_tier import TopTier
 
@@ -276,9 +277,14 @@ class Session:
         return self._governor.watch
 
     @property
+    def facts(self) -> dict[str, Facts]:
+        """Return what is known of each stage, by name; the first plan is made for it if there is none."""
+        return {f.name: f for f in self._draft().facts} if self._plans is None else dict(self._plans.facts)
+
+    @property
     def costs_from(self) -> dict[str, str]:
         """Return, by stage, in words where the costs it was first planned with come from."""
-        return {facts.name: facts.known.source for facts in self._draft().facts}
+        return {name: facts.known.source for name, facts in self.facts.items()}
 
     @property
     def finest_arena_nbytes(self) -> int:

@@ -271,11 +271,10 @@ def test_what_a_forward_needs_is_known_before_it_runs(made):
     ids = torch.ones(2, 40, dtype=torch.long)
     with blockstream.Session(budget="4GiB") as s:
         s.stage("m", case.make, dst, example_inputs=(ids,))
-        s.draft()
-        (stage,) = s._stages.values()
-        assert stage.activations_nbytes is not None
-        assert stage.known.flops is None or stage.known.flops[""] > 0
-        assert not stage.guessed
+        facts = s.facts["m"]
+        assert facts.activations_nbytes is not None
+        assert facts.known.flops is None or facts.known.flops[""] > 0
+        assert not facts.guessed
 
 
 # -- faults --------------------------------------------------------------------------------------

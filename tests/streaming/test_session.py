@@ -176,7 +176,7 @@ def test_measured_costs_replace_guesses_after_the_first_pass(twins):
         s = blockstream.session(m)
         guessed = [x.execute_s for x in s.plan.schedule.stages[0].segments]
         m(noise())
-        assert s._plans.facts["model"].measured
+        assert s.facts["model"].measured
         spans = [x for x in s.ledger.spans if x.kind == "execute" and x.label == "blocks.1"]
         from blockstream.streaming.costs import measured_costs
 
