@@ -10,8 +10,8 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)  ## make videos with the embedded model, into out/movd
 	$(BIN)/blockstream run movd.yaml --out out/movd --overwrite
 
-test: $(STAMP)  ## run the test suite
-	$(BIN)/python -m pytest -q
+test: $(STAMP)  ## run the test suite; WORKERS=2 in two processes
+	$(BIN)/python -m pytest -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
 quick: $(STAMP)  ## the pure core and the engine on fakes, a tenth of the examples: seconds
 	BLOCKSTREAM_QUICK=1 $(BIN)/python -m pytest -q -m 'not slow' tests/plan tests/engine
