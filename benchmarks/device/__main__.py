@@ -34,6 +34,7 @@ PARTS = {
     "disk": 75,
     "budget": 50,
     "offload": 60,
+    "groups": 50,
     "attention": 30,
     "setup": 30,
 }

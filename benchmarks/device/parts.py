@@ -29,6 +29,8 @@ from blockstream.system.limits import cpu_count
 
 GIB = 1 << 30
 ROUNDS = 5
+#: Passes that a round runs one behind the other.
+TOGETHER = 4
 
 
 @dataclass
@@ -76,14 +78,25 @@ class Context:
         self.device.synchronise()
         return time.perf_counter() - begin
 
-    def rounds(self, act: Callable[[], object], rounds: int = ROUNDS, warm: int = 2) -> dict[str, Any]:
-        """Return the seconds of each round and their median; fewer rounds where time is short."""
+    def rounds(
+        self, act: Callable[[], object], rounds: int = ROUNDS, warm: int = 2, together: int = 1
+    ) -> dict[str, Any]:
+        """Return the seconds of `act` in each round and their median; fewer rounds where time is short.
+
+        A round runs it `together` times, one behind the other, as a denoising loop does: what is read ahead
+        for the next pass is then paid for by the pass before.
+        """
         first = 1.0
         for _ in range(warm):
             first = self.timed(act)
-        rounds = max(1, min(rounds, int(self.left_s / 3 / max(first, 1e-6))))
-        seconds = [self.timed(act) for _ in range(rounds)]
-        return {"s": statistics.median(seconds), "all_s": seconds}
+        rounds = max(1, min(rounds, int(self.left_s / 3 / max(first, 1e-6) / together)))
+
+        def all_of_them() -> None:
+            for _ in range(together):
+                act()
+
+        seconds = [self.timed(all_of_them) / together for _ in range(rounds)]
+        return {"s": statistics.median(seconds), "all_s": seconds, "together": together}
 
 
 def make(at: Context) -> dict[str, Any]:
@@ -143,7 +156,7 @@ def resident(at: Context) -> dict[str, Any]:
     with torch.no_grad():
         for n in at.tokens:
             given = inputs(at.shape, n, at.where)
-            found[str(n)] = at.rounds(lambda given=given: module(*given))  # type: ignore[misc]
+            found[str(n)] = at.rounds(lambda given=given: module(*given), together=TOGETHER)  # type: ignore[misc]
             torch.save(module(*given).cpu(), at.folder / f"out-{n}.pt")
     found["memory"] = vars_of(at)
     return found
@@ -166,7 +179,9 @@ def streamed(at: Context, **options: Any) -> Iterator[tuple[Any, Any, float]]:
         yield session, module, time.perf_counter() - begin
 
 
-def _run(at: Context, tokens: tuple[int, ...], rounds: int = ROUNDS, **options: Any) -> dict[str, Any]:
+def _run(
+    at: Context, tokens: tuple[int, ...], rounds: int = ROUNDS, together: int = TOGETHER, **options: Any
+) -> dict[str, Any]:
     """Time passes of the streamed network and compare what they compute."""
     found: dict[str, Any] = {"options": {k: str(v) for k, v in options.items()}}
     with streamed(at, **options) as (session, module, setup_s):
@@ -175,7 +190,12 @@ def _run(at: Context, tokens: tuple[int, ...], rounds: int = ROUNDS, **options: 
             given = inputs(at.shape, n, at.where)
             first_s = at.timed(lambda given=given: module(*given))  # type: ignore[misc]
             found[str(n)] = {
-                **at.rounds(lambda given=given: module(*given), rounds=rounds, warm=1),  # type: ignore[misc]
+                **at.rounds(
+                    lambda given=given: module(*given),  # type: ignore[misc]
+                    rounds=rounds,
+                    warm=1,
+                    together=together,
+                ),
                 "first_s": first_s,
                 "same_bits": same(at, n, module(*given)),
                 "copied_nbytes_a_pass": copied_a_pass(session.plan),
@@ -216,9 +236,9 @@ def disk(at: Context) -> dict[str, Any]:
     """Stream from disk: 3.3 GiB of host memory in all, 2.5 GiB for weights on the device."""
     small = {"budget": "3.3GiB"} if not at.fake else {"arena": at.gib(2.0)}
     try:
-        return _run(at, at.tokens[:1], rounds=3, device_arena=at.gib(2.5), **small)
+        return _run(at, at.tokens[:1], rounds=3, together=2, device_arena=at.gib(2.5), **small)
     except blockstream_errors() as error:
-        found = _run(at, at.tokens[:1], rounds=3, device_arena=at.gib(2.5), arena=at.gib(2.0))
+        found = _run(at, at.tokens[:1], rounds=3, together=2, device_arena=at.gib(2.5), arena=at.gib(2.0))
         return {**found, "refused": str(error)}
 
 
@@ -238,7 +258,7 @@ def budget(at: Context) -> dict[str, Any]:
         module = session.stage("dit", lambda: Dit(at.shape), at.weights, 20, "bf16", given)
         out = module(*given)
         equal = same(at, n, out)
-        timed = at.rounds(lambda: module(*given), rounds=5, warm=0) if equal is not None else {}
+        timed = at.rounds(lambda: module(*given), warm=0, together=TOGETHER) if equal is not None else {}
         report = session.report()
         return {
             **timed,
@@ -288,11 +308,37 @@ def offload(at: Context) -> dict[str, Any]:
 
     module = load_dit(at.weights, at.shape, torch.device("cpu"))
     cpu_offload(module, at.where)
+    return _beside(at, module)
+
+
+def groups(at: Context) -> dict[str, Any]:
+    """Diffusers' group offloading of the same network, block by block with a stream, for comparison."""
+    from diffusers.hooks import apply_group_offloading
+
+    module = load_dit(at.weights, at.shape, torch.device("cpu"))
+    apply_group_offloading(
+        module,
+        onload_device=at.where,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=not at.fake,
+    )
+    return _beside(at, module)
+
+
+def _beside(at: Context, module: torch.nn.Module) -> dict[str, Any]:
+    """Time another library's way of running the network, at the fewest and the most tokens."""
     found = {}
     with torch.no_grad():
         for n in (at.tokens[0], at.tokens[-1]):
             given = inputs(at.shape, n, at.where)
-            found[str(n)] = at.rounds(lambda given=given: module(*given), rounds=3, warm=1)  # type: ignore[misc]
+            found[str(n)] = at.rounds(
+                lambda given=given: module(*given),  # type: ignore[misc]
+                rounds=3,
+                warm=1,
+                together=2,
+            )
             found[str(n)]["same_bits"] = same(at, n, module(*given))
     return found
 

@@ -39,6 +39,10 @@ class CudaFence:
         self.event.synchronize()
 
 
+#: A first forward loads kernels, each into host memory as well: 119 MB were seen on an H100.
+HOST_NBYTES = 160 << 20
+
+
 class CudaDevice:
     """A CUDA device. A `blockstream.device.protocol.Device`.
 
@@ -55,6 +59,7 @@ class CudaDevice:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE_CONFIG)
         torch.backends.cudnn.benchmark = False
         self.where = torch.device("cuda", index)
+        self.host_nbytes = HOST_NBYTES
         self.name: str = cuda.get_device_name(index)
         with cuda.device(self.where):
             self._copies = cuda.Stream(self.where)

@@ -77,6 +77,7 @@ class FakeDevice:
     ) -> None:
         self.name = "fake"
         self.where = torch.device("cpu")
+        self.host_nbytes = 32 << 20
         self.lock = threading.RLock()
         self.registered: dict[int, int] = {}
         #: Bytes copied.

@@ -34,11 +34,13 @@ class DeviceMemory:
 class Device(Protocol):
     """Memory and two queues: copies into it, one after the other, and what computes. The host waits for none.
 
-    `where` is the torch device that tensors lie on. Copies are issued by one thread, compute by another.
+    `where` is the torch device that tensors lie on, `host_nbytes` what its libraries come to hold of host
+    memory once a forward has used them. Copies are issued by one thread, compute by another.
     """
 
     name: str
     where: torch.device
+    host_nbytes: int
 
     def empty(self, nbytes: int) -> Tensor:
         """Return uint8 [nbytes] on the device, its address a multiple of `TENSOR_ALIGN`."""

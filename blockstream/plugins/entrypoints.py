@@ -2,7 +2,8 @@
 
     blockstream            plugins: name -> module
     blockstream.commands   commands: dotted name -> object with configure(parser) and run(args)
-    blockstream.examples   configs: file name -> package:path inside the package
+    blockstream.examples   configs: file name -> the package whose folder holds it; package:path where the
+                           file has another name, as far as what builds the package lets that be written
 
 `BLOCKSTREAM_DISABLE=name,name` hides plugins and whatever else their packages register.
 """
@@ -84,7 +85,7 @@ def examples() -> dict[str, Installed]:
 def example_file(example: Installed) -> Traversable:
     """Return the file of a packaged config. Raises ModuleNotFoundError when its package is gone."""
     package, _, path = example.value.partition(":")
-    return files(package.strip()).joinpath(path.strip())
+    return files(package.strip()).joinpath(path.strip() or example.name)
 
 
 def load(entry: Installed, what: str, clock: Callable[[], float] = time.perf_counter) -> Any:

@@ -33,8 +33,6 @@ from .tower import TowerTier
 #: Bytes a second over a link, and operations a second, before anything has been measured.
 LINK_SPEED = 50e9
 DEVICE_FLOPS = 400e12
-#: What the host holds beside weights for a forward that runs on a device.
-HOST_ACTIVATIONS_NBYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ def first_on_device(
             raise ConfigError(f"stage {s.name!r} has a store of its own and computes on no device")
     facts = [known_facts(stage, variant) for stage in stages]
     activations = _activations(facts)
-    outside = ceiling.outside_nbytes
-    host_room = asked.room(ceiling.weights_nbytes(outside + HOST_ACTIVATIONS_NBYTES))
+    outside, beside = ceiling.outside_nbytes, budget.device.host_nbytes
+    host_room = asked.room(ceiling.weights_nbytes(outside + beside))
     rooms = budget.room(activations, asked.device_arena_nbytes), host_room
     for i, s in enumerate(stages):
         facts[i] = _cut_to_fit(facts[i], s.prepared, rooms, asked.slots)
@@ -153,12 +151,12 @@ def first_on_device(
     below = least_arena(host_schedule(schedule, nothing), asked.slots)
     if asked.arena_nbytes is None or below <= asked.arena_nbytes:
         named = (largest.name, largest.nbytes)
-        ceiling.refuse(below, outside + HOST_ACTIVATIONS_NBYTES, named, asked.slots or 2)
+        ceiling.refuse(below, outside + beside, named, asked.slots or 2)
     room = max(host_room, below) if asked.arena_nbytes is None else host_room
     tiers = make_tiers(
         schedule, (rooms[0], room), asked.policies, slots=asked.slots, lookahead=asked.lookahead
     )
-    return FirstOnDevice(tiers.device, tuple(facts), room, False, outside, HOST_ACTIVATIONS_NBYTES, tiers)
+    return FirstOnDevice(tiers.device, tuple(facts), room, False, outside, beside, tiers)
 
 
 def _cut_to_fit(facts: Facts, prepared: Prepared, rooms: tuple[int, int], slots: int | None) -> Facts:

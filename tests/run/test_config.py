@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -16,6 +17,8 @@ from blockstream.run import json_schema as schema
 from blockstream.run.config import OWN_KEYS, RunConfig, load_config, make_config, read_config
 from blockstream.run.yamlfile import parse
 from tests.support.packages import site_on_path
+
+ROOT = Path(__file__).parents[2]
 
 
 class Net(BaseModel):
@@ -278,9 +281,11 @@ def test_a_plugin_that_fails_ends_validation_with_its_blame(plugins):
 # Names of files
 
 
-def test_a_name_that_is_no_file_is_a_packaged_example(tmp_path, monkeypatch):
+@pytest.mark.parametrize("target", ["mine:configs/mine.yaml", "mine.configs"])
+def test_a_name_that_is_no_file_is_a_packaged_example(tmp_path, monkeypatch, target):
     files = {"mine/__init__.py": "", "mine/configs/mine.yaml": "pipeline: video\nprompt: x\n"}
-    groups = {"blockstream.examples": {"mine.yaml": "mine:configs/mine.yaml"}}
+    files |= {"mine/configs/__init__.py": ""}
+    groups = {"blockstream.examples": {"mine.yaml": target}}
     monkeypatch.chdir(tmp_path)
     with site_on_path(tmp_path / "site", monkeypatch) as site:
         site.install("mine", files, groups)
@@ -296,6 +301,15 @@ def test_a_name_that_is_no_file_is_a_packaged_example(tmp_path, monkeypatch):
             read_config("min.yaml")
         with pytest.raises(ConfigError, match="is not a file"):
             read_config(tmp_path)
+
+
+def test_the_examples_of_this_package_are_named_as_setuptools_can_build_them():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = project["entry-points"]["blockstream.examples"]
+    assert len(named) > 2
+    for name, package in named.items():
+        assert all(part.isidentifier() for part in package.split(".")), package
+        assert (ROOT / "examples" / name).is_file()
 
 
 @pytest.mark.parametrize("target", ["gone:mine.yaml", "mine:gone.yaml", "mine"])
