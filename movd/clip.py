@@ -12,27 +12,12 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
+from movd.released import CLIP_L
 from movd.renamed import prefix_before, renamed
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-#: openai/clip-vit-large-patch14's text half: 123 M parameters.
-CLIP_L: Mapping[str, Any] = {
-    "model_type": "clip_text_model",
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _EMBEDDING = "embeddings.token_embedding.weight"
 

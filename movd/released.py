@@ -45,3 +45,19 @@ T5_V1_1_XXL: Mapping[str, Any] = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
+#: openai/clip-vit-large-patch14's text half: 123 M parameters.
+CLIP_L: Mapping[str, Any] = {
+    "model_type": "clip_text_model",
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from blockstream.plugins import Choice, ModelFamily, hookimpl
 from movd.hunyuan.hunyuan_released import HUNYUAN_VAE, HUNYUAN_VIDEO, LLAVA_LLAMA_3_8B
+from movd.released import CLIP_L
 
 
 def _pipeline(options: Any) -> Any:
@@ -51,6 +53,25 @@ def _llama(config: Mapping[str, Any] = LLAVA_LLAMA_3_8B) -> Any:
         return LlamaModel(LlamaConfig(**own)).eval()
 
 
+def _clip(config: Mapping[str, Any] = CLIP_L) -> Any:
+    import torch
+
+    from movd.clip import clip_text_model
+
+    with torch.device("meta"):
+        return clip_text_model(config)
+
+
+def _stand_in_tokenizer(folder: Path) -> None:
+    """Write a small tokenizer.json into a folder of synthetic weights: it splits text, and means nothing."""
+    from movd.tokenizer import word_tokenizer_json
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    (folder / "tokenizer.json").write_text(
+        word_tokenizer_json(a + b for a in letters for b in letters) + "\n"
+    )
+
+
 @hookimpl
 def model_families() -> Sequence[ModelFamily]:
     """List HunyuanVideo's networks in their full size."""
@@ -66,5 +87,13 @@ def model_families() -> Sequence[ModelFamily]:
             _llama,
             summary="the LLaMA of HunyuanVideo, 8.0 B parameters",
             config={**LLAVA_LLAMA_3_8B, "architectures": ["LlamaModel"]},
+            write_extras=_stand_in_tokenizer,
+        ),
+        ModelFamily(
+            "clip-vit-l-text",
+            _clip,
+            summary="CLIP-L's text half, 0.12 B parameters",
+            config={**CLIP_L, "architectures": ["CLIPTextModel"]},
+            write_extras=_stand_in_tokenizer,
         ),
     ]

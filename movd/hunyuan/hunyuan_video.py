@@ -18,7 +18,7 @@ from blockstream.module.empty import empty
 from blockstream.plugins import AttentionLayer, Flow, Run
 from blockstream.plugins.straight import straight
 from blockstream.streaming.pace import pace
-from movd.clip import CLIP_L, CLIPTokenizer, clip_entries, clip_text_model, pooled
+from movd.clip import CLIPTokenizer, clip_entries, clip_text_model, pooled
 from movd.hunyuan.autoencoder import HunyuanDecoder, hunyuan_vae, tiling, vae_config, vae_entries
 from movd.hunyuan.denoiser import Joint, hunyuan_denoiser, joint_layers
 from movd.hunyuan.guided import HunyuanFlow, Prompt
@@ -34,6 +34,7 @@ from movd.hunyuan.llama import (
     llama_entries,
 )
 from movd.hunyuan.tencent import diffusers_entries, is_tencents
+from movd.released import CLIP_L
 from movd.text_to_video.family import Embedding, Leg, Network, OneFlow, TextStage, Way
 from movd.text_to_video.part import NetworkPart, about_text, beside, open_part
 from movd.tiled import Tiling, count_tiles

@@ -14,7 +14,7 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.errors import ConfigError
 from blockstream.module.empty import empty
 from blockstream.plugins import Run
-from movd.clip import CLIP_L, CLIPTokenizer, clip_entries, clip_text_model, pooled
+from movd.clip import CLIPTokenizer, clip_entries, clip_text_model, pooled
 from movd.pyramid.causal_vae import (
     CausalVAEConfig,
     CausalVideoVAE,
@@ -38,7 +38,7 @@ from movd.pyramid.pyramid_options import PyramidOptions
 from movd.pyramid.pyramid_released import CAUSAL_VAE, MINIFLUX
 from movd.pyramid.stages import history, make_stages
 from movd.reference import digest, read_reference
-from movd.released import T5_V1_1_XXL
+from movd.released import CLIP_L, T5_V1_1_XXL
 from movd.renamed import renamed
 from movd.t5 import check_config, embed, t5_encoder
 from movd.text_to_video.family import Embedding, Leg, Network, TextStage, Way
