@@ -36,6 +36,7 @@ PARTS = {
     "offload": 60,
     "groups": 50,
     "attention": 30,
+    "tiles": 45,
     "setup": 30,
 }
 
@@ -104,10 +105,11 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _one(options: argparse.Namespace) -> int:
     """Run one part here and write what it found."""
-    from benchmarks.device import bits, parts
+    from benchmarks.device import bits, parts, tiles
 
     at = parts.Context(options.folder, options.fake, options.seconds)
-    act = bits.bits if options.one == "bits" else getattr(parts, options.one)
+    others = {"bits": bits.bits, "tiles": tiles.tiles}
+    act = others[options.one] if options.one in others else getattr(parts, options.one)
     try:
         found = act(at)
     except BaseException:

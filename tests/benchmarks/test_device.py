@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.device import parts
+from benchmarks.device import parts, tiles
 from benchmarks.device.goals import page, verdicts
 
 
@@ -39,3 +39,9 @@ def test_a_goal_is_judged_by_the_largest_of_compute_link_and_disk():
     lines = "\n".join(verdicts(found))
     assert "NOT reached: pinned, 1k tokens: 2.000 s, bound 0.160 s" in lines
     assert "NOT reached: from disk, 1k tokens: 4.000 s, bound 3.000 s: 0.750" in lines
+
+
+def test_sliding_tiles_are_timed_by_window(at):
+    found = tiles.tiles(at)
+    assert set(found) == {"3x3x3", "5x3x3", "1x6x10"}
+    assert found["1x6x10"]["density"] == 0.5 and found["1x6x10"]["gathered"]["s"] > 0
