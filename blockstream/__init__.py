@@ -13,6 +13,7 @@ from blockstream.plan.segments import AtMost, Exactly, Unknown
 
 if TYPE_CHECKING:
     from blockstream.module.empty import empty
+    from blockstream.streaming.pipeline import pipeline
     from blockstream.streaming.session import Session, session
     from blockstream.streaming.stream import from_pretrained, open, stream
 
@@ -24,6 +25,7 @@ __all__ = [
     "empty",
     "from_pretrained",
     "open",
+    "pipeline",
     "session",
     "stream",
 ]
@@ -33,6 +35,7 @@ _LAZY = {
     "empty": "module.empty",
     "from_pretrained": "streaming.stream",
     "open": "streaming.stream",
+    "pipeline": "streaming.pipeline",
     "session": "streaming.session",
     "stream": "streaming.stream",
 }

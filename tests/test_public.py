@@ -35,7 +35,9 @@ def test_the_signatures_are_those_of_the_documentation():
     device = ["device", "device_budget"]
     options = ["budget", "arena", "policy", "dtype", "example_inputs", "passes", *device]
     assert names(blockstream.stream) == ["model", "checkpoint", *options]
-    assert names(blockstream.from_pretrained) == ["folder", *options]
+    assert names(blockstream.from_pretrained) == ["folder", *options, "variant"]
+    shared = ["budget", "arena", "policy", "dtype", "variant", *device]
+    assert names(blockstream.pipeline) == ["folder_or_pipe", *shared]
     assert names(blockstream.open) == ["budget", "arena", "policy", *device]
     assert names(blockstream.Session.stage)[1:] == [
         "name", "model", "checkpoint", "passes", "dtype", "example_inputs", "around", "pace",

@@ -49,19 +49,22 @@ class Pretrained:
 
 
 def from_folder(
-    folder: str | os.PathLike[str], dtype: str | None = None, checkpoint: Checkpoint | None = None
+    folder: str | os.PathLike[str],
+    dtype: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    cls: Any = None,
 ) -> Pretrained:
     """Return a factory of the model that a folder's config.json names, as `from_pretrained` would load it.
 
-    `dtype` is the one asked for; `checkpoint` holds the weights, and bounds what is built. Raises ModelError
-    naming the class when no installed library has it.
+    `dtype` is the one asked for; `checkpoint` holds the weights, and bounds what is built; `cls` is the
+    class, where another file names it. Raises ModelError naming the class when no installed library has it.
     """
     path = located(folder) / CONFIG
     if not path.exists():
         raise ModelError(
             f"{folder}: has no {CONFIG}; pass the model and the checkpoint to blockstream.stream()"
         )
-    return from_config(path, dtype, checkpoint)
+    return from_config(path, dtype, checkpoint, cls)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -72,13 +75,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def from_config(path: Path, dtype: str | None = None, checkpoint: Checkpoint | None = None) -> Pretrained:
+def from_config(
+    path: Path, dtype: str | None = None, checkpoint: Checkpoint | None = None, cls: Any = None
+) -> Pretrained:
     """Return a factory of the model that a config.json names; arguments and errors as of `from_folder`."""
     config = read_config(path)
     _refuse_sizes(path, config, checkpoint)
     if "_class_name" in config:
-        return _diffusers(path, config, dtype)
-    return _transformers(path, config, dtype, checkpoint)
+        return _diffusers(path, config, dtype, cls)
+    return _transformers(path, config, dtype, checkpoint, cls)
 
 
 def _refuse_sizes(path: Path, config: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -106,8 +111,8 @@ def _integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
         yield key, int(value)
 
 
-def _diffusers(path: Path, config: dict[str, Any], dtype: str | None) -> Pretrained:
-    cls = _class(path, "diffusers", str(config["_class_name"]))
+def _diffusers(path: Path, config: dict[str, Any], dtype: str | None, cls: Any) -> Pretrained:
+    cls = cls or _class(path, "diffusers", str(config["_class_name"]))
     settings = {k: v for k, v in config.items() if k != "auto_map"}
     dtype = dtype or "F32"
     wanted = to_torch(dtype)
@@ -120,12 +125,12 @@ def _diffusers(path: Path, config: dict[str, Any], dtype: str | None) -> Pretrai
 
 
 def _transformers(
-    path: Path, config: dict[str, Any], dtype: str | None, checkpoint: Checkpoint | None
+    path: Path, config: dict[str, Any], dtype: str | None, checkpoint: Checkpoint | None, cls: Any
 ) -> Pretrained:
-    names = config.get("architectures") or []
+    names = [cls.__name__] if cls else config.get("architectures") or []
     if not isinstance(names, list) or not names:
         raise ModelError(f"{path}: names no architecture; pass (class, config) to blockstream.stream()")
-    cls = _class(path, "transformers", str(names[0]))
+    cls = cls or _class(path, "transformers", str(names[0]))
     if getattr(cls, "config_class", None) is None:
         raise ModelError(f"{path}: names {names[0]}, which is no model but a base of models")
     with _explained(path, cls):

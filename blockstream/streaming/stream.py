@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.errors import ModelError
 from blockstream.module.dtypes import parse_dtype, to_torch
 from blockstream.module.pretrained import from_folder
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Passes
 
+from .entered import entered
 from .session import Session
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class Streaming(AbstractContextManager[T]):
-    """What `stream` and its like return: the model is there inside a `with`, and there alone."""
-
-    def __init__(self, name: str, inner: AbstractContextManager[T]) -> None:
-        self._name, self._inner = name, inner
-
-    def __enter__(self) -> T:
-        return self._inner.__enter__()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._inner.__exit__(*error)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Say how to get at the model."""
-        self._refuse("called")
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        self._refuse(f"asked for {name!r}")
-
-    def _refuse(self, how: str) -> NoReturn:
-        raise ModelError(
-            f"what blockstream.{self._name}() returns was {how} and is no model yet: write "
-            f"`with blockstream.{self._name}(...) as model:` and use the model inside"
-        )
-
-
-def _entered(function: Callable[P, Iterator[T]]) -> Callable[P, Streaming[T]]:
-    """Make a generator function a context manager that says so when it is used as a model."""
-    manager = contextmanager(function)
-
-    @wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Streaming[T]:
-        return Streaming(function.__name__, manager(*args, **kwargs))
-
-    return make
 
 
 def open(
@@ -74,7 +30,7 @@ def open(
     return Session(budget, arena, policy, device=device, device_budget=device_budget)
 
 
-@_entered
+@entered
 def stream(
     model: Any,
     checkpoint: Checkpoint | str | os.PathLike[str],
@@ -99,7 +55,7 @@ def stream(
         yield s.stage("model", model, checkpoint, passes, dtype, example_inputs)
 
 
-@_entered
+@entered
 def from_pretrained(
     folder: str | os.PathLike[str],
     *,

@@ -1,0 +1,118 @@
+"""A pipeline of diffusers in one line: its networks are stages of one schedule."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import blockstream
+from blockstream.errors import ModelError
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Save a small Stable Diffusion without a tokenizer: prompts come as embeddings."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=8,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
+        )
+    )
+    path = tmp_path_factory.mktemp("pipe")
+    diffusers.StableDiffusionPipeline(
+        vae, text, None, unet, diffusers.DDIMScheduler(), None, None, requires_safety_checker=False
+    ).save_pretrained(path)
+    return path
+
+
+def image(pipe, **options):
+    """Return what a pipeline makes of ids and a seed, and count its steps."""
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        words = pipe.text_encoder(torch.arange(1, 8)[None])[0]
+    steps = []
+    made = pipe(
+        prompt_embeds=words.float(),
+        negative_prompt_embeds=torch.zeros_like(words.float()),
+        num_inference_steps=3,
+        height=16,
+        width=16,
+        generator=torch.Generator().manual_seed(1),
+        output_type="pt",
+        callback_on_step_end=lambda pipe, step, t, kwargs: steps.append(step) or {},
+        **options,
+    ).images
+    assert steps == [0, 1, 2]
+    return made
+
+
+@pytest.mark.parametrize("arena", ["300KiB", "64MiB"])
+def test_a_folders_pipeline_makes_the_image_that_it_makes_resident(arena, folder):
+    want = image(diffusers.StableDiffusionPipeline.from_pretrained(folder, tokenizer=None))
+    with blockstream.pipeline(folder, arena=arena) as pipe:
+        session = blockstream.session(pipe.unet)
+        assert session.names == ("text_encoder", "unet", "vae")
+        for _ in range(2):
+            assert torch.allclose(image(pipe), want, atol=1e-5)
+        pipe.vae.enable_tiling()
+        assert image(pipe).shape == want.shape
+
+
+def test_a_pipeline_that_is_there_is_streamed_from_the_folder_it_was_made_from(folder):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, tokenizer=None)
+    want = image(pipe)
+    with blockstream.pipeline(pipe, arena="1MiB") as streamed:
+        assert streamed is pipe
+        assert torch.allclose(image(streamed), want, atol=1e-5)
+    assert torch.allclose(image(pipe), want, atol=1e-5)
+
+
+def test_networks_take_the_dtypes_that_are_named(folder):
+    with blockstream.pipeline(folder, dtype={"vae": "fp32", "default": "bf16"}) as pipe:
+        assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.float32)
+    with blockstream.pipeline(folder, dtype="bf16") as pipe:
+        assert pipe.vae.dtype is pipe.text_encoder.dtype is torch.bfloat16
+
+
+def test_what_is_no_pipeline_is_refused_by_name(folder, tmp_path):
+    for given, said in (
+        (folder / "unet", r"has no model_index\.json"),
+        (object(), "takes a folder or a pipeline of diffusers, not object"),
+        (tmp_path, r"has no model_index\.json"),
+    ):
+        with pytest.raises(ModelError, match=said), blockstream.pipeline(given):
+            pass
+    for index, said in (
+        ({}, "names no pipeline"),
+        ({"_class_name": "NoPipeline"}, "names NoPipeline of diffusers, which is not installed"),
+        ({"_class_name": "DDPMPipeline", "unet": ["my_code", "Net"]}, "Net of my_code, .* is not run"),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(ModelError, match=said), blockstream.pipeline(tmp_path):
+            pass
+    pipe = blockstream.pipeline(folder)
+    with pytest.raises(ModelError, match=r"`with blockstream\.pipeline\(\.\.\.\) as model:`"):
+        pipe(prompt="a star")
