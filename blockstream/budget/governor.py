@@ -253,8 +253,9 @@ class Governor:
         return {
             "nbytes": watch.budget_nbytes,
             "peak_nbytes": watch.peak_nbytes,
-            "held": not watch.broken,
+            "held": not watch.broken and watch.failure is None,
             "by_cause": causes,
+            **({} if watch.failure is None else {"unwatched": str(watch.failure)}),
         }
 
     # -- inside ------------------------------------------------------------------------------

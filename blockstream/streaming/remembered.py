@@ -44,7 +44,7 @@ def known_costs(facts: Facts, variant: str, int8: str) -> Known:
     speed = calibration.read(about.computing).get("flops_per_s") or 0.0
     source = "operations at the speed of earlier runs"
     if not speed:
-        speed = _matmul_speed(_MULTIPLIED[int8] if about.dtype == "I8" else about.dtype)
+        speed = matmul_speed(_MULTIPLIED[int8] if about.dtype == "I8" else about.dtype)
         source = "operations at a share of a matrix product's speed"
     return Known(load_s, {}, facts.rehearsal.flops, read_speed, speed, source)
 
@@ -75,7 +75,7 @@ def main_dtype(layouts: Mapping[str, SegmentLayout]) -> str:
 
 
 @lru_cache
-def _matmul_speed(dtype: str) -> float:
+def matmul_speed(dtype: str) -> float:
     """Return the operations a second a network is expected to reach, from a product of two matrices."""
     kind = to_torch(dtype)
     n = 1024 if kind is torch.float32 else 512

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 import threading
@@ -22,6 +23,8 @@ from typing import Self
 import psutil
 
 from blockstream.errors import EngineError
+
+log = logging.getLogger(__name__)
 
 #: Enough for the whole of /proc/self/status.
 _STATUS_NBYTES = 8192
@@ -231,7 +234,9 @@ class MemoryWatch:
         self._label = ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._failure: BaseException | None = None
+        #: The first fault of the watch itself, or of what it calls: it samples on, and nobody can say more.
+        self.failure: Exception | None = None
+        self._last: Held | None = None
         self._reader = None if read else HeldReader()
         self._read = read or self._reader_read
         self._peak: Peak | None = None
@@ -246,19 +251,29 @@ class MemoryWatch:
     def sample(self, label: str | None = None) -> Held:
         """Return what is held now and account for it; `label` names what is done from here on.
 
-        Without a label the last one stands. Raises EngineError after `close`, and when the watch's
-        own thread has failed, with its cause.
+        Without a label the last one stands. Raises EngineError after `close`. Where reading fails, what was
+        held last stands, and `failure` is noted: the run goes on, and its budget is not called held.
         """
         if self._stop.is_set():
             raise EngineError("the memory watch is closed; nothing is sampled any more")
-        if self._failure is not None:
-            raise EngineError(f"the memory watch stopped: {self._failure}") from self._failure
-        return self._sample(label)
+        try:
+            return self._sample(label)
+        except Exception as error:
+            if self._last is None:
+                raise
+            self._note(error)
+            return self._last
+
+    def _note(self, error: Exception) -> None:
+        if self.failure is None:
+            self.failure = error
+            log.warning("the memory watch failed and goes on: %s: %s", type(error).__name__, error)
 
     def _sample(self, label: str | None) -> Held:
         # One lock over read and compare: two threads never put an older, lower peak over a newer.
         with self._lock:
-            now, self.samples = self._read(), self.samples + 1
+            now = self._last = self._read()
+            self.samples += 1
             arena_nbytes = self._arena_nbytes()
             self._last_outside = outside = max(0, now.nbytes - arena_nbytes)
             self.outside_nbytes = max(self.outside_nbytes, outside)
@@ -326,9 +341,10 @@ class MemoryWatch:
         self._stop.set()
         self.thread.join()
         try:
-            if self._failure is None:
-                self._sample(None)
-                self._write_most()
+            self._sample(None)
+            self._write_most()
+        except Exception as error:
+            self._note(error)
         finally:
             self._close_reader()
 
@@ -347,9 +363,8 @@ class MemoryWatch:
         while not self._stop.wait(self._every_s):
             try:
                 self._on_sample(self._sample(None))
-            except BaseException as error:
-                self._failure = error
-                return
+            except Exception as error:
+                self._note(error)
 
     def _reader_read(self) -> Held:
         assert self._reader is not None

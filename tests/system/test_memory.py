@@ -211,21 +211,46 @@ def test_a_moved_budget_holds_from_the_next_sample_on():
         assert w.broken
 
 
-def test_a_watch_that_cannot_read_fails_the_next_sample_with_its_cause():
-    failed = threading.Event()
+def test_a_watch_whose_own_thread_fails_goes_on_and_says_so_once(caplog):
+    failed, again = threading.Event(), threading.Event()
 
     def read() -> Held:
-        if threading.current_thread().name == "memory-watch":
-            failed.set()
+        if threading.current_thread().name == "memory-watch" and not again.is_set():
+            (again if failed.is_set() else failed).set()
             raise OSError("no such process")
         return Held(1, 1)
 
     with MemoryWatch(read=read, every_s=0.001) as w:
-        assert failed.wait(timeout=5)
-        w.thread.join(timeout=5)
-        with pytest.raises(EngineError, match="no such process") as stopped:
-            w.sample()
-    assert isinstance(stopped.value.__cause__, OSError)
+        assert failed.wait(timeout=5) and again.wait(timeout=5)
+        assert w.sample().nbytes == 1
+        samples = w.samples
+        while w.samples < samples + 3:
+            assert w.thread.is_alive()
+    assert isinstance(w.failure, OSError)
+    assert caplog.text.count("no such process") == 1
+
+
+def test_what_a_watch_calls_ends_neither_it_nor_a_run():
+    called = threading.Event()
+
+    def on_sample(now: Held) -> None:
+        called.set()
+        raise IndexError("list index out of range")
+
+    with MemoryWatch(read=lambda: Held(7, 7), every_s=0.001, on_sample=on_sample) as w:
+        assert called.wait(timeout=5)
+        w.thread.join(timeout=0)
+        assert w.sample().nbytes == 7
+    assert isinstance(w.failure, IndexError)
+
+
+def test_what_cannot_be_read_is_what_was_held_last():
+    values = iter([Held(5, 5)])
+    with MemoryWatch(read=lambda: next(values), every_s=60) as w:
+        assert w.sample().nbytes == 5
+        assert w.failure is not None
+    with pytest.raises(StopIteration):
+        MemoryWatch(read=lambda: next(values), every_s=60)
 
 
 def test_a_closed_watch_samples_no_more():
