@@ -84,7 +84,9 @@ def test_json_has_the_reports_and_remarks(command, whole, killed):
         (shutil.rmtree, "holds no run"),
         (lambda folder: (folder / "ledger.jsonl").write_text("hello\n"), "line 1: not a ledger"),
         (
-            lambda folder: append(folder / "ledger.jsonl", "oops\n"),
+            lambda folder: append(
+                folder / "ledger.jsonl", 'oops\n["compute","execute",8.0,8.5,"a",null,0]\n'
+            ),
             "cut the file before that line to show the rest",
         ),
     ],

@@ -125,7 +125,7 @@ class Flip:
                 if (at, name) == (stage, segment) and flip.left:
                     flip.left -= 1
                     # A bit of the first number's exponent, little-endian float32: it doubles or halves.
-                    store.arena.view(handle.extent(param))[2] ^= 0x80
+                    store.arena.view(handle.room)[handle.layout.tensors[param].offset + 2] ^= 0x80
                 return handle
 
             loading.finish = flipped
