@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
+from blockstream.system import regular
 from movd.released import CLIP_L
 from movd.renamed import prefix_before, renamed
 
@@ -73,19 +74,20 @@ class CLIPTokenizer:
     def __init__(self, folder: Path, max_length: int) -> None:
         self.max_length = max_length
         files = [folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
-        there = [path for path in files if path.is_file()]
+        there = [path for path in files if path.exists()]
         if files[0] not in there and len(there) < 2:
             raise CheckpointError(
                 f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; CLIP's tokenizer "
                 "belongs there"
             )
         used = there[:1] if files[0] in there else there
-        self.identity = hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()[:16]
         try:
+            data = [regular.read_bytes(path) for path in used]
+            self.identity = hashlib.sha256(b"".join(data)).hexdigest()[:16]
             if files[0] in there:
                 from tokenizers import Tokenizer
 
-                self._library = Tokenizer.from_file(str(files[0]))
+                self._library = Tokenizer.from_buffer(data[0])
             else:
                 from transformers import CLIPTokenizer as Official
 

@@ -207,7 +207,7 @@ def _config(part: str, folder: Path, fallback: Mapping[str, Any] | None = None) 
     if not path.exists() and fallback is not None:
         return dict(fallback)
     try:
-        found = json.loads(regular.read_text(path))
+        found = regular.read_json(path)
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
         raise ConfigError(

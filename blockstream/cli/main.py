@@ -100,8 +100,7 @@ def _of_system(error: OSError) -> str:
         errno.EMFILE: "raise the limit of open files (ulimit -n) and run the same again",
         errno.ENFILE: "close other programs' files and run the same again",
     }.get(error.errno or 0, "check the disk and the path, and run the same again")
-    hint = "" if _debug() else " (BLOCKSTREAM_DEBUG=1 shows where)"
-    return f"{where}{said}; {advice}{hint}"
+    return f"{where}{said}; {advice}"
 
 
 def _let_go_of_output() -> None:

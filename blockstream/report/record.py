@@ -6,7 +6,6 @@ missing is said in `remarks`, and the rest is shown.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,7 +193,7 @@ def _read_report(path: Path, remarks: list[str]) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        report = json.loads(regular.read_text(path))
+        report = regular.read_json(path)
     except (OSError, ValueError) as error:
         remarks.append(f"report.json cannot be read ({error}); the ledger is shown alone")
         return {}

@@ -15,8 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from blockstream.system import regular
 from blockstream.system.terminal import visible
 
+#: The largest video that a page holds.
+MOST_NBYTES = 1 << 30
 _MIME = {".mp4": "video/mp4", ".png": "image/png"}
 
 
@@ -76,7 +79,8 @@ def media(path: Path, source: str, caption: str, controls: bool = True) -> str:
 
 def data_uri(path: Path) -> str:
     """Return a video or picture as a URI that holds it."""
-    return f"data:{_MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    data = base64.b64encode(regular.read_bytes(path, MOST_NBYTES)).decode()
+    return f"data:{_MIME[path.suffix]};base64,{data}"
 
 
 def _json(value: Any) -> str:

@@ -50,9 +50,13 @@ def _device(value: Any) -> Any:
     return value
 
 
+#: More than any machine computes with.
+MOST_THREADS = 1024
+
+
 def _threads(value: Any) -> Any:
-    if value != "auto" and (type(value) is not int or value < 1):
-        raise ValueError(f"{value!r} is no number of threads; write auto or a whole number from 1")
+    if value != "auto" and (type(value) is not int or not 1 <= value <= MOST_THREADS):
+        raise ValueError(f"{value!r} is no number of threads; write auto or a whole number to {MOST_THREADS}")
     return value
 
 

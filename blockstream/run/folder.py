@@ -86,7 +86,7 @@ class RunFolder:
         if not self.files.is_whole(REPORT):
             return None
         try:
-            report = json.loads(regular.read_text(self.path / REPORT))
+            report = regular.read_json(self.path / REPORT)
             files = [str(name) for name in report["output"]["files"]]
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -42,13 +42,30 @@ def validate(
     `also_known` are keys that others take at this level: near misses of them are named too.
     """
     try:
-        return model.model_validate(dict(data), extra="forbid", context=dict(context or {})), []
+        made = model.model_validate(dict(data), extra="forbid", context=dict(context or {}))
+        problems = [Problem(path + place, said) for place, said in _switches_for_numbers(data, made)]
+        return (None if problems else made), problems
     except ValidationError as error:
         problems = []
         for item in error.errors(include_url=False):
             place = _path_in(data, item["loc"], item["type"])
             problems.append(Problem(path + place, _message(model, item, also_known)))
         return None, problems
+
+
+def _switches_for_numbers(given: Any, made: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """Yield where true or false was given and taken for 1 or 0, as pydantic does."""
+    if isinstance(given, bool):
+        if isinstance(made, int | float) and not isinstance(made, bool):
+            yield path, f"write a number, not {str(given).lower()}"
+    elif isinstance(given, Mapping) and isinstance(made, BaseModel):
+        for name, field in type(made).model_fields.items():
+            key = field.alias or name
+            if key in given:
+                yield from _switches_for_numbers(given[key], getattr(made, name), (*path, key))
+    elif isinstance(given, list) and isinstance(made, list | tuple) and len(given) == len(made):
+        for k, (one, as_made) in enumerate(zip(given, made, strict=True)):
+            yield from _switches_for_numbers(one, as_made, (*path, k))
 
 
 def refuse_keys(data: Iterable[str], path: Keys, known: Iterable[str] = ()) -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import suppress
@@ -28,7 +27,7 @@ def cache_folder() -> Path:
 def cached(file: Path) -> int | None:
     """Return the bytes that were kept in a file, None for whatever is no such file."""
     try:
-        nbytes = json.loads(regular.read_text(file))["nbytes"]
+        nbytes = regular.read_json(file)["nbytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return nbytes if type(nbytes) is int and nbytes > 0 else None

@@ -36,7 +36,7 @@ About = Mapping[str, Any]
 def read(about: About, folder: Path | None = None) -> dict[str, float]:
     """Return the numbers kept of a fact by name; {} when there are none, or the file cannot be read."""
     try:
-        found = json.loads(regular.read_text(_file(about, folder), MOST_NBYTES))
+        found = regular.read_json(_file(about, folder), MOST_NBYTES)
         if found["schema"] != SCHEMA:
             return {}
         numbers = {str(name): float(value) for name, value in found["numbers"].items()}

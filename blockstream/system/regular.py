@@ -7,9 +7,10 @@ something. So a file's kind is asked before it is opened and again of what was o
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 #: The most that a JSON or text file beside weights may have: an index of 10^5 tensors has ten megabytes.
 MOST_TEXT_NBYTES = 100_000_000
@@ -77,6 +78,14 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_TEXT_NBYTES) -> by
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT_NBYTES) -> str:
     """Return a UTF-8 text file; raises as `read_bytes`, and UnicodeDecodeError."""
     return read_bytes(path, most).decode("utf-8")
+
+
+def read_json(path: str | os.PathLike[str], most: int = MOST_TEXT_NBYTES) -> Any:
+    """Return the value of a JSON file; raises as `read_text`, and ValueError for what is no JSON."""
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _check(path: str | os.PathLike[str], found: os.stat_result, most: int | None) -> None:

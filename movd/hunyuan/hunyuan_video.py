@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +17,7 @@ from blockstream.module.empty import empty
 from blockstream.plugins import AttentionLayer, Flow, Run
 from blockstream.plugins.straight import straight
 from blockstream.streaming.pace import pace
+from blockstream.system import regular
 from movd.clip import CLIPTokenizer, clip_entries, clip_text_model, pooled
 from movd.hunyuan.autoencoder import HunyuanDecoder, hunyuan_vae, tiling, vae_config, vae_entries
 from movd.hunyuan.denoiser import Joint, hunyuan_denoiser, joint_layers
@@ -129,10 +129,10 @@ class HunyuanVideo:
         if self.options.model is None:
             return SHIFT
         path = Path(self.options.model) / "scheduler" / "scheduler_config.json"
-        if not path.is_file():
+        if not path.exists():
             return SHIFT
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = regular.read_json(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
         verdict = straight(config)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
+from blockstream.system import regular
 from movd.hunyuan.hunyuan_released import LLAVA_LLAMA_3_8B
 from movd.renamed import prefix_before, renamed
 
@@ -134,11 +135,12 @@ class PromptTokenizer:
         from tokenizers import Tokenizer
 
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"{folder} has no tokenizer.json; the LLaMA's tokenizer belongs there")
-        self.identity = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         try:
-            self._library = Tokenizer.from_file(str(path))
+            data = regular.read_bytes(path)
+            self.identity = hashlib.sha256(data).hexdigest()[:16]
+            self._library = Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} is not a tokenizer.json: {error}") from error
         self._library.no_padding()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from blockstream.module.empty import empty
 from blockstream.plugins import Run
 from blockstream.run.identity import identity_of
 from blockstream.streaming.model_plan import imagined_model, unstored
+from blockstream.system import regular
 from blockstream.system.machine import versions
 from movd.official import check_keys
 from movd.text_to_video.family import Network
@@ -152,10 +154,10 @@ def open_part(
 
 def _config(name: str, path: Path, released: Mapping[str, Any]) -> dict[str, Any]:
     file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
+    if not os.path.lexists(file):  # a link that leads nowhere is not a config that was left out
         return dict(released)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = regular.read_json(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: {file} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from blockstream.errors import EngineError
 from blockstream.plan.segments import AtMost, Exactly, Passes
 from blockstream.plugins import Run
+from blockstream.system import regular
 from blockstream.system.cache import cache_folder
 from movd.text_to_video.family import Embedding, Family, Network, TextStage
 from movd.texts import TextCache, Texts
@@ -241,7 +242,9 @@ class TextToVideo:
 
     def _latents(self, run: Run, n: int) -> tuple[Tensor, dict[str, Any]]:
         """Return the latents [1, c, T, h, w] of a prompt and what the sampler said of them."""
-        with safe_open(run.out / self._named(n, LATENTS), framework="pt") as file:
+        path = run.out / self._named(n, LATENTS)
+        regular.check(path)
+        with safe_open(path, framework="pt") as file:
             # Memory of its own, aligned as that of a computed tensor: kernels differ with the address.
             return file.get_tensor("z").clone(), json.loads(file.metadata()["about"])
 

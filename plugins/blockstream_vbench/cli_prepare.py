@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from blockstream.errors import ConfigError
 from blockstream.report.record import read_run
+from blockstream.system import regular
 from blockstream.system.atomic import write_json
 
 #: Beside the videos: the category of each prompt. VBench passes over what is no video.
@@ -86,10 +86,10 @@ def _put(source: Path, target: Path, copy: bool) -> None:
 def read_categories(folder: Path) -> dict[str, str]:
     """Return the category of each prompt of a prepared folder; all in one where none is said."""
     path = folder / CATEGORIES
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = regular.read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(found, dict):

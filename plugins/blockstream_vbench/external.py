@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blockstream.errors import BlockstreamError, ConfigError
+from blockstream.system import regular
 
 from .dimensions import Dimension
 
@@ -76,7 +77,7 @@ def read_results(path: Path) -> dict[str, dict[str, float]]:
     Scores are in vbench's own scale but for imaging quality, whose videos are in 0..100 there.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = regular.read_json(path)
         found = {}
         for name, (_, videos) in results.items():
             scale = 100.0 if name == "imaging_quality" else 1.0

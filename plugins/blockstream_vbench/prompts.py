@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def part_of(prompts: list[str], part: tuple[int, int]) -> list[str]:
 
 
 def _file(path: Path) -> dict[str, list[str]]:
-    found = json.loads(regular.read_text(path))
+    found = regular.read_json(path)
     if not isinstance(found, dict) or not all(
         isinstance(ps, list) and ps and all(isinstance(p, str) for p in ps) for ps in found.values()
     ):

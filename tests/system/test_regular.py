@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,41 @@ def test_the_systems_own_files_have_no_size_and_are_read():
     assert b"Linux" in regular.read_bytes("/proc/version", 10_000)
     with pytest.raises(OSError, match="at most 3 are read"):
         regular.read_bytes("/proc/version", 3)
+
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = [p for room in ("blockstream", "movd", "plugins") for p in sorted((ROOT / room).rglob("*.py"))]
+#: Files that read otherwise, and what they read.
+OTHERWISE = {
+    "blockstream/system/regular.py": "the door",
+    "blockstream/system/mounts.py": "files of /proc and of control groups",
+    "blockstream/report/shell.py": "what is installed with the package",
+    "blockstream/run/config.py": "examples that are installed with a package",
+    "blockstream/cli/synth.py": "what it has just written",
+}
+#: What a library opens by its name is checked in the same file.
+LIBRARIES = {"safe_open", "load_file", "torch.load", "from_file", "Image.open"}
+
+
+def calls(path):
+    tree = ast.parse(path.read_text())
+    return [ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+
+
+def test_files_are_read_through_this_door_alone():
+    assert len(FILES) > 150
+    reading = {
+        str(path.relative_to(ROOT)): call
+        for path in FILES
+        for call in calls(path)
+        if call.endswith((".read_text", ".read_bytes")) and not call.startswith("regular.")
+    }
+    assert reading.keys() <= OTHERWISE.keys(), "read it with blockstream.system.regular"
+
+
+def test_what_libraries_open_by_name_is_checked_first():
+    for path in FILES:
+        called = set(calls(path))
+        if any(call in LIBRARIES or call.endswith(".from_file") for call in called):
+            door = {"regular.check", "entry.file.check"} & called
+            assert door, f"{path.relative_to(ROOT)}: check the file with blockstream.system.regular first"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from blockstream.errors import CheckpointError
+from blockstream.system import regular
 
 #: A hub id: an organisation and a name.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,7 +44,7 @@ def _cached(name: str) -> Path:
     """Return the snapshot of a hub's model that the local cache has."""
     folder = hub_cache() / f"models--{name.replace('/', '--')}"
     try:
-        revision = (folder / "refs" / "main").read_text().strip()
+        revision = regular.read_text(folder / "refs" / "main", 1000).strip()
     except (OSError, UnicodeDecodeError):
         revision = ""
     snapshot = folder / "snapshots" / revision
