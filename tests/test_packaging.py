@@ -33,3 +33,13 @@ def test_every_pattern_of_data_finds_a_file():
 def test_setuptools_takes_no_data_that_is_not_named_and_so_warns_of_none():
     """With `include-package-data` it warns, twenty lines each, of every folder of data that is no package."""
     assert SETUPTOOLS["include-package-data"] is False
+
+
+def test_every_entry_point_names_what_can_be_imported():
+    """An object of a module is a dotted name: a file with a hyphen would end every installation."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"scripts": project["scripts"], **project["entry-points"]}
+    for group, points in groups.items():
+        for name, value in points.items():
+            parts = value.replace(":", ".").split(".")
+            assert all(part.isidentifier() for part in parts), f"{group}: {name} = {value}"
