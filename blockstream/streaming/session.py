@@ -120,7 +120,7 @@ class Session:
         name: str,
         model: Any,
         checkpoint: Checkpoint | str | os.PathLike[str],
-        passes: int | Passes | None = 1,
+        passes: int | Passes | None = None,
         dtype: Any = None,
         example_inputs: Any = None,
         around: StoreAround | None = None,

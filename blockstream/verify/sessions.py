@@ -169,7 +169,7 @@ class ResidentSession(Session):
         name: str,
         model: Any,
         checkpoint: Any,
-        passes: Any = 1,
+        passes: Any = None,
         dtype: Any = None,
         example_inputs: Any = None,
         around: StoreAround | None = None,
