@@ -10,6 +10,8 @@ from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 
+from blockstream.budget.amounts import headroom_part
+
 if TYPE_CHECKING:
     from blockstream.run.config import RunConfig
     from blockstream.run.yamlfile import Document
@@ -53,8 +55,13 @@ def read_document(name: str, sets: list[str]) -> Document:
 def load_config(named: str | Document, sets: list[str]) -> RunConfig:
     """Return the validated configuration of a config, which may have been read already."""
     from blockstream.run.config import make_config, with_sets
+    from blockstream.system.runtime_floor import refuse_too_little
 
-    return make_config(read_document(named, sets) if isinstance(named, str) else with_sets(named, sets))
+    document = read_document(named, sets) if isinstance(named, str) else with_sets(named, sets)
+    budget = document.data.get("budget")
+    if budget is None or (isinstance(budget, str) and headroom_part(budget) is not None):
+        refuse_too_little()  # before torch is imported, which may be more than there is
+    return make_config(document)
 
 
 _json_to: ContextVar[TextIO | None] = ContextVar("blockstream_json_to", default=None)

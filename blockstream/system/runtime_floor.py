@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
+from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import BudgetError
 
 from .cache import cache_folder, cached, write_cached
+from .limits import headroom
 from .memory import held
 
 #: What a run imports when all of the package's uses are installed. Submodules, since the top
@@ -27,6 +30,9 @@ from .memory import held
 RUNTIME_MODULES = ("torch", "transformers.modeling_utils", "diffusers.models.modeling_utils")
 
 _MEASURE_S = 120
+#: What a run's libraries take where that was never measured, and what is left to the kernel.
+FLOOR_NBYTES = 340 << 20
+GUARD_NBYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +57,39 @@ def runtime_floor(
     is set. A cache that cannot be read or written is done without. Raises BudgetError when the child
     fails.
     """
-    wanted = [m for m in modules if util.find_spec(m.partition(".")[0]) is not None]
-    versions = (f"python {platform.python_version()}", *map(version_of, wanted))
-    about = {"modules": wanted, "versions": versions, "machine": platform.platform()}
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    file = (folder or cache_folder()) / f"floor-{key}.json"
+    wanted, about, file = _kept(modules, folder)
+    versions: tuple[str, ...] = about["versions"]
     nbytes = None if fresh else cached(file)
     if nbytes is not None:
         return Floor(nbytes, versions, measured=False)
     nbytes = _measure(wanted)
     write_cached(file, {**about, "nbytes": nbytes})
     return Floor(nbytes, versions, measured=True)
+
+
+def refuse_too_little() -> None:
+    """Raise BudgetError, before they are imported, where this process may not hold what a run's libraries take.
+
+    What they take is known from an earlier measurement, else `FLOOR_NBYTES`.
+    """
+    floor = cached(_kept(RUNTIME_MODULES, None)[2]) or FLOOR_NBYTES
+    now = headroom()
+    there = held().nbytes + now.nbytes
+    if there < floor + GUARD_NBYTES:
+        raise BudgetError(
+            f"{now.source} leaves this process {format_nbytes(there)}, and torch and the libraries of models "
+            f"take {format_nbytes(floor)} before any weight; raise that limit by at least "
+            f"{format_nbytes(floor + GUARD_NBYTES - there, up=True)}, or name an amount as the budget to try"
+        )
+
+
+def _kept(modules: Sequence[str], folder: Path | None) -> tuple[list[str], dict[str, Any], Path]:
+    """Return the modules that are installed, what their floor depends on, and where it is kept."""
+    wanted = [m for m in modules if util.find_spec(m.partition(".")[0]) is not None]
+    versions = (f"python {platform.python_version()}", *map(version_of, wanted))
+    about = {"modules": wanted, "versions": versions, "machine": platform.platform()}
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    return wanted, about, (folder or cache_folder()) / f"floor-{key}.json"
 
 
 def version_of(module: str) -> str:

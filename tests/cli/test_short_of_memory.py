@@ -29,6 +29,15 @@ def command(tmp_path, monkeypatch):
     return command
 
 
+@pytest.mark.parametrize("mib", [250, 300, 340])
+@pytest.mark.parametrize("name", ["run", "plan"])
+def test_auto_in_less_than_the_libraries_take_is_refused_before_they_are_imported(command, name, mib):
+    with limited(memory_nbytes=mib * MIB) as group:
+        done = group.run(command(name, "--set", "budget=auto"), timeout=120)
+    assert done.returncode == 1, (done.returncode, done.stderr[-500:])
+    assert re.search(r"cgroup .* leaves this process \d+ MiB, and torch and the libraries", done.stderr)
+
+
 def test_too_little_memory_is_refused_by_name_and_nothing_is_written(command, tmp_path):
     with limited(memory_nbytes=2 << 30) as group:
         refused = group.run(command("run", "--set", "budget=60MiB"), timeout=120)
