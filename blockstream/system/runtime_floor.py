@@ -68,7 +68,7 @@ def runtime_floor(
 
 
 def refuse_too_little() -> None:
-    """Raise BudgetError, before they are imported, where this process may not hold what a run's libraries take.
+    """Raise BudgetError where this process may not hold what a run's libraries take; call it before importing.
 
     What they take is known from an earlier measurement, else `FLOOR_NBYTES`.
     """
