@@ -68,7 +68,7 @@ def runtime_floor(
 
 
 def refuse_too_little() -> None:
-    """Raise BudgetError where this process may not hold what a run's libraries take; call it before importing.
+    """Raise BudgetError, before it is too late, where there is less memory than a run's libraries take.
 
     What they take is known from an earlier measurement, else `FLOOR_NBYTES`.
     """
