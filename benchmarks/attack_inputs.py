@@ -88,7 +88,9 @@ def hostile_files(folder: Path, every: int) -> Iterator[Attacked]:
         needle = path.name if what != "empty" or door in PARTS else ""
         found = judged(kind, f"{what} as {door}", code, said, needle)
         made = sorted(p.name for p in here.iterdir() if p.name != "out")
-        if made != before or (found.outcome != "silent" and out.exists() and any(out.iterdir())):
+        if made != before or (
+            found.outcome not in ("silent", "hang") and out.exists() and any(out.iterdir())
+        ):
             found = Attacked(
                 kind, found.name, "lost", f"the folder had {before} and has {made}, out: {out.exists()}"
             )

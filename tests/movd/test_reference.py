@@ -140,6 +140,14 @@ def test_too_many_pixels_or_bytes_are_refused_before_they_are_decoded(tmp_path, 
         read_reference(path, 16, 16)
 
 
+def test_a_file_of_any_size_is_refused_without_being_read(tmp_path):
+    with (tmp_path / "image.png").open("wb") as file:
+        file.truncate(1 << 40)
+    for read in (reference.digest, lambda path: read_reference(path, 16, 16)):
+        with pytest.raises(ConfigError, match=r"reference .*image\.png.*has 1,099,511,627,776 bytes or more"):
+            read(tmp_path / "image.png")
+
+
 def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no such file"):
         read_reference(tmp_path / "nothing.png", 16, 16)
