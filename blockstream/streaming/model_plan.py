@@ -146,15 +146,23 @@ def unstored(module: nn.Module) -> None:
         part._non_persistent_buffers_set.update(part._buffers)
 
 
+class _Bones(nn.Module):
+    """A module told from names: where it is one that computes cannot be known, so it counts as one."""
+
+    def forward(self, *args: Any) -> Any:
+        """Refuse: there is nothing to run."""
+        raise ModelError("a model told from its tensors' names can be planned, and not run")
+
+
 def skeleton(checkpoint: Checkpoint) -> nn.Module:
     """Return a module of a checkpoint's tensors, on meta: its blocks can be found, it cannot run."""
-    root = nn.Module()
+    root: nn.Module = _Bones()
     for name, entry in checkpoint.entries.items():
         *path, last = name.split(".")
         module = root
         for part, below in zip(path, [*path[1:], last], strict=True):
             if part not in module._modules:
-                module.add_module(part, nn.ModuleDict() if below.isdigit() else nn.Module())
+                module.add_module(part, nn.ModuleDict() if below.isdigit() else _Bones())
             module = module.get_submodule(part)
         empty = torch.empty(entry.shape, dtype=to_torch(entry.dtype), device="meta")
         module.register_parameter(last, nn.Parameter(empty, requires_grad=False))
