@@ -11,7 +11,7 @@ from blockstream.errors import ConfigError
 from blockstream.run.config import make_config, read_config
 from movd import captions
 from movd.captions import official_prompt
-from movd.options import MOST_PROMPT
+from movd.text_to_video.prompt_options import MOST_PROMPT
 
 #: What repeats of these met: rules and parsers that looked through all that follows at every place.
 UNITS = [
