@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def _part(name: str, option: ModelOptions, planning: bool, fallback: Mapping[str
 def _config(part: str, folder: Path, fallback: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return a checkpoint's config.json; of a folder that holds weights alone, the `fallback`."""
     path = folder / "config.json"
-    if not path.exists() and fallback is not None:
+    if fallback is not None and not os.path.lexists(path):  # a link that leads nowhere was not left out
         return dict(fallback)
     try:
         found = regular.read_json(path)

@@ -173,7 +173,9 @@ def _part(path: Path, remarks: list[str]) -> Part | None:
     """Return what a ledger holds; None, and a remark, for one that has not one whole line."""
     try:
         return Part(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}; move it away to see the rest") from error
+    except ValueError as error:
         if _is_blank(path):
             remarks.append(f"{path.name} was cut in its first line: nothing is known of that part")
             return None
