@@ -108,6 +108,7 @@ class _Cut:
         self.places = _places(root, without)
         #: Modules that take a parameter past the one that holds it: it is there whenever they compute.
         self.takers = reached(root)
+        self.taking = {taker for takers in self.takers.values() for taker in takers}
         self.size = {key: nbytes_of(places[0].path) for key, places in self.places.items()}
         self.totals = {p: sum(self.size[k] for k in self._ids(m)) for p, m in self.modules.items()}
 
@@ -165,7 +166,8 @@ class _Cut:
         """Yield the largest modules of at most `limit` bytes inside one, leaves whatever their size."""
         module = self.modules[entry]
         children = [(n, c) for n, c in module.named_children() if self.totals[f"{entry}.{n}"]]
-        if (self.totals[entry] <= limit or not children) and not _is_list(module):
+        whole = self.totals[entry] <= limit or not children or id(module) in self.taking
+        if whole and not _is_list(module):
             yield entry
             return
         for name, _ in children:
