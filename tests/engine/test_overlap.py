@@ -159,12 +159,8 @@ def test_what_cannot_begin_fails_where_its_segment_is_needed():
 
 
 def test_stages_begin_by_their_own_stores_whole_where_those_cannot():
-    class Named:
-        def __init__(self, name, around=None):
-            self.name, self.around = name, around
-
     files, own = Overlapping(), FakeStore()
-    store = StagesStore(files, [Named("a"), Named("b", lambda inner: own)])
+    store = StagesStore(files, {"b": lambda inner: own})
     room = Extent(0, UNIT)
     first: Loading = store.begin(a_load("a", "a.0", room))
     assert files.events == [("begin", "a.0")]

@@ -28,7 +28,7 @@ def spoiled(folder, to, part, value):
 CASES = {
     "dit": ("blocks", "nan", r"what the model gives in step 1 of 2: .* numbers are not finite"),
     "vae": ("decoder.conv_in", "inf", r"the VAE's frames? 0.* of prompt 0: .* not finite"),
-    "t5": ("block.0", "nan", r"T5's embedding of 'a red star.* not finite"),
+    "t5": ("block.0", "nan", r"t5's embedding of 'a red star.* not finite"),
 }
 
 

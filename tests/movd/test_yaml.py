@@ -117,7 +117,7 @@ def test_without_movd_the_engine_does_not_know_it_and_its_tests_pass():
     tests = [
         "tests/run/test_runner.py",
         "tests/run/test_resume.py",
-        "tests/config",
+        "tests/run/test_config.py",
         "tests/plan/test_plan.py",
     ]
     done = run(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
