@@ -49,7 +49,8 @@ def stream(
     `model`: a module built under `empty()`, a factory, or (class, config). `checkpoint`: a file or
     folder of safetensors or torch zip files, or a pack. The forward is unchanged and so is its
     result, bit for bit; leaving the block restores the module. With `device="cuda"` it computes there:
-    inputs are moved, outputs are there, and `device_budget` bounds what is held. See `Session` for the rest.
+    inputs are moved, outputs go back where inputs came from the processor alone, and `device_budget` bounds
+    what is held. See `Session` for the rest.
     """
     with Session(budget, arena, policy, device=device, device_budget=device_budget) as s:
         yield s.stage("model", model, checkpoint, passes, dtype, example_inputs)
