@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, SETUPTOOLS = TOML["project"], TOML["tool"]["setuptools"]
 FOLDERS = SETUPTOOLS["package-dir"]
 
 
@@ -37,9 +40,41 @@ def test_setuptools_takes_no_data_that_is_not_named_and_so_warns_of_none():
 
 def test_every_entry_point_names_what_can_be_imported():
     """An object of a module is a dotted name: a file with a hyphen would end every installation."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    groups = {"scripts": project["scripts"], **project["entry-points"]}
+    groups = {"scripts": PROJECT["scripts"], **PROJECT["entry-points"]}
     for group, points in groups.items():
         for name, value in points.items():
             parts = value.replace(":", ".").split(".")
             assert all(part.isidentifier() for part in parts), f"{group}: {name} = {value}"
+
+
+def test_the_wheel_stays_under_25_megabytes():
+    """By what its files compress to; weights do not."""
+    data = {
+        f
+        for package, patterns in SETUPTOOLS["package-data"].items()
+        for pattern in patterns
+        for f in folder_of(package).glob(pattern)
+        if f.is_file()
+    }
+    weights = {f for f in data if f.suffix == ".safetensors"}
+    others = {f for p in SETUPTOOLS["packages"] for f in folder_of(p).glob("*.py")} | data - weights
+    packed = sum(len(zlib.compress(f.read_bytes())) for f in others)
+    assert packed + sum(f.stat().st_size for f in weights) < 25_000_000
+
+
+def test_every_package_of_the_wheel_is_typed():
+    marked = {p for p, patterns in SETUPTOOLS["package-data"].items() if "py.typed" in patterns}
+    tops = {p.partition(".")[0] for p in SETUPTOOLS["packages"]}
+    assert marked == tops - {"blockstream_examples"}  # configs alone
+
+
+def test_one_extra_has_all_that_users_may_add():
+    extras = PROJECT["optional-dependencies"]
+    (everything,) = extras["all"]
+    named = set(re.search(r"\[(.+)\]", everything).group(1).split(","))
+    assert named == set(extras) - {"all", "dev", "docs", "test"}
+
+
+def test_the_version_is_the_changelogs_newest():
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest.group(1) == PROJECT["version"]

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 DISTRIBUTION = "blockstream-engine"
-#: Extras that only who develops the project needs.
-DEVELOPMENT = frozenset({"test", "dev"})
+#: Extras that no error names: of who develops the project, and the one of all the others.
+UNNAMED = frozenset({"all", "dev", "docs", "test"})
 #: Modules whose distributions have other names.
 _DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless"}
 
@@ -52,7 +52,7 @@ def _extras() -> dict[str, Sequence[Requirement]]:
         described = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return {}
-    extras = [e for e in described.get_all("Provides-Extra") or [] if e not in DEVELOPMENT]
+    extras = [e for e in described.get_all("Provides-Extra") or [] if e not in UNNAMED]
     required = [Requirement(text) for text in described.get_all("Requires-Dist") or []]
     return {
         extra: [
