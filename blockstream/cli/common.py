@@ -78,8 +78,13 @@ def json_alone() -> Iterator[None]:
         _json_to.reset(token)
 
 
+def json_stream() -> TextIO:
+    """Return what JSON is written to: stdout, also where the rest goes to stderr."""
+    return _json_to.get() or sys.stdout
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    out = _json_to.get() or sys.stdout
+    out = json_stream()
     json.dump(value, out, indent=2, ensure_ascii=False)
     print(file=out)

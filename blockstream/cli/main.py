@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except KeyboardInterrupt:
+        _let_go_of_output()
         return _failed("interrupted", 130)
     except BrokenPipeError:
         _let_go_of_output()  # whoever read it has left
@@ -154,7 +155,7 @@ def _run(name: str, added: list[Installed], rest: list[str]) -> int:
 
 def _call(command: Any, args: argparse.Namespace) -> Any:
     """Run a command; where JSON is asked for, nothing that plugins print comes between."""
-    if not getattr(args, "json", False):
+    if not (getattr(args, "json", False) or getattr(args, "json_lines", False)):
         return command.run(args)
     from .common import json_alone
 

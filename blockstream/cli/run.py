@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockstream.errors import ConfigError
 
-from .common import add_config, add_json, load_config, print_json
+from .common import add_config, add_json, json_stream, load_config, print_json
 
 if TYPE_CHECKING:
     from blockstream.run.config import RunConfig
@@ -37,6 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="keep a result with NaN or overflowed numbers, with a warning, instead of ending the run",
     )
     add_json(parser, "the report")
+    parser.add_argument(
+        "--json-lines",
+        action="store_true",
+        help="print what is known of the run twice a second, a line of JSON each, and the report as the last",
+    )
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
@@ -55,11 +61,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("name a config, e.g. blockstream run movd.yaml, or --resume DIR")
     config = _config(args)
 
+    from blockstream.report.feed import Feed, write_line
     from blockstream.report.progress import Progress
     from blockstream.report.summary import print_run
     from blockstream.run import runner
 
-    with Progress() as progress:
+    with Progress() as progress, Feed(progress, json_stream()) if args.json_lines else nullcontext():
         report = runner.run(
             config,
             args.resume or args.out,
@@ -67,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             observers=[progress],
         )
-    if args.json:
+    if args.json_lines:
+        write_line(json_stream(), {"report": report})
+    elif args.json:
         print_json(report)
     else:
         print_run(report)

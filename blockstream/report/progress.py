@@ -111,26 +111,49 @@ class Progress:
         with self._lock:
             self._visits += 1
 
-    def text(self) -> str:
-        """Return the line as it is now; "" for a run that is young or between stages."""
+    def facts(self) -> dict[str, Any]:
+        """Return what is known now, as plain values; what is not known is None.
+
+        `at_s` since the display began; `stage`, `pass` (from 1), `passes`, `part` (0 to 1 of the stage) and
+        `left_s` of all that is left; `read_bytes_per_s` over the last seconds; `held_nbytes` by the process
+        of its `budget_nbytes`; `predicted_s` of each stage in order.
+        """
         now = self._clock()
         with self._lock:
             stage, speed = self._stage, self._speed(now)
-            if stage is None or now - self._began < QUIET_S:
-                return ""
-            passes, total = self._pass_index, stage.passes.most
-            done = (passes + min(1.0, self._visits / len(stage.order))) / total if total else None
-            elapsed = now - self._stage_began
-        parts = [stage.name, f"pass {passes + 1}" + (f" of {total}" if total else "")]
-        if done is not None:
-            parts.append(f"{done:.0%}")
-            if 0 < done < 1:
-                left = elapsed / done * (1 - done) + self._later_s(stage.name)
-                parts.append(f"{duration(left)} left")
-        parts.append(f"{speed / 1e9:.2f} GB/s")
-        budget = getattr(self._run, "budget_nbytes", None)
+            index, visits, elapsed = self._pass_index, self._visits, now - self._stage_began
+        found: dict[str, Any] = dict.fromkeys(("stage", "pass", "passes", "part", "left_s"))
+        if stage is not None:
+            total = stage.passes.most
+            found |= {"stage": stage.name, "pass": index + 1, "passes": total}
+            if total:
+                part = (index + min(1.0, visits / len(stage.order))) / total
+                found["part"] = part
+                if 0 < part < 1:
+                    found["left_s"] = elapsed / part * (1 - part) + self._later_s(stage.name)
+        return found | {
+            "at_s": now - self._began,
+            "read_bytes_per_s": speed,
+            "held_nbytes": self._held_nbytes(),
+            "budget_nbytes": getattr(self._run, "budget_nbytes", None),
+            "predicted_s": dict(getattr(self._run, "predicted_s", None) or {}),
+        }
+
+    def text(self) -> str:
+        """Return the line as it is now; "" for a run that is young or between stages."""
+        found = self.facts()
+        if found["stage"] is None or found["at_s"] < QUIET_S:
+            return ""
+        total = found["passes"]
+        parts = [found["stage"], f"pass {found['pass']}" + (f" of {total}" if total else "")]
+        if found["part"] is not None:
+            parts.append(f"{found['part']:.0%}")
+        if found["left_s"] is not None:
+            parts.append(f"{duration(found['left_s'])} left")
+        parts.append(f"{found['read_bytes_per_s'] / 1e9:.2f} GB/s")
+        budget = found["budget_nbytes"]
         of = f" of {format_nbytes(budget)}" if budget else ""
-        return "  ".join([*parts, f"{format_nbytes(self._held_nbytes())}{of}"])
+        return "  ".join([*parts, f"{format_nbytes(found['held_nbytes'])}{of}"])
 
     def _line(self) -> Text:
         return Text(visible(self.text()), no_wrap=True, overflow="ellipsis")

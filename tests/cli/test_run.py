@@ -221,3 +221,12 @@ def test_what_a_plugin_prints_does_not_come_between_json(command, site, runner, 
     assert "hello from a plugin" in err
     runner.result = {**REPORT}
     assert "hello" not in command("plan", "video.yaml", "--json")[1]
+
+
+def test_json_lines_end_with_the_report(command, site, runner):
+    runner.result = REPORT
+    code, out, err = command("run", "video.yaml", "--json-lines")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, lines[-1]) == (0, {"report": REPORT})
+    assert lines[0]["held_nbytes"] > 0 and lines[0]["stage"] is None
+    assert "packaged" in err
