@@ -147,6 +147,12 @@ def test_hook_retention_policies():
     assert policy.retain(STAGE, 140) == [1, 0]
 
 
+def test_hook_schedulers():
+    scheduler = Example("schedulers").choice("scheduler").build(None)
+    ended = list(scheduler.run(str.upper, iter("ab"), plugins.Needs(1)))
+    assert [(e.task, e.result, e.lost) for e in ended] == [("a", "A", None), ("b", "B", None)]
+
+
 def test_hook_token_merge():
     torch = pytest.importorskip("torch")
     merge = Example("token_merge").call("token_merge", layer=TEMPORAL)

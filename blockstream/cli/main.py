@@ -27,6 +27,7 @@ from .extras import what_to_add
 #: The built-in commands: module and summary, so that help imports none of them.
 BUILT_IN = {
     "run": ("blockstream.cli.run", "run a config and write its result to a folder"),
+    "sweep": ("blockstream.cli.sweep", "run a config for every prompt of a file, on one machine or many"),
     "plan": ("blockstream.cli.plan", "predict a run: what stays, how long, how much memory"),
     "verify": ("blockstream.cli.verify", "compare streamed with resident, bit for bit, or check a pack"),
     "pack": ("blockstream.cli.pack", "write a checkpoint in the form that reads fastest"),

@@ -11,6 +11,7 @@ from .manager import Plugins
 from .observer import Observer
 from .protocols import Flow, Pipeline, Run, Sampler
 from .run_context import RunContext, current_run, new_run
+from .schedulers import Ended, Needs, Scheduler
 from .transforms import AttentionKernel, AttentionKind, AttentionLayer, Merge
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "AttentionKind",
     "AttentionLayer",
     "Choice",
+    "Ended",
     "Flow",
     "Merge",
     "ModelFamily",
+    "Needs",
     "Observer",
     "Pipeline",
     "Plugins",
@@ -28,6 +31,7 @@ __all__ = [
     "Run",
     "RunContext",
     "Sampler",
+    "Scheduler",
     "current_run",
     "hookimpl",
     "new_run",

@@ -1,4 +1,4 @@
-"""The built-in plugin: the Euler sampler and the retention policies."""
+"""The built-in plugin: the Euler sampler, the retention policies, processes of this machine for sweeps."""
 
 from __future__ import annotations
 
@@ -35,4 +35,14 @@ def retention_policies() -> Sequence[Choice]:
         Choice("none", lambda _: (retention.NONE,), summary="retain nothing (Eq. 8)"),
         Choice("prefix", lambda _: (retention.PREFIX,), summary="the first segments (Eq. 9)"),
         Choice("spread", lambda _: (retention.SPREAD,), summary="evenly spaced in compute time"),
+    ]
+
+
+@hookimpl
+def schedulers() -> Sequence[Choice]:
+    """List the processes of this machine."""
+    from blockstream.sweep.processes import Processes, ProcessOptions
+
+    return [
+        Choice("local", Processes, ProcessOptions, "processes of this machine, as many as it has room for")
     ]

@@ -113,11 +113,15 @@ def _is_policies(built: Any) -> bool:
     )
 
 
+def _is_scheduler(built: Any) -> bool:
+    return callable(getattr(built, "run", None))
+
+
 def _is_something(built: Any) -> bool:
     return built is not None
 
 
-#: The kinds of choice by their key in the YAML.
+#: The kinds of choice by their key in the YAML; a scheduler is named by `sweep --on` instead.
 KINDS: dict[str, Kind] = {
     kind.key: kind
     for kind in (
@@ -126,6 +130,7 @@ KINDS: dict[str, Kind] = {
         Kind("sampler", "samplers", "a function sample(flow, z, i=0, memory=None)", callable),
         Kind("attention", "attention_transforms", "an object with hookimpls", _is_something),
         Kind("policy", "retention_policies", "a sequence of RetentionPolicy", _is_policies, _blamed_policies),
+        Kind("scheduler", "schedulers", "an object with run(perform, tasks, needs)", _is_scheduler),
     )
 }
 

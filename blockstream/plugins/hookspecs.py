@@ -85,6 +85,15 @@ def retention_policies() -> Sequence[Choice]:  # type: ignore[empty-body]
     """
 
 
+@hookspec
+def schedulers() -> Sequence[Choice]:  # type: ignore[empty-body]
+    """List the schedulers of this plugin: what `sweep --on` may name.
+
+    `build(options)` returns a `Scheduler`: `run(perform, tasks, needs)` yields each task once, as `Ended`,
+    whatever machine or process dies over it. It gives a machine no more runs than `needs` leave room for.
+    """
+
+
 # Asked once a run for each attention layer.
 
 
