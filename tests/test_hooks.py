@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from blockstream import plugins
+from blockstream import plugins, stream
 from blockstream.engine.ledger import Span
 from blockstream.plan.segments import Exactly, Segment, Stage
 from blockstream.plugins import AttentionLayer, Plugins, hookspecs
@@ -92,6 +94,22 @@ def test_hook_model_families():
     module = example.plugins.family("example:tower-3b").module()
     assert sum(p.numel() for p in module.parameters()) == 48 * (4096 * 4096 + 4096)
     assert all(p.is_meta for p in module.parameters())
+
+
+def test_hook_weight_formats(tmp_path, monkeypatch):
+    (row,) = Example("weight_formats").plugins.weight_formats()
+    monkeypatch.setattr(Plugins, "weight_formats", lambda self: (row,))
+    net = three_layers()
+    numbers = {f"{i}.weight": torch.randint(-9, 9, (8, 8), dtype=torch.int8) for i in range(3)}
+    save_file({**numbers, **{f"{n}.step": torch.tensor(0.25) for n in numbers}}, tmp_path / "m.safetensors")
+    net.load_state_dict({name: value * 0.25 for name, value in numbers.items()})
+    x = torch.randn(2, 8)
+    with torch.no_grad(), stream(three_layers, tmp_path / "m.safetensors", arena="64KiB") as streamed:
+        assert torch.equal(streamed(x), net(x))
+
+
+def three_layers():
+    return torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(3)))
 
 
 def test_hook_backends():

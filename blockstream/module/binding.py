@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from blockstream.plan.loads import Load
 from blockstream.plan.segments import Extent
 
 from .dtypes import to_torch
+from .narrow import Narrow, Spec
 from .standins import Absent
 
 #: What holds no tensors that a result could be about, and how far attributes of attributes are followed.
@@ -75,17 +76,23 @@ class HostRooms:
 class _Views:
     """The parameters of one segment at one room of the arena."""
 
-    def __init__(self, rooms: Rooms, offset: int, layout: Laid) -> None:
+    def __init__(self, rooms: Rooms, offset: int, layout: Laid, specs: Mapping[str, Spec]) -> None:
         with torch.inference_mode(False), torch.no_grad():
             # One storage for the whole room: its references are counted in one call.
             room = rooms.room(Extent(offset, layout.nbytes))
-            self.params = {
-                name: nn.Parameter(
-                    room[p.offset : p.offset + p.nbytes].view(to_torch(p.dtype)).view(p.shape),
-                    requires_grad=False,
-                )
+            views = {
+                name: room[p.offset : p.offset + p.nbytes].view(to_torch(p.dtype)).view(p.shape)
                 for name, p in layout.tensors.items()
             }
+            self.params = {}
+            for path, spec in specs.items():
+                beside = {
+                    name.removeprefix(f"{path}:"): name for name in views if name.startswith(f"{path}:")
+                }
+                found = {part: views.pop(name) for part, name in beside.items()}
+                self.params[path] = Narrow.of(spec, views.pop(path), found)
+            for name in list(views):
+                self.params[name] = nn.Parameter(views.pop(name), requires_grad=False)
         self._room = room
         self.begin = rooms.address + offset
         self.end = self.begin + layout.nbytes
@@ -127,10 +134,16 @@ class Binding:
     """The parameters of one segment, wherever they are bound. Compute thread only."""
 
     def __init__(
-        self, name: str, spots: Sequence[tuple[str, Sequence[Spot]]], layout: Laid, rooms: Rooms
+        self,
+        name: str,
+        spots: Sequence[tuple[str, Sequence[Spot]]],
+        layout: Laid,
+        rooms: Rooms,
+        specs: Mapping[str, Spec] = MappingProxyType({}),
     ) -> None:
-        """`spots` lists (parameter's name in the layout, its places)."""
+        """`spots` lists (parameter's name in the layout, its places); `specs` are those of coded weights."""
         self.name = name
+        self._specs = specs
         self.layout = layout
         self._rooms = rooms
         self._by_room: dict[int, _Views] = {}
@@ -151,7 +164,7 @@ class Binding:
             return
         views = self._by_room.get(offset)
         if views is None:
-            views = self._by_room[offset] = _Views(self._rooms, offset, self.layout)
+            views = self._by_room[offset] = _Views(self._rooms, offset, self.layout, self._specs)
         for table, name, param, _ in self._assignments:
             table[name] = views.params[param]
         self._flatten()

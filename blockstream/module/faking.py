@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from .guards import left_out, strip
+from .narrow import Narrow
 from .standins import Absent
 
 #: Values of a class that a forward may replace: counters, flags, a tensor of the step before.
@@ -50,7 +51,7 @@ class Call:
 
 @contextmanager
 def faked(
-    module: nn.Module, call: Call, dtype_of: Callable[[str], torch.dtype] | None = None
+    module: nn.Module, call: Call, weight_of: Callable[[str], nn.Parameter] | None = None
 ) -> Iterator[tuple[nn.Module, Call]]:
     """Yield a copy of the module on fake tensors, and a call for it.
 
@@ -70,7 +71,7 @@ def faked(
                     (module, call.args, call.kwargs), {**left_out(module), **_stand_ins(module)}
                 )
             strip(fake)
-            _make_computable(fake, dtype_of)
+            _make_computable(fake, weight_of)
             args, kwargs = tree_map_only(torch.Tensor, _on_processor, (args, kwargs))
             yield fake, Call(args, kwargs)
     finally:
@@ -79,12 +80,17 @@ def faked(
 
 def _stand_ins(module: nn.Module) -> dict[int, Any]:
     """Return what to copy in the place of weights that are on disk: empty ones on meta."""
-    absent = (p for p in module.parameters() if isinstance(p, Absent))
-    return {id(p): nn.Parameter(p.to_meta(), requires_grad=False) for p in absent}
+    absent = (p for p in module.parameters() if isinstance(p, Absent | Narrow))
+    return {id(p): _on_meta(p) for p in absent}
 
 
-def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | None) -> None:
-    """Put every parameter on a fake CPU in the dtype it will have; tied ones stay tied."""
+def _on_meta(param: nn.Parameter) -> nn.Parameter:
+    empty = torch.empty(tuple(param.shape), dtype=param.dtype, device="meta")
+    return nn.Parameter(empty, requires_grad=False)
+
+
+def _make_computable(fake: nn.Module, weight_of: Callable[[str], nn.Parameter] | None) -> None:
+    """Put every parameter on a fake CPU as `weight_of` its path says it will be; tied ones stay tied."""
     made: dict[int, nn.Parameter] = {}
     for prefix, module in fake.named_modules():
         module._forward_hooks.clear()
@@ -94,9 +100,9 @@ def _make_computable(fake: nn.Module, dtype_of: Callable[[str], torch.dtype] | N
                 continue
             if id(param) not in made:
                 path = f"{prefix}.{name}" if prefix else name
-                dtype = dtype_of(path) if dtype_of is not None else param.dtype
-                data = torch.empty(tuple(param.shape), dtype=dtype, device="cpu")
-                made[id(param)] = nn.Parameter(data, requires_grad=False)
+                data = torch.empty(tuple(param.shape), dtype=param.dtype, device="cpu")
+                own = nn.Parameter(data, requires_grad=False)
+                made[id(param)] = own if weight_of is None else weight_of(path)
             module._parameters[name] = made[id(param)]
         for name, buffer in module._buffers.items():
             if buffer is not None:

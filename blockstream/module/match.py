@@ -14,12 +14,16 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from blockstream.checkpoint import Checkpoint, TensorEntry
-from blockstream.checkpoint.read.quantised import quantisation, refuse_quantised
+from blockstream.checkpoint.formats import TABLE
+from blockstream.checkpoint.read.entries import ITEM_NBYTES
+from blockstream.checkpoint.recognise import recognised
 from blockstream.checkpoint.write.rounding import SCALE
 from blockstream.errors import CheckpointError, ModelError
+from blockstream.plugins.manager import Plugins
 
 from .conversions import Source, library_match
-from .dtypes import FLOATING, to_torch
+from .dtypes import FLOATING, TO_TORCH
+from .gguf_names import renamed
 from .libraries import computed
 
 #: What torch.compile, sharding, checkpointing and adapters put inside the names of what they wrap.
@@ -49,12 +53,33 @@ class Matched:
 def match(module: nn.Module, checkpoint: Checkpoint, *, packing: bool = False) -> Matched:
     """Return the sources of a module's parameters and stored buffers.
 
-    Raises CheckpointError naming what is missing, what the module has no place for although it has
-    the layer, and, unless it is for `packing`, what cannot be read as it lies.
+    Formats of plugins are asked where those of the table do not fit. Raises CheckpointError naming what is
+    missing, what the module has no place for although it has the layer, and, unless it is for `packing`, what
+    cannot be read as it lies.
     """
-    settings = quantisation(checkpoint.root) if checkpoint.form != "packed" else None
-    if settings is not None:
-        raise refuse_quantised(checkpoint.root, settings)
+    found, refusal = None, None
+    try:
+        found = _match(module, recognised(checkpoint, TABLE), packing)
+    except CheckpointError as error:
+        refusal = error
+    if found is not None and not _unscaled(found):
+        return found
+    others = Plugins().weight_formats()
+    if others:
+        return _match(module, recognised(checkpoint, (*others, *TABLE)), packing)
+    if found is None:
+        assert refusal is not None
+        raise refusal
+    return found
+
+
+def _unscaled(found: Matched) -> bool:
+    """Return whether something is in int8 without the scales that the engine's own packs have."""
+    return any(s.dtype == "I8" and name + SCALE not in found.sources for name, s in found.sources.items())
+
+
+def _match(module: nn.Module, checkpoint: Checkpoint, packing: bool) -> Matched:
+    checkpoint = renamed(module, checkpoint)
     groups = _tied(module)
     wanted = {name for group in groups for name in group} | set(_stored_buffers(module))
     unwrapped = _unwrapped(checkpoint, wanted)
@@ -161,8 +186,14 @@ def _refuse_dtypes(module: nn.Module, checkpoint: Checkpoint, sources: Mapping[s
         if name not in sources:
             continue
         dtype = sources[name].dtype
-        floating = dtype in FLOATING or dtype == "I8"
-        if not (floating if param.is_floating_point() else to_torch(dtype) is param.dtype):
+        if dtype not in ITEM_NBYTES and sources[name].tensors[0].coded is None:
+            raise CheckpointError(
+                f"{checkpoint.root}: {sources[name].tensors[0].name!r} is in the format {dtype}, which is "
+                f"not read (read are {', '.join(f.name for f in TABLE)}); use a file in one of those, or the "
+                "original checkpoint"
+            )
+        floating = dtype in FLOATING or dtype == "I8" or sources[name].tensors[0].coded is not None
+        if not (floating if param.is_floating_point() else TO_TORCH.get(dtype) is param.dtype):
             raise CheckpointError(
                 f"{checkpoint.root}: {sources[name].tensors[0].name!r} is {dtype} and parameter {name!r} of "
                 f"{type(module).__name__} is {str(param.dtype).removeprefix('torch.')}; is this "

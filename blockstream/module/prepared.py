@@ -7,29 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blockstream.checkpoint import Checkpoint, TensorEntry
-from blockstream.checkpoint.read.entries import ITEM_NBYTES
+from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.read.placement import lay_out
-from blockstream.checkpoint.read.reader import ReadFile, pread
-from blockstream.checkpoint.read.requests import Request, SegmentLayout
+from blockstream.checkpoint.read.requests import SegmentLayout
 from blockstream.errors import CheckpointError
 from blockstream.module.layers.int8 import Int8Layers, Product, resolve
 
 from .binding import Binding, Laid, Rooms, Spot
-from .conversions import Source
-from .dtypes import COMPUTED, FLOATING, FROM_TORCH, to_torch
+from .dtypes import COMPUTED, FROM_TORCH, to_torch
 from .guards import guard, reopen, shut, unguard
 from .libraries import built_in, dtype_for, library_of, stays_float32
 from .match import match, require_parameters
 from .partition import Part, Partition, Place, partition
 from .row_tables import TableReader
 from .standins import Absent, RowTable
+from .weights import Weight, read_buffer, read_entry, weight_of
 
 #: What of torch computes fused where no gradient could be asked for.
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -91,8 +88,8 @@ class Prepared:
         #: The module as its library would have built it for that dtype.
         self._like = built_in(module, self._dtype)
         self._own = self.matched.computed
-        self._requests = {
-            path: _request(path, param, self.matched.sources[path], self._dtype_for(path))
+        self._weights = {
+            path: weight_of(path, param, self.matched.sources[path], self._dtype_for(path))
             for path, param in module.named_parameters(remove_duplicate=False)
             if path not in self._own
         }
@@ -111,12 +108,13 @@ class Prepared:
         made = self._partition(finer)
         layouts = {part.name: self._lay_out(part) for part in made.parts}
         for places in made.tables:  # not read whole, but held to the same rules
-            request = self._requests[places[0].path]
-            lay_out(f"table.{request.param}", [request])
-            if len(request.tensors) > 1:
+            weight = self._weights[places[0].path]
+            lay_out(f"table.{weight.path}", weight.requests)
+            read = sum(len(r.tensors) for r in weight.requests)
+            if read > 1:
                 raise CheckpointError(
-                    f"table {request.param!r} is made of {len(request.tensors)} tensors and cannot be read "
-                    "row by row; save it as one tensor"
+                    f"table {weight.path!r} is made of {read} tensors and cannot be read row by row; save it "
+                    "as one tensor"
                 )
         kinds = tuple(
             (type(self.module.get_submodule(p.entry or "")), layouts[p.name].bound_nbytes) for p in made.parts
@@ -144,13 +142,14 @@ class Prepared:
         return [(self._lay_out(part).nbytes, part.resident) for part in cut.parts]
 
     def _partition(self, finer: int | None) -> Partition:
-        requests = self._requests
+        weights = self._weights
         # What was added since (an adapter) and what is computed stays as it is.
-        others = {p for p, _ in self.module.named_parameters(remove_duplicate=False) if p not in requests}
-        return partition(self.module, lambda path: _nbytes(requests[path]), finer=finer, without=others)
+        others = {p for p, _ in self.module.named_parameters(remove_duplicate=False) if p not in weights}
+        return partition(self.module, lambda path: weights[path].nbytes, finer=finer, without=others)
 
     def _lay_out(self, part: Part) -> SegmentLayout:
-        return lay_out(part.name, [self._requests[places[0].path] for places in part.params])
+        weights = (self._weights[places[0].path] for places in part.params)
+        return lay_out(part.name, [r for weight in weights for r in weight.requests])
 
     @property
     def outside(self) -> list[str]:
@@ -172,7 +171,25 @@ class Prepared:
         """Return the dtype a parameter has while it is bound."""
         if path in self._own:
             return self._like.get_parameter(path).dtype
-        return to_torch(_dtype(self._requests[path]))
+        return to_torch(self._weights[path].dtype)
+
+    def empty_weight(self, path: str) -> nn.Parameter:
+        """Return a parameter as it is while it is bound, of no particular values."""
+        if path in self._own:
+            own = self._own[path]
+            data = torch.empty(own.shape, dtype=self.dtype_of(path), device="cpu")
+            return nn.Parameter(data, requires_grad=False)
+        return self._weights[path].empty()
+
+    def nbytes_of(self, path: str) -> int:
+        """Return the bytes of a parameter while it is bound."""
+        if path in self._own:
+            return self._own[path].numel() * self.dtype_of(path).itemsize
+        return self._weights[path].nbytes
+
+    def weight(self, path: str) -> Weight:
+        """Return what a parameter is read as."""
+        return self._weights[path]
 
     # -- changes to the module ---------------------------------------------------------------
 
@@ -207,12 +224,13 @@ class Prepared:
         for part in self.parts:
             spots = [
                 (
-                    self._requests[places[0].path].param,
+                    places[0].path,
                     [Spot(self._modules[x.module], x.name, self._absent[x]) for x in places],
                 )
                 for places in part.params
             ]
-            made[self.name, part.name] = Binding(part.name, spots, layouts[part.name], rooms)
+            specs = {path: spec for path, _ in spots if (spec := self._weights[path].spec) is not None}
+            made[self.name, part.name] = Binding(part.name, spots, layouts[part.name], rooms, specs)
         return made
 
     def restore(self) -> None:
@@ -251,16 +269,15 @@ class Prepared:
 
     def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
         path = places[0].path
-        request = self._requests[path]
-        absent: Absent = kind.of(request.shape or (), self.dtype_of(path), what, str(self._where))
+        absent: Absent = kind.of(self._weights[path].shape, self.dtype_of(path), what, str(self._where))
         for place in places:
             self._replace(self._modules[place.module]._parameters, place.name, absent)
             self._absent[place] = absent
         return absent
 
     def _install_table(self, places: tuple[Place, ...]) -> None:
-        request = self._requests[places[0].path]
-        reader = TableReader(request.tensors[0], _dtype(request))
+        weight = self._weights[places[0].path]
+        reader = TableReader(weight.tensors[0], weight.dtype, weight.spec)
         self._readers.append(reader)
         table = self._stand_in(places, f"table {places[0].path!r}, which is read row by row and", RowTable)
         assert isinstance(table, RowTable)
@@ -309,7 +326,7 @@ class Prepared:
                 source = self.matched.sources.get(path)
                 if buffer is None or source is None or name in module._non_persistent_buffers_set:
                     continue
-                value = _read_tensor(path, source, tuple(buffer.shape)).to(buffer.dtype)
+                value = read_buffer(path, source, tuple(buffer.shape)).to(buffer.dtype)
                 if buffer.is_meta:
                     self._replace(module._buffers, name, value)
                 else:
@@ -331,53 +348,3 @@ class Prepared:
             prefix, _, name = path.rpartition(".")
             own = nn.Parameter(value.to(self._where, self.dtype_of(path)), requires_grad=False)
             self._replace(self._modules[prefix]._parameters, name, own)
-
-
-def _request(path: str, param: Tensor, source: Source, dtype: str | None) -> Request:
-    """Return the request for one parameter; only floating tensors take another dtype.
-
-    Where none is named, what torch does not compute in is brought to the module's own.
-    """
-    if dtype is None and source.dtype not in COMPUTED:
-        dtype = FROM_TORCH.get(param.dtype)
-    converted = dtype if dtype is not None and source.dtype in FLOATING else None
-    return Request(path, source.tensors, converted, tuple(param.shape))
-
-
-def _dtype(request: Request) -> str:
-    return request.dtype or request.tensors[0].dtype
-
-
-def _nbytes(request: Request) -> int:
-    return prod(request.shape or ()) * ITEM_NBYTES[_dtype(request)]
-
-
-def _read_tensor(path: str, source: Source, shape: tuple[int, ...]) -> Tensor:
-    """Return a small tensor read from its file."""
-    if len(source.tensors) != 1 or source.tensors[0].shape != shape:
-        entry = source.tensors[0]
-        raise CheckpointError(
-            f"{entry.file.path}: {entry.name!r} has shape {list(entry.shape)} and buffer {path!r} has "
-            f"{list(shape)}; is this the checkpoint of another model?"
-        )
-    return read_entry(source.tensors[0])
-
-
-def read_entry(entry: TensorEntry) -> Tensor:
-    """Return one tensor of a checkpoint, read through the page cache."""
-    entry.file.check()
-    tensor = torch.empty(entry.shape, dtype=to_torch(entry.dtype))
-    if not entry.nbytes:
-        return tensor
-    room = tensor.reshape(-1).view(torch.uint8).numpy().data
-    file = ReadFile(entry.file.path, direct=False)
-    try:
-        done = 0
-        while done < entry.nbytes:
-            n = pread(file.descriptor, room[done:], entry.offset + done)
-            if n == 0:
-                raise CheckpointError(f"{entry.file.path}: ends inside {entry.name!r}; fetch it again")
-            done += n
-    finally:
-        file.close()
-    return tensor

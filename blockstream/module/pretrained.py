@@ -59,12 +59,42 @@ def from_folder(
     `dtype` is the one asked for; `checkpoint` holds the weights, and bounds what is built; `cls` is the
     class, where another file names it. Raises ModelError naming the class when no installed library has it.
     """
-    path = located(folder) / CONFIG
+    found = located(folder)
+    if checkpoint is not None and checkpoint.form == "gguf":
+        return _of_gguf(found, dtype, checkpoint, cls)
+    path = found / CONFIG
     if not path.exists():
         raise ModelError(
             f"{folder}: has no {CONFIG}; pass the model and the checkpoint to blockstream.stream()"
         )
     return from_config(path, dtype, checkpoint, cls)
+
+
+def _of_gguf(found: Path, dtype: str | None, checkpoint: Checkpoint, cls: Any) -> Pretrained:
+    """Return a factory of the model in a GGUF file.
+
+    A config.json of diffusers beside it says which; else transformers reads its settings out of the file's
+    header, and takes float32 where no dtype is named.
+    """
+    file = next(iter(checkpoint.files)).path
+    beside = file.parent / CONFIG
+    if beside.exists() and "_class_name" in read_config(beside):
+        return from_config(beside, dtype, checkpoint, cls)
+    dtype = dtype or "F32"
+    with _explained(file, cls or Checkpoint):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        settings = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        names = settings.architectures or []
+    if cls is None and names:
+        cls = _class(file, "transformers", str(names[0]))
+
+    def make() -> nn.Module:
+        with _explained(file, cls or AutoModelForCausalLM):
+            kind = cls or AutoModelForCausalLM._model_mapping[type(settings)]
+            return build_in(kind, settings, to_torch(dtype))
+
+    return Pretrained(make, dtype)
 
 
 def read_config(path: Path) -> dict[str, Any]:

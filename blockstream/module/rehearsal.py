@@ -75,21 +75,21 @@ def needs_imports() -> bool:
 def rehearse(
     module: nn.Module,
     inputs: Any,
-    dtype_of: Callable[[str], torch.dtype] | None = None,
+    weight_of: Callable[[str], nn.Parameter] | None = None,
     path: str = "",
     failed: Callable[[Exception], None] = lambda error: None,
 ) -> Rehearsal | None:
     """Run a forward of the module, or of the one at `path` in it, without data.
 
-    `inputs` are a `Call`, or what one is made `of`; only shapes and dtypes count. `dtype_of` says by path
-    which dtype a parameter will have. None, and `failed` is told why, if it cannot run without data.
+    `inputs` are a `Call`, or what one is made `of`; only shapes and dtypes count. `weight_of` makes by path
+    an empty parameter as it will be. None, and `failed` is told why, if it cannot run without data.
     """
     part = module.get_submodule(path)
     if any(isinstance(m.__dict__.get("forward"), FunctionType) for m in part.modules()):
         log.info("%s is learnt from its first pass: a forward in it was replaced", type(part).__name__)
         return None  # what replaced it leads to the module itself, not to its copy
     prefix = f"{path}." if path else ""
-    at = None if dtype_of is None else lambda name: dtype_of(prefix + name)
+    at = None if weight_of is None else lambda name: weight_of(prefix + name)
     calls: list[tuple[str, bool]] = []
     try:
         with faked(part, Call.of(inputs), at) as (fake, call):

@@ -15,6 +15,7 @@ from blockstream.checkpoint.read.reader import BLOCK, ReadFile, pread
 from blockstream.errors import CheckpointError
 
 from .dtypes import to_torch
+from .narrow import Spec, Stored
 
 #: Rows lie anywhere: each waits for the disk, behind the loader's large reads, so many wait at once.
 THREADS = 64
@@ -28,12 +29,15 @@ class TableReader:
     The rows come out as `F.embedding` would give them, bit for bit, in `dtype`.
     """
 
-    def __init__(self, entry: TensorEntry, dtype: str) -> None:
+    def __init__(self, entry: TensorEntry, dtype: str, spec: Spec | None = None) -> None:
+        """`spec` is that of a coded table: its rows are read as bytes and widened."""
         self.entry = entry
         self._dtype = to_torch(dtype)
-        self._file_dtype = to_torch(entry.dtype)
+        self._spec = spec
         self._rows, self._width = entry.shape
         self._row_nbytes = entry.nbytes // max(self._rows, 1)
+        self._file_dtype = to_torch(entry.dtype) if spec is None else torch.uint8
+        self._columns = self._width if spec is None else self._row_nbytes
         self._file: ReadFile | None = None
         self._closed = False
         self._span = -(-self._row_nbytes // BLOCK) * BLOCK + BLOCK
@@ -55,7 +59,7 @@ class TableReader:
             raise IndexError(
                 f"index out of range: ids {int(wanted[0])} to {int(wanted[-1])}, table of {self._rows} rows"
             )
-        rows = torch.empty(len(wanted), self._width, dtype=self._file_dtype)
+        rows = torch.empty(len(wanted), self._columns, dtype=self._file_dtype)
         new = {}
         for i, row in enumerate(wanted.tolist()):
             if row in self._kept:
@@ -65,8 +69,15 @@ class TableReader:
                 new[row] = i
         if new:
             self._read_new(new, rows)
-        found = rows.to(self._dtype).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
+        found = self._wide(rows).index_select(0, inverse.reshape(-1)).view(*ids.shape, self._width)
         return found.to(where)
+
+    def _wide(self, rows: Tensor) -> Tensor:
+        """Return rows as numbers."""
+        if self._spec is None:
+            return rows.to(self._dtype)
+        shape = (len(rows), self._width)
+        return self._spec.wide(Stored(rows.reshape(-1), {}, shape, self._dtype, self._spec.about))
 
     def _read_new(self, new: Mapping[int, int], rows: Tensor) -> None:
         """Read rows of the file, each to its place in `rows`, and keep them."""

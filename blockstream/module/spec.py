@@ -16,7 +16,8 @@ from blockstream.module.layers.int8 import roundable
 
 from .conversions import Computed
 from .dtypes import FROM_TORCH, parse_dtype
-from .prepared import Prepared, read_entry
+from .prepared import Prepared
+from .weights import read_entry
 
 
 def tensor_spec(module: nn.Module, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -46,10 +46,6 @@ class Absent(nn.Parameter):
                 return args[0]
         raise ModelError(_refusal(_first((args, kwargs or {})), f"used by {func.overloadpacket.__name__}"))
 
-    def to_meta(self) -> Tensor:
-        """Return a tensor on meta of this shape and dtype."""
-        return torch.empty(tuple(self.shape), dtype=self.dtype, device="meta")
-
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Refuse to be trained."""
         return self._refuse("used by requires_grad_") if requires_grad else self

@@ -3,6 +3,8 @@
 In: entry points and names; out: choices, blamed by name when they fail.
 """
 
+from blockstream.checkpoint.formats import Format, Tensors
+from blockstream.checkpoint.read.entries import Coded, TensorEntry
 from blockstream.plan.retention import RetentionPolicy
 
 from .choices import Choice, ModelFamily
@@ -19,8 +21,10 @@ __all__ = [
     "AttentionKind",
     "AttentionLayer",
     "Choice",
+    "Coded",
     "Ended",
     "Flow",
+    "Format",
     "Merge",
     "ModelFamily",
     "Needs",
@@ -32,6 +36,8 @@ __all__ = [
     "RunContext",
     "Sampler",
     "Scheduler",
+    "TensorEntry",
+    "Tensors",
     "current_run",
     "hookimpl",
     "new_run",

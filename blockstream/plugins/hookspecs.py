@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from blockstream.checkpoint.formats import Format
+
 from .choices import Choice, ModelFamily
 
 if TYPE_CHECKING:
@@ -45,6 +47,16 @@ def model_families() -> Sequence[ModelFamily]:  # type: ignore[empty-body]
     """List the architectures that `synth` and `plan` know by name.
 
     `module()` returns the full-size module with its parameters on the meta device.
+    """
+
+
+@hookspec
+def weight_formats() -> Sequence[Format]:  # type: ignore[empty-body]
+    """List the formats of weights that this plugin reads: rows of the table in `checkpoint.formats`.
+
+    Asked where the table's own rows do not fit a checkpoint. `Format.find(tensors)` yields the weights it
+    knows as coded entries, `Format.layer(stored)` returns one of them widened, in `stored.shape` and
+    `stored.dtype`; it may not keep or return a view of what is stored.
     """
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pluggy
 
+from blockstream.checkpoint.formats import Format
 from blockstream.errors import ConfigError, PluginError
 
 from . import entrypoints, hookspecs
@@ -169,6 +170,21 @@ class Plugins:
                 continue
             yield found
 
+    def weight_formats(self) -> tuple[Format, ...]:
+        """Return the formats of weights that every visible plugin adds to the table.
+
+        Nobody has named the plugins: one that cannot be loaded, or fails, is passed over with a warning.
+        """
+        found: list[Format] = []
+        for plugin in dict.fromkeys([*self.loaded, *self.visible]):
+            try:
+                if plugin not in self.loaded:
+                    self.load(plugin)
+                found += (_blamed_format(f, plugin) for f in self._ask("weight_formats", plugin).values())
+            except PluginError as error:
+                log.warning("%s; it is passed over", error)
+        return tuple(found)
+
     def families(self, plugin: str) -> dict[str, ModelFamily]:
         """Return the model families of a loaded plugin, by name."""
         return self._ask("model_families", plugin)
@@ -219,6 +235,18 @@ class Plugins:
         return self._offers[hook, plugin]
 
 
+def _blamed_format(row: Format, plugin: str) -> Format:
+    who = f"plugin {plugin!r}, format {row.name!r}"
+    find = None if row.find is None else _listed(f"{who}: find()", row.find)
+    layer = row.layer if isinstance(row.layer, str) else blamed(f"{who}: layer()", row.layer)
+    return replace(row, find=find, layer=layer)
+
+
+def _listed(who: str, find: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a finder whose weights are all found, or its failure blamed, when it is called."""
+    return blamed(who, lambda tensors: list(find(tensors)))
+
+
 def _refuse_other_options(plugin: str, hook: str, items: Sequence[Any]) -> None:
     for item in items:
         options = getattr(item, "options", None)
@@ -240,6 +268,7 @@ def _is_list_of(kind: type) -> Callable[[Any], bool]:
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{kind.hook: (_is_list_of(Choice), "a list of Choice") for kind in KINDS.values()},
     "model_families": (_is_list_of(ModelFamily), "a list of ModelFamily"),
+    "weight_formats": (_is_list_of(Format), "a list of Format"),
     "token_merge": (lambda r: r is None or isinstance(r, Merge), "a Merge or None"),
     "attention_kernel": (lambda r: r is None or callable(r), "a function or None"),
 }

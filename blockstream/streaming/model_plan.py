@@ -23,6 +23,8 @@ from blockstream.checkpoint.write.rounding import SCALE
 from blockstream.errors import ModelError
 from blockstream.module.architectures import find
 from blockstream.module.dtypes import to_torch
+from blockstream.module.empty import build
+from blockstream.module.pretrained import from_folder
 from blockstream.module.spec import packing, tensor_spec
 from blockstream.module.threads import use_threads
 from blockstream.report.forecast import plan_account
@@ -94,6 +96,11 @@ def _model(ref: str, dtype: str) -> tuple[nn.Module, Checkpoint]:
     path = Path(ref)
     if path.exists() and not path.is_dir() and path.suffix != ".json":
         checkpoint = Checkpoint.open(path)
+        if checkpoint.form == "gguf":
+            try:
+                return build(from_folder(path, None, checkpoint)), checkpoint
+            except ModelError:
+                pass
         return skeleton(checkpoint), checkpoint
     folder = path if path.is_dir() else path.parent
     there = path.exists() and any(p.suffix in (".safetensors", ".bin") for p in folder.iterdir())
@@ -164,6 +171,7 @@ def skeleton(checkpoint: Checkpoint) -> nn.Module:
             if part not in module._modules:
                 module.add_module(part, nn.ModuleDict() if below.isdigit() else _Bones())
             module = module.get_submodule(part)
-        empty = torch.empty(entry.shape, dtype=to_torch(entry.dtype), device="meta")
+        dtype = torch.float32 if entry.coded is not None else to_torch(entry.dtype)
+        empty = torch.empty(entry.shape, dtype=dtype, device="meta")
         module.register_parameter(last, nn.Parameter(empty, requires_grad=False))
     return root

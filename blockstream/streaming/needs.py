@@ -100,7 +100,7 @@ class Needs:
 
     def _rehearse(self, call: Call, path: str) -> Need | None:
         begin = self._clock()
-        rehearsal = rehearse(self._prepared.module, call, self._prepared.dtype_of, path)
+        rehearsal = rehearse(self._prepared.module, call, self._prepared.empty_weight, path)
         self._rehearsed_s = self._clock()
         self._took_s = self._rehearsed_s - begin
         gc.collect()  # what it left in cycles

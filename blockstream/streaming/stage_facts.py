@@ -84,7 +84,7 @@ class Facts:
 
         `failed` is told why it cannot run.
         """
-        found = rehearse(prepared.module, inputs, prepared.dtype_of, failed=failed)
+        found = rehearse(prepared.module, inputs, prepared.empty_weight, failed=failed)
         return replace(self, rehearsal=found, shapes=shapes_of(inputs)).ordered(prepared)
 
     def recut(self, prepared: Prepared, finer: int | None) -> Facts:

@@ -7,7 +7,7 @@ multiple of 64 and converted by torch. What is shared with streaming is which te
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint import TensorEntry
 from blockstream.errors import ModelError
+from blockstream.module.narrow import Narrow
 from blockstream.module.partition import Place
-from blockstream.module.prepared import Prepared, read_entry
+from blockstream.module.prepared import Prepared
 from blockstream.module.torch_pickle import read_state_dict
+from blockstream.module.weights import read_entry
 
 ALIGN = 64
 
@@ -38,6 +40,15 @@ class Reference:
     def parameter(self, path: str) -> nn.Parameter:
         """Return a parameter, in the dtype it streams in."""
         with torch.inference_mode(False), torch.no_grad():
+            weight = self._prepared.weight(path)
+            if weight.spec is not None:
+                read = [self._part(r.tensors) for r in weight.requests]
+                made: nn.Parameter = Narrow.of(
+                    weight.spec,
+                    read[0].view(-1).view(torch.uint8),
+                    dict(zip(weight.parts, read[1:], strict=True)),
+                )
+                return made
             value = _aligned(self._shapes[path], self._prepared.dtype_of(path))
             flat, at = value.view(-1), 0
             for entry in self._sources[path].tensors:
@@ -46,9 +57,20 @@ class Reference:
                 at += stored.numel()
             return nn.Parameter(value, requires_grad=False)
 
+    def _part(self, entries: Sequence[TensorEntry]) -> Tensor:
+        """Return the bytes of a coded weight, or one of its companions, in memory of their own."""
+        stored = [self._stored(entry) for entry in entries]
+        shape = tuple(stored[0].shape) if len(stored) == 1 else (len(stored), *stored[0].shape)
+        value = _aligned(shape, stored[0].dtype)
+        for part, one in zip(value.view(len(stored), -1), stored, strict=True):
+            part.copy_(one.reshape(-1))
+        return value
+
     def rows(self, path: str, ids: Tensor) -> Tensor:
         """Return rows of a table, as `functional.embedding` does; nothing but them is read."""
         (entry,) = self._sources[path].tensors
+        if self._prepared.weight(path).spec is not None:
+            return nn.functional.embedding(ids, self.parameter(path))
         rows = nn.functional.embedding(ids, self._stored(entry))
         return rows.to(self._prepared.dtype_of(path))
 
@@ -70,7 +92,7 @@ class Reference:
 
     def _stored(self, entry: TensorEntry) -> Tensor:
         """Return a tensor, or a part of one, as its file holds it: a map where the library maps."""
-        if self._prepared.form == "raw":  # there is no library that reads them
+        if self._prepared.form in ("raw", "gguf"):  # there is no library that reads them
             return read_entry(entry)
         path = entry.file.path
         if path not in self._by_path:
@@ -113,9 +135,7 @@ def bound(module: nn.Module, params: Mapping[tuple[Place, ...], nn.Parameter]) -
 
 def nbytes_of(prepared: Prepared) -> int:
     """Return the bytes of all of a module's parameters, in the dtypes they stream in."""
-    return sum(
-        param.numel() * prepared.dtype_of(path).itemsize for path, param in prepared.module.named_parameters()
-    )
+    return sum(prepared.nbytes_of(path) for path, _ in prepared.module.named_parameters())
 
 
 def _aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

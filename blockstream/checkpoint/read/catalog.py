@@ -1,8 +1,8 @@
 """Open a checkpoint of any supported form and list its tensors: where each one's bytes lie.
 
 Nothing but headers is read and nothing stays open. Sharded and single safetensors, torch zip files
-(`.bin`, `.pt`, `.pth`; their table of tensors comes from torch, in `blockstream.module.torch_pickle`) and
-packed folders all become the same `Checkpoint`.
+(`.bin`, `.pt`, `.pth`; their table of tensors comes from torch, in `blockstream.module.torch_pickle`), GGUF
+files and packed folders all become the same `Checkpoint`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from blockstream.system import regular
 
 from .entries import FileStamp, TensorEntry, unreadable
 from .foreign import name_foreign, name_in_folder
+from .gguf_header import MAGIC, read_gguf
 from .index import read_index, read_json
 from .locate import located
 from .manifest import JOURNAL_NAME, MANIFEST_NAME, open_pack
 from .safetensors_header import read_header
 
 #: "raw": files of no such form, whose entries were given and not found by `open`.
-Form = Literal["safetensors", "torch", "packed", "raw"]
+Form = Literal["safetensors", "torch", "packed", "raw", "gguf"]
 
 #: A file of this name marks a folder whose weights were synthesised, and says from what.
 SYNTHETIC_NAME = "synthetic.json"
@@ -58,6 +59,8 @@ class Checkpoint:
     synthetic: Mapping[str, Any] | None = None
     #: Tensors that an index names and the file it names does not hold (tied ones, mostly): name -> file.
     absent: Mapping[str, str] = field(default_factory=dict)
+    #: Whose names a GGUF file's tensors have: "llama", "flux"; empty in other files.
+    architecture: str = ""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], variant: str | None = None) -> Checkpoint:
@@ -81,7 +84,11 @@ class Checkpoint:
         synthetic = dict(read_json(marker)) if marker.exists() else None
         if (folder / MANIFEST_NAME).exists() and path in (folder, folder / MANIFEST_NAME):
             return cls(path, "packed", open_pack(folder).entries(), synthetic)
-        form, entries, absent = _open_plain(_find(path, variant) if path.is_dir() else path)
+        file = _find(path, variant) if path.is_dir() else path
+        if _is_gguf(file):
+            header = read_gguf(file)
+            return cls(path, "gguf", header.entries, synthetic, {}, header.architecture)
+        form, entries, absent = _open_plain(file)
         return cls(path, form, entries, synthetic, absent)
 
     @property
@@ -146,7 +153,7 @@ def _find(folder: Path, variant: str | None) -> Path:
     name_in_folder(folder, names)
     if variant is not None:
         raise CheckpointError(f"{folder}: holds nothing of variant {variant!r}, but {', '.join(names[:8])}")
-    for pattern in (_INDEX.pattern, r".+\.safetensors", r".+\.bin"):
+    for pattern in (_INDEX.pattern, r".+\.safetensors", r".+\.bin", r".+\.gguf"):
         found = [n for n in names if re.fullmatch(pattern, n) and not (folder / n).is_dir()]
         if len(found) == 1 and not _SHARD.search(found[0]):
             return folder / found[0]
@@ -173,6 +180,14 @@ def _wanted_names(names: Sequence[str], variant: str | None) -> list[str]:
     ]
     stems = (stem.rsplit(".", 1) for stem in _STEMS)
     return indexes + [f"{stem}.{variant}.{suffix}" for stem, suffix in stems]
+
+
+def _is_gguf(path: Path) -> bool:
+    """Return whether a file is GGUF by its name or first bytes."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    with regular.opened(path) as stream:
+        return stream.read(len(MAGIC)) == MAGIC
 
 
 def _open_plain(path: Path) -> tuple[Form, dict[str, TensorEntry], dict[str, str]]:

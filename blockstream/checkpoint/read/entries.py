@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from blockstream.errors import CheckpointError
 from blockstream.system import regular
@@ -95,7 +95,11 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor's bytes lie: `nbytes` from `offset` of a file, contiguous, little-endian."""
+    """Where one tensor's bytes lie: `nbytes` from `offset` of a file, contiguous, little-endian.
+
+    `coded` says how they stand for the weight where they are not its numbers: `dtype` is then the name of
+    the format (`checkpoint.formats`), `name` and `shape` are the weight's.
+    """
 
     name: str
     dtype: str
@@ -103,11 +107,42 @@ class TensorEntry:
     file: FileStamp
     offset: int
     nbytes: int
+    coded: Coded | None = field(default=None, compare=False)
 
     @property
     def end(self) -> int:
         """Return the first byte after the tensor in its file."""
         return self.offset + self.nbytes
+
+
+class Row(Protocol):
+    """What a weight must know of its format's row of the table (`checkpoint.formats.Format`)."""
+
+    @property
+    def name(self) -> str:
+        """Return the format's name."""
+
+    @property
+    def by_row(self) -> bool:
+        """Return whether each item along the first dimension has bytes of its own."""
+
+    def widen(self) -> Callable[[Any], Any]:
+        """Return the function that widens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """How one weight is coded: the tensors beside it by their part in it, and what else its layer must know.
+
+    `stored` is the name its own bytes have in the file, `beside` are the tensors its layer reads, `dropped`
+    the names of those that only say what is known already; `row` is the format's in the table.
+    """
+
+    stored: str
+    beside: Mapping[str, TensorEntry] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    row: Row | None = None
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

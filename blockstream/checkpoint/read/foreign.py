@@ -11,18 +11,12 @@ from blockstream.errors import CheckpointError
 #: First bytes, what such a file is, and the way out.
 _MAGIC = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
-    (
-        b"GGUF",
-        "a GGUF file",
-        "convert it to safetensors with the library that wrote it, or fetch the original",
-    ),
     (b"<!DOCTYPE", "a web page, most often a failed download", "fetch the file again"),
     (b"<html", "a web page, most often a failed download", "fetch the file again"),
     (b"\x89HDF", "an HDF5 file, as Keras and TensorFlow write", "fetch the safetensors of the same model"),
 )
 #: The same by name, for formats without a mark of their own.
 _SUFFIXES = {
-    ".gguf": "a GGUF file",
     ".dduf": "a DDUF file, a whole pipeline in one archive",
     ".msgpack": "a flax checkpoint",
     ".h5": "a TensorFlow checkpoint",
