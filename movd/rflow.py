@@ -5,22 +5,20 @@ Times run from 1 (noise) to 0 (data); the model is given them times 1000. The ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from blockstream.plugins import current_run
 from movd.sizes import check_frames
+from movd.text_to_video.flows import FlowBase
 
 NUM_TIMESTEPS = 1000
 BASE_PIXELS = 512 * 512
 #: Frames a second that the original tells the model for a still image, whatever was asked.
 IMAGE_FPS = 120.0
-
-OnStep = Callable[[int, Tensor, Mapping[str, Any] | None], None]
 
 
 def transform_times(
@@ -65,7 +63,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - u) * x0 + u * noise
 
 
-class OpenSoraFlow:
+class OpenSoraFlow(FlowBase):
     """The `Flow` of one run: a model, its text, its times, guidance and the frames that are known.
 
     `y` [B, 1, L, caption] and `mask` [n, L] are the text; its unconditional half is the model's learned
@@ -73,7 +71,6 @@ class OpenSoraFlow:
     `x_mask` [B, T] gives each latent frame's share of generation: 1 generate, 0 keep as it is in z,
     between: keep until t <= x_mask, then noise it to t and generate. That noise follows from a seed drawn
     once from `generator` and from the index, so that any sampler and any resumed run gets the same.
-    `on_step(i, z, memory)` and `on_remaining(n)` are called where a sampler reports.
     """
 
     straight = True
@@ -96,9 +93,9 @@ class OpenSoraFlow:
         discrete: bool = False,
         transform: bool = True,
         size_dtype: torch.dtype = torch.float32,
-        on_step: OnStep | None = None,
-        on_remaining: Callable[[int], None] | None = None,
+        **reports: Any,
     ) -> None:
+        super().__init__(**reports)
         self.timesteps = timesteps(
             steps, height, width, frames, discrete=discrete, transform=transform, size_dtype=size_dtype
         )
@@ -120,28 +117,22 @@ class OpenSoraFlow:
         }
         self.x_mask = None if x_mask is None else x_mask.float().expand(len(y), -1)
         self.noise_seed = 0 if x_mask is None else int(torch.randint(2**62, (), generator=generator))
-        self.on_step = on_step
-        self.on_remaining = on_remaining
-        self._computed = False
 
-    def velocity(self, z: Tensor, i: int) -> Tensor:
-        """Return v(z, times[i]) [B, c, T, H, W], guided: v_null + guidance (v_cond - v_null).
+    def velocity_of(self, z: Tensor, t: float, i: int) -> Tensor:
+        """Return v(z, t) [B, c, T, H, W], guided: v_null + guidance (v_cond - v_null).
 
         One pass of the model, on the conditional and the unconditional half as one batch. Frames that are
         kept as they are have no velocity: a sampler that judges the flow by it judges what moves.
         """
-        run = current_run()
-        run.step, run.steps = i, len(self.times)
-        t = self.timesteps[i].to(z.device).expand(2 * len(z))
-        x_mask = None if self.x_mask is None else self.is_on(i).to(z.device).repeat(2, 1)
+        at = self.timesteps[i] if t == self.times[i] else torch.tensor(t * NUM_TIMESTEPS)
+        on = None if self.x_mask is None else self._on_at(at)
+        x_mask = None if on is None else on.to(z.device).repeat(2, 1)
         size = {name: value.to(z.device) for name, value in self.size.items()}
-        out = self.model(torch.cat((z, z)), t, self.y, mask=self.mask, x_mask=x_mask, **size)
-        self._computed = True
+        times = at.to(z.device).expand(2 * len(z))
+        out = self.model(torch.cat((z, z)), times, self.y, mask=self.mask, x_mask=x_mask, **size)
         cond, null = out[:, : z.shape[1]].chunk(2)
         v = null + self.guidance * (cond - null)
-        if self.x_mask is None:
-            return v
-        return torch.where(self._frames(self.is_on(i), v), v, 0)
+        return v if on is None else torch.where(self._frames(on, v), v, 0)
 
     def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
         """Return z moved along v from times[i] to times[to], known frames as they were.
@@ -162,20 +153,6 @@ class OpenSoraFlow:
             z = torch.where(self._frames(fresh, z), noised, z)
         return z
 
-    def remaining(self, n: int) -> None:
-        """Take note that at most `n` more calls of `velocity` follow this one.
-
-        `on_remaining` is told once this one is made: until then its weights are needed.
-        """
-        if self._computed and self.on_remaining is not None:
-            self.on_remaining(n)
-
-    def step_done(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
-        """Mark the step from index `i` as taken; what `on_step` raises ends the run."""
-        self._computed = False
-        if self.on_step is not None:
-            self.on_step(i, z, memory)
-
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside z: the seed of the noise of known frames."""
         return {"noise_seed": self.noise_seed}
@@ -190,12 +167,17 @@ class OpenSoraFlow:
         return torch.randn(z.shape, generator=generator).to(z)
 
     def is_on(self, i: int) -> Tensor:
-        """Return which frames [B, T] are generated at index `i`.
+        """Return which frames [B, T] are generated at index `i`."""
+        return self._on_at(self.timesteps[i])
+
+    def _on_at(self, t: Tensor) -> Tensor:
+        """Return which frames are generated at a time in 0..1000: those of x_mask 0 never.
 
         Those of x_mask 1 are from the start, though rounding may put the first time just above 1000.
         """
         assert self.x_mask is not None
-        return (self.x_mask * NUM_TIMESTEPS >= self.timesteps[i]) | (self.x_mask >= 1)
+        on: Tensor = (self.x_mask * NUM_TIMESTEPS >= t) & (self.x_mask > 0) | (self.x_mask >= 1)
+        return on
 
     @staticmethod
     def _frames(chosen: Tensor, z: Tensor) -> Tensor:

@@ -99,8 +99,9 @@ def sample(flow, z, i=0, memory=None, *, stride=2):
     n = len(flow.times)
     while i < n:
         to = min(i + stride, n)
-        flow.remaining(-(-(n - to) // stride))
-        z = flow.advance(z, flow.velocity(z, i), i, to)
+        v = flow.velocity(z, i)
+        flow.remaining(-(-(n - to) // stride))  # so many more velocities, from here on
+        z = flow.advance(z, v, i, to)
         flow.step_done(to - 1, z, None)
         i = to
     return z

@@ -79,7 +79,11 @@ def _pack(value: Any, where: str, tensors: dict[str, Tensor] | None) -> Any:
             tensors[where] = plain.clone(memory_format=torch.contiguous_format)
         return {"tensor": where, "axes": axes}
     if isinstance(value, Mapping):
-        return {"map": {str(k): _pack(v, f"{where}.{k}", tensors) for k, v in value.items()}}
+        if wrong := [k for k in value if not isinstance(k, str)]:
+            raise ConfigError(
+                f"{where.lstrip('.')} has the key {wrong[0]!r}; names of what is saved are text"
+            )
+        return {"map": {k: _pack(v, f"{where}.{k}", tensors) for k, v in value.items()}}
     if isinstance(value, list | tuple):
         return {"list": [_pack(v, f"{where}.{k}", tensors) for k, v in enumerate(value)]}
     if value is None or isinstance(value, bool | int | float):

@@ -11,7 +11,7 @@ from .choices import Choice, ModelFamily
 from .hookspecs import hookimpl
 from .manager import Plugins
 from .observer import Observer
-from .protocols import Flow, Pipeline, Run, Sampler
+from .protocols import Flow, FullSampler, Pipeline, Run, Sampler
 from .run_context import RunContext, current_run, new_run
 from .schedulers import Ended, Needs, Scheduler
 from .transforms import AttentionKernel, AttentionKind, AttentionLayer, Merge
@@ -25,6 +25,7 @@ __all__ = [
     "Ended",
     "Flow",
     "Format",
+    "FullSampler",
     "Merge",
     "ModelFamily",
     "Needs",

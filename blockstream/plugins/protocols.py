@@ -36,17 +36,31 @@ class Flow(Protocol):
     def velocity(self, z: Tensor, i: int) -> Tensor:
         """Return v(z, times[i]) with guidance and masks applied. One pass of the model."""
 
+    def velocity_at(self, z: Tensor, t: float) -> Tensor:
+        """Return v(z, t) at any time from times[0] to 0, both included, as `velocity` does. One pass.
+
+        At times[i] it is velocity(z, i). A flow that knows its own times alone has no such method.
+        """
+
     def advance(self, z: Tensor, v: Tensor, i: int, to: int) -> Tensor:
-        """Return z moved along v from times[i] to times[to]; `to == len(times)` is t = 0."""
+        """Return z moved along v from times[i] to times[to]; `to == len(times)` is t = 0.
+
+        What it adds is proportional to v and to the time between: a part of the way is that part of it.
+        """
 
     def remaining(self, n: int) -> None:
-        """Take note that at most `n` more calls of `velocity` follow, from now on.
+        """Take note that at most `n` more velocities are asked for, from now on.
 
-        Called as soon as it is known, after a velocity: with 0, what was read for more passes goes.
+        Called as soon as it is known, between two of them: with 0, what was read for more passes goes, and
+        a further one is refused.
         """
 
     def step_done(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
-        """Mark the step from index `i` as taken: the point that saves, reports and may cancel."""
+        """Mark the step up to index `i` as taken: the point that saves, reports and may cancel.
+
+        z is the sample at index `i + 1`, where a resumed run goes on with `memory`: `i + 1` is where the last
+        `advance` led to.
+        """
 
     def state(self) -> Mapping[str, Any]:
         """Return what a resumed run needs beside z: tensors and numbers only."""
@@ -56,14 +70,27 @@ class Flow(Protocol):
 
 
 class Sampler(Protocol):
-    """One function with one loop.
-
-    It may have `passes(n) -> (least, most)`, the passes that n steps take where that is not one each, and
-    `report(memory, n)`, what it has to say of a sampling, from the last memory it gave, for report.json.
-    """
+    """One function with one loop. One that makes other than one pass a step is a `FullSampler`."""
 
     def __call__(self, flow: Flow, z: Tensor, i: int = 0, memory: Mapping[str, Any] | None = None) -> Tensor:
         """Return the sample reached from `z` at index `i`; calls `flow.step_done` after each step."""
+
+
+class FullSampler(Sampler, Protocol):
+    """A sampler that says what it will do and what it has done; either of the two may be left out."""
+
+    def passes(self, steps: int) -> tuple[int, int]:
+        """Return the least and the most velocities that a whole sampling of so many steps asks for.
+
+        Plans go by it, and what is left of a resumed run is what it says less what was made. (steps, steps)
+        where it is left out. One more than the most is refused.
+        """
+
+    def report(self, memory: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
+        """Return what is to be said of a sampling, from the last memory it gave, as JSON can hold it.
+
+        It goes into report.json. Not called where the memory was None.
+        """
 
 
 class Pipeline(Protocol):
@@ -96,7 +123,7 @@ class Run(Protocol):
     files: Files
     planning: bool
     resumed: bool
-    sampler: Sampler
+    sampler: FullSampler
 
     @property
     def backend(self) -> Any:

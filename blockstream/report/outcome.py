@@ -105,9 +105,9 @@ def sampler_account(choice: Any, notes: Sequence[Note]) -> dict[str, Any]:
     runs = samplings(notes)
     return {
         "choice": choice,
-        "passes": sum(len(r.indices) for r in runs),
+        "passes": sum(r.passes for r in runs),
         "of": sum(r.of for r in runs),
-        "runs": [{"passes": len(r.indices), "of": r.of, "leaps": [list(x) for x in r.leaps]} for r in runs],
+        "runs": [{"passes": r.passes, "of": r.of, "leaps": [list(x) for x in r.leaps]} for r in runs],
     }
 
 

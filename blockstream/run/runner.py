@@ -16,7 +16,7 @@ from blockstream.budget.amounts import format_nbytes, parse_nbytes, resolve_budg
 from blockstream.engine.ledger import Ledger, unaccounted
 from blockstream.errors import ConfigError, PluginError
 from blockstream.plugins.manager import Plugins
-from blockstream.plugins.protocols import Flow, Pipeline, Sampler
+from blockstream.plugins.protocols import Flow, FullSampler, Pipeline
 from blockstream.plugins.run_context import new_run
 from blockstream.plugins.transforms import AttentionKernel, AttentionLayer, Merge
 from blockstream.report.forecast import plan_account
@@ -27,7 +27,7 @@ from blockstream.report.outcome import (
     sampler_account,
     stage_accounts,
 )
-from blockstream.report.sampling import WatchedKernels, WatchedMerge, WatchedSampler
+from blockstream.report.sampling import WatchedKernels, WatchedMerge
 from blockstream.report.write import draw_finished
 from blockstream.run.activation import activate
 from blockstream.system.machine import versions
@@ -40,6 +40,7 @@ from .folder import LEDGER, RunFolder, run_folder, write_report
 from .identity import identity_of, versions_of
 from .numerics import pinned
 from .steps import sample, saved_step
+from .watched import WatchedSampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +76,7 @@ class RunInProgress:
         self.predicted_s: dict[str, float] = {}
         self.finite = Finite(config.allow_nonfinite)
         self.files.finite = not config.allow_nonfinite
-        self.sampler: Sampler = WatchedSampler(
+        self.sampler: FullSampler = WatchedSampler(
             config.sampler.build(), ledger, config.sampler.who, self.finite.refuse
         )
         self.merges = WatchedMerge(ledger)
@@ -115,8 +116,7 @@ class RunInProgress:
 
     def passes(self, steps: int) -> tuple[int, int]:
         """Return the least and the most passes that the sampler makes of so many steps."""
-        declared: Callable[[int], tuple[int, int]] | None = getattr(self.sampler, "passes", None)
-        return (steps, steps) if declared is None else declared(steps)
+        return self.sampler.passes(steps)
 
     def check(self, what: str, value: Tensor) -> Tensor:
         """Return a tensor that is finite. Raises NonFiniteError naming it, unless the config lets it pass."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from blockstream.plugins.protocols import Flow, Sampler
+from blockstream.plugins.protocols import Flow, FullSampler
 
 from .files import Files
 
@@ -49,7 +49,7 @@ def saved_step(files: Files, name: str, steps: int, shape: tuple[int, ...]) -> S
 
 
 def sample(
-    sampler: Sampler,
+    sampler: FullSampler,
     files: Files,
     name: str,
     flow: Flow,
@@ -69,9 +69,7 @@ def sample(
             flow.load_state(step.flow)
     saving = _SavingFlow(flow, files, name, save_every, clock, memory, passes)
     z = sampler(saving, z, index, memory)
-    report = getattr(sampler, "report", None)
-    said = report(saving.memory, steps) if report is not None and saving.memory is not None else {}
-    return z, dict(said)
+    return z, dict({} if saving.memory is None else sampler.report(saving.memory, steps))
 
 
 class _SavingFlow:
@@ -88,12 +86,17 @@ class _SavingFlow:
         passes: int,
     ) -> None:
         self._flow, self._files, self._name, self._every, self._clock = flow, files, name, every, clock
-        self.memory, self._passes = memory, passes
+        #: What the sampler remembers, and the velocities made, those before it was resumed included.
+        self.memory, self.passes_made = memory, passes
         self._steps, self._saved_s = 0, clock()
 
     def velocity(self, z: Tensor, i: int) -> Tensor:
-        self._passes += 1
+        self.passes_made += 1
         return self._flow.velocity(z, i)
+
+    def _velocity_at(self, z: Tensor, t: float) -> Tensor:
+        self.passes_made += 1
+        return self._flow.velocity_at(z, t)
 
     def step_done(self, i: int, z: Tensor, memory: Mapping[str, Any] | None) -> None:
         self._flow.step_done(i, z, memory)
@@ -101,9 +104,10 @@ class _SavingFlow:
         self.memory = memory
         if self._steps % self._every and self._clock() - self._saved_s < SLOW_STEP_S:
             return
-        step = Step(i + 1, self._passes, z, memory, self._flow.state())
+        step = Step(i + 1, self.passes_made, z, memory, self._flow.state())
         self._files.save(self._name, vars(step))
         self._saved_s = self._clock()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._flow, name)
+        found = getattr(self._flow, name)
+        return self._velocity_at if name == "velocity_at" else found

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from blockstream.plugins import current_run
 from movd.text_to_video.flows import FlowBase
 
 NUM_TIMESTEPS = 1000
@@ -76,15 +75,13 @@ class HunyuanFlow(FlowBase):
         """Return how many passes of the model one velocity takes."""
         return len(self.prompts)
 
-    def velocity(self, z: Tensor, i: int) -> Tensor:
-        """Return v(z, times[i]) [B, c, T, H, W] in the model's dtype."""
-        run = current_run()
-        run.step, run.steps = i, len(self.times)
-        t = self.timesteps[i].expand(len(z))
-        if self.rounded and i > 0:  # diffusers gives the time the latents' dtype, which is float32 at first
-            t = t.to(self.dtype)
-        found = [self._pass(z.to(self.dtype), t, prompt) for prompt in self.prompts]
-        self._computed = True
+    def velocity_of(self, z: Tensor, t: float, i: int) -> Tensor:
+        """Return v(z, t) [B, c, T, H, W] in the model's dtype."""
+        at = self.timesteps[i] if t == self.times[i] else torch.tensor(t * NUM_TIMESTEPS)
+        at = at.expand(len(z))
+        if self.rounded and t != self.times[0]:
+            at = at.to(self.dtype)  # diffusers gives the time the latents' dtype, which is float32 at first
+        found = [self._pass(z.to(self.dtype), at, prompt) for prompt in self.prompts]
         if len(found) == 1:
             return found[0]
         positive, negative = found

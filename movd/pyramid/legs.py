@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
-from blockstream.plugins import current_run
 from movd.pyramid import stages as pyramid
 from movd.pyramid.stages import Stage, local_times
 from movd.text_to_video.flows import FlowBase
@@ -74,20 +73,18 @@ class StageFlow(FlowBase):
     ) -> None:
         super().__init__(**reports)
         self.model, self.words, self.past = model, words, past
+        self.stage = stage
         self.timesteps = stage.timesteps(steps).astype("float32")
         self.sigmas = local_times(steps)
         self.times = self.sigmas[:-1].tolist()
         self.guidance = guidance
 
-    def velocity(self, z: Tensor, i: int) -> Tensor:
-        """Return v(z, times[i]) [B, c, 1, h, w], guided: negative + scale (positive - negative)."""
-        run = current_run()
-        run.step, run.steps = i, len(self.times)
+    def velocity_of(self, z: Tensor, t: float, i: int) -> Tensor:
+        """Return v(z, t) [B, c, 1, h, w], guided: negative + scale (positive - negative)."""
+        at = float(self.timesteps[i]) if t == self.times[i] else self.stage.timestep_at(t)
         copies = len(self.words.mask) // len(z)
         clips = [clip.repeat(copies, 1, 1, 1, 1) for clip in (*self.past, z)]
-        t = torch.full((copies * len(z),), float(self.timesteps[i]))
-        v = self.model(clips, t, *self.words)
-        self._computed = True
+        v: Tensor = self.model(clips, torch.full((copies * len(z),), at), *self.words)
         if self.guidance is None:
             return v
         negative, positive = v.chunk(2)

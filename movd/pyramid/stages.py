@@ -41,6 +41,11 @@ class Stage:
         """Return the `steps` times the model is told, float64."""
         return np.linspace(self.first, self.last, steps)
 
+    def timestep_at(self, t: float) -> float:
+        """Return the time the model is told at a local time from 1 to 0; `last` is that of 1 / 1000."""
+        end = 1 / NUM_TIMESTEPS
+        return self.last + (t - end) / (1 - end) * (self.first - self.last)
+
 
 def make_stages(
     count: int = 3, ranges: Sequence[float] | None = None, shift: float = 1.0, gamma: float = GAMMA

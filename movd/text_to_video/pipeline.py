@@ -137,8 +137,10 @@ class TextToVideo:
             begun, _ = self._begun(run, n)
             for k, leg in enumerate(self.legs[begun:], begun):
                 index, passes = run.sampled(self._leg_state(n, k), leg.steps, leg.shape)
-                left += times * max(0, run.passes(leg.steps)[1] - passes)
-                pace += [share for share in rows[k][index:] for _ in range(times)] if rows else []
+                most = run.passes(leg.steps)[1]
+                left += times * max(0, most - passes)
+                a_step = times * max(1, most // leg.steps)
+                pace += [share for share in rows[k][index:] for _ in range(a_step)] if rows else []
         passes = AtMost(max(1, left))
         self.denoiser = _stage(session, DENOISER, network, passes, family.denoiser_inputs(), pace)
 

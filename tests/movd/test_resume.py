@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.torch import load
 
 from blockstream.errors import ConfigError
+from blockstream.plan.segments import AtMost
+from blockstream.plugins import hookimpl
 from blockstream.run import runner
 from tests.support.interrupted import Gate, Passes, raise_interrupt, with_sampler
 
@@ -140,6 +142,33 @@ def test_an_interrupted_run_redoes_only_what_was_not_saved(
     stop_at(stage, pass_index, config(**keys), tmp_path / "out")
     assert go_on(config(**keys), tmp_path / "out") == left
     assert_same(results(tmp_path / "out"), whole())
+
+
+def test_a_sampler_of_two_passes_a_step_declares_the_ones_that_are_left(config, keys, whole, tmp_path):
+    again = with_sampler(config(**keys), "heun")
+    assert planned(again) == AtMost(2 * 2 * STEPS)
+    stop_at("dit", 2 * STEPS + 5, again, tmp_path / "out")  # of the second prompt two steps have been saved
+    begun = []
+
+    class Begun:
+        @hookimpl
+        def stage_started(self, stage):
+            begun.append((stage.name, stage.passes))
+
+    passes = Passes()
+    report = runner.run(again, tmp_path / "out", resume=True, observers=[passes, Begun()])
+    assert passes.of == {"dit": 2 * (STEPS - 2), "vae": 2}
+    assert begun[0] == ("dit", AtMost(2 * (STEPS - 2)))
+    assert report["sampler"]["passes"] == 2 * (STEPS - 2) and report["sampler"]["of"] == STEPS
+    assert all("last_bend" in said for said in report["output"]["sampler"])
+    assert_same(results(tmp_path / "out"), whole("heun"))
+    assert not torch.equal(whole("heun")[1][0], whole()[1][0])
+
+
+def planned(config):
+    """Return the passes of the denoiser in a plan."""
+    (stage,) = [s for s in runner.plan(config)["stages"] if s["name"] == "dit"]
+    return AtMost(stage["passes"])
 
 
 def test_a_run_with_a_reference_image_and_a_leaping_sampler_resumes(config, keys, whole, tmp_path):

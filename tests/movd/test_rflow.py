@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blockstream.errors import ConfigError
-from blockstream.plugins import RunContext
+from blockstream.plugins import new_run
 from blockstream.plugins.euler import sample
 from movd.rflow import IMAGE_FPS, OpenSoraFlow, check_frames, timesteps, transform_times
 from tests.support import movd_tiny as tiny
@@ -167,8 +167,26 @@ def test_text_of_another_length_than_the_null_caption_is_refused_with_both_shape
         OpenSoraFlow(Spy(), tiny.noise(1, 1, 5, 8), None, 2, 1.0, **SIZE)
 
 
-def test_the_step_is_told_to_the_run_that_is_in_progress(monkeypatch):
-    run = RunContext()
-    monkeypatch.setattr("movd.rflow.current_run", lambda: run)
-    flow_of(Spy(), steps=4).velocity(tiny.noise(1, 4, 3, 5, 4), 2)
-    assert (run.step, run.steps) == (2, 4)
+def test_the_step_is_told_to_the_run_that_is_in_progress():
+    flow, z = flow_of(Spy(), steps=4), tiny.noise(1, 4, 3, 5, 4)
+    with new_run() as run:
+        flow.velocity(z, 2)
+        assert (run.step, run.steps) == (2, 4)
+        for t, step in ((flow.times[0], 0), (flow.times[1], 1), (flow.times[1] * 0.99, 1), (0.0, 3)):
+            flow.velocity_at(z, t)
+            assert run.step == step
+
+
+def test_velocities_between_the_times_are_told_their_own_time_and_those_at_them_are_the_same():
+    model = Spy()
+    flow, z = flow_of(model, x_mask=torch.tensor([0.0, 0.5, 1.0])), tiny.noise(1, 4, 3, 5, 4)
+    for i, t in enumerate(flow.times):
+        assert torch.equal(flow.velocity_at(z, t), flow.velocity(z, i))
+        at, index = model.calls[-2:]
+        assert torch.equal(at["timestep"], index["timestep"])
+        assert torch.equal(at["x_mask"], index["x_mask"])
+    for t, on in ((0.75, [False, False, True]), (0.25, [False, True, True]), (0.0, [False, True, True])):
+        v = flow.velocity_at(z, t)
+        assert model.calls[-1]["timestep"].tolist() == [t * 1000] * 2
+        assert model.calls[-1]["x_mask"].tolist() == [on] * 2
+        assert [bool(frame.any()) for frame in v[0].unbind(1)] == on

@@ -13,8 +13,9 @@ from blockstream.plan.segments import Visit
 from blockstream.plugins.euler import sample
 from blockstream.report.cycles import draw_cycles, stages_of
 from blockstream.report.record import read_run
-from blockstream.report.sampling import WatchedSampler, samplings
+from blockstream.report.sampling import samplings
 from blockstream.report.straightness import draw_straightness, panels_of
+from blockstream.run.watched import WatchedSampler
 from tests.support.flows import Formula, bending
 from tests.support.runs import MIB, full_size, write_run
 

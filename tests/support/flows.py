@@ -19,6 +19,10 @@ class Formula:
         self.asked.append(i)
         return self.formula(z, self.times[i])
 
+    def velocity_at(self, z, t):
+        self.asked.append(t)
+        return self.formula(z, t)
+
     def at(self, i):
         return self.times[i] if i < len(self.times) else 0.0
 

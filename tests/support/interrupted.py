@@ -4,6 +4,7 @@ python -m tests.support.interrupted JSON    prints "there" at the gate and waits
 """
 
 import json
+import runpy
 import sys
 import threading
 from pathlib import Path
@@ -49,6 +50,20 @@ def two_step(flow, z, i=0, memory=None):
         memory = {"last": [v], "steps": memory["steps"] + 1, "largest": largest}
         flow.step_done(step, z, memory)
     return z
+
+
+def heun(*arguments):
+    """Return what the example's sampler of two passes a step does."""
+    return _example()(*arguments)
+
+
+def _example():
+    path = Path(__file__).parents[2] / "examples/third_party_plugin/blockstream_trio/heun.py"
+    return runpy.run_path(str(path))["Heun"]()
+
+
+heun.passes = lambda steps: _example().passes(steps)
+heun.report = lambda memory, steps: _example().report(memory, steps)
 
 
 def with_sampler(config, name):

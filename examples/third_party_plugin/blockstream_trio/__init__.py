@@ -1,4 +1,4 @@
-"""Three hooks in one plugin: a sampler, a retention policy, an observer."""
+"""Three hooks in one plugin: samplers, a retention policy, an observer."""
 
 from __future__ import annotations
 
@@ -34,10 +34,19 @@ def _ab2(options):
     return sample
 
 
+def _heun(options):
+    from .heun import Heun
+
+    return Heun()
+
+
 @hookimpl
 def samplers():
-    """List the sampler."""
-    return [Choice("ab2", _ab2, summary="Adams-Bashforth of second order")]
+    """List the samplers."""
+    return [
+        Choice("ab2", _ab2, summary="Adams-Bashforth of second order, one pass a step"),
+        Choice("heun", _heun, summary="Heun's method of second order, two passes a step"),
+    ]
 
 
 @hookimpl

@@ -12,8 +12,8 @@ def sample(flow, z, i=0, memory=None):
     n = len(flow.times)
     ends = [*flow.times[1:], 0.0]
     for step in range(i, n):
-        flow.remaining(n - step - 1)
         v = flow.velocity(z, step)
+        flow.remaining(n - step - 1)
         h, mean = flow.times[step] - ends[step], v
         if memory is not None:
             mean = v + (v - memory["velocity"]) * (h / (2 * memory["h"]))

@@ -1,9 +1,12 @@
 """The plugin as blockstream finds it once it is installed, and what it does."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from blockstream_trio.ab2 import sample
+from blockstream_trio.heun import Heun
 
 from blockstream.plan.segments import Segment, Stage
 from blockstream.plugins import Plugins
@@ -18,16 +21,20 @@ def plugins():
 
 
 class Flow:
-    """v(t) = 6 t^2 at times 1, 1 - 1/n, ...: from 0 at t = 1 to 2 at t = 0. Samples are plain numbers."""
+    """dz/dt = -v along which z has a known end, at times 1, 1 - 1/n, ..."""
 
     straight = True
 
-    def __init__(self, n):
-        self.times = [1 - i / n for i in range(n)]
-        self.done = []
+    def __init__(self, formula, n):
+        self.formula, self.times = formula, [1 - i / n for i in range(n)]
+        self.asked, self.done = 0, []
 
     def velocity(self, z, i):
-        return 6 * self.times[i] ** 2
+        return self.velocity_at(z, self.times[i])
+
+    def velocity_at(self, z, t):
+        self.asked += 1
+        return self.formula(z, t)
 
     def advance(self, z, v, i, to):
         ahead = self.times[to] if to < len(self.times) else 0.0
@@ -40,17 +47,41 @@ class Flow:
         self.done.append((i, z, memory))
 
 
-def test_twice_the_steps_leave_a_quarter_of_the_error():
-    coarse, fine = (abs(sample(Flow(n), 0.0) - 2) for n in (20, 40))
-    assert 3.5 < coarse / fine < 4.5
+def sample_of(value):
+    return torch.tensor(value, dtype=torch.float64)
 
 
-def test_a_run_resumes_after_any_step():
-    flow = Flow(6)
-    end = sample(flow, 0.0)
+#: A velocity, where it leads from z at t = 1 to t = 0.
+KNOWN = {
+    "of time": (lambda z, t: 0 * z + 6 * t**2, 0.0, 2.0),
+    "of the sample": (lambda z, t: z, 1.0, math.e),
+    "of both": (lambda z, t: -2 * (1 - t) * z, 1.0, 1 / math.e),
+}
+
+
+@pytest.mark.parametrize("sampler", [sample, Heun()], ids=["ab2", "heun"])
+@pytest.mark.parametrize(("formula", "begin", "end"), KNOWN.values(), ids=KNOWN)
+def test_twice_the_steps_leave_a_quarter_of_the_error(sampler, formula, begin, end):
+    coarse, fine = (abs(float(sampler(Flow(formula, n), sample_of(begin))) - end) for n in (40, 80))
+    assert fine < 1e-3
+    assert 3.6 < coarse / fine < 4.4
+
+
+@pytest.mark.parametrize("sampler", [sample, Heun()], ids=["ab2", "heun"])
+def test_a_run_resumes_after_any_step(sampler):
+    formula = KNOWN["of both"][0]
+    flow = Flow(formula, 6)
+    end = sampler(flow, sample_of(1.0))
     assert flow.left == 0
     for i, z, memory in flow.done:
-        assert sample(Flow(6), z, i + 1, memory) == end
+        assert sampler(Flow(formula, 6), z, i + 1, memory) == end
+
+
+def test_heun_declares_the_passes_that_it_makes():
+    flow = Flow(KNOWN["of time"][0], 7)
+    Heun()(flow, sample_of(0.0))
+    assert Heun().passes(7) == (flow.asked, flow.asked)
+    assert Heun().report(flow.done[-1][2], 7) == {"last_bend": pytest.approx(6 / 49)}
 
 
 def test_every_nth_segment_stays_while_there_is_room(plugins):
