@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import sys
 import threading
 from pathlib import Path
 
@@ -43,25 +45,41 @@ def _files() -> dict[str, str]:
 
 def _maps() -> set[str]:
     """Return the files of temporary folders that are mapped."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    names = {line[73:].strip() for line in lines}
-    return {n for n in names if n.startswith("/tmp/") and not any(x in n for x in _LASTING_FILES)}
+    found = re.findall(rb" (/tmp/.*)", Path("/proc/self/maps").read_bytes())
+    return {n for n in map(os.fsdecode, found) if not any(x in n for x in _LASTING_FILES)}
+
+
+#: What was mapped when the last test had ended; reading it is dear (milliseconds), so it is read once a test.
+_mapped: set[str] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Take what a fixture of a whole module or session maps for its own."""
+    made = yield
+    if fixturedef.scope != "function" and sys.platform == "linux":
+        _mapped.update(_maps())
+    return made
 
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind():
     """Fail a test that leaks a thread, a descriptor of a file or a map of a temporary file."""
     threads = _threads()
-    linux = os.path.isdir("/proc/self/fd")
-    files, maps = (_files(), _maps()) if linux else ({}, set())
+    linux = sys.platform == "linux"
+    files = _files() if linux else {}
     yield
     if not linux:
         return
-    if _threads() - threads or _files() != files or _maps() - maps:
+    maps = _maps()
+    if _threads() - threads or _files() != files or maps - _mapped:
         gc.collect()
+        maps = _maps()
     left = [t.name for t in _threads() - threads if t.is_alive()]
     assert not left, f"threads left running: {left}"
     opened = {n for fd, n in _files().items() if files.get(fd) != n}
     assert not opened, f"files left open: {opened}"
-    mapped = _maps() - maps
-    assert not mapped, f"files left mapped: {mapped}"
+    new = maps - _mapped
+    _mapped.clear()
+    _mapped.update(maps)
+    assert not new, f"files left mapped: {new}"

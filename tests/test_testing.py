@@ -45,6 +45,8 @@ def run(pytester, test, *options):
     """Run a test file that times `Model`; return the outcome."""
     pytester.makepyfile(model=MODEL)
     pytester.makepyfile(test)
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        pytester._monkeypatch.delenv(name, raising=False)
     return pytester.runpytest_subprocess(
         "-p", "blockstream.testing", "-p", "no:cacheprovider", "-q", *options, timeout=120
     )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from .kept_rehearsals import Calls
 from .partition import Part
-from .rehearsal import Calls
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ import logging
 import sys
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -20,11 +19,10 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from .binding import tensors_in
 from .chunks import left_out, sizing
 from .faking import Call, faked
+from .fingerprint import fingerprint
+from .kept_rehearsals import Rehearsal, find, keep
 
 log = logging.getLogger(__name__)
-
-#: The beginning (True) and end of each call of a module in a forward, by its first path, in turn.
-Calls = Sequence[tuple[str, bool]]
 
 #: Kernels take work space that fake tensors do not show.
 WORKSPACE_NBYTES = 8 << 20
@@ -42,26 +40,6 @@ def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_val: Any = None, **__:
 
 #: What torch's own table lacks: attention as it runs on processors.
 _FLOPS = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What one forward of given inputs does.
-
-    `calls` in turn. `flops`: the operations of one call of each module by path ("" is the forward), the mean
-    where it is called several times. `peak_nbytes`: the most bytes of results alive at once, work space of
-    kernels included; `small_nbytes`: those of results so small that the heap may keep them.
-    """
-
-    calls: Calls
-    flops: Mapping[str, float]
-    peak_nbytes: int
-    small_nbytes: int
-
-    @property
-    def activations_nbytes(self) -> int:
-        """Return what the forward may take beside weights, with room for what the heap keeps."""
-        return self.peak_nbytes + self.small_nbytes
 
 
 def needs_imports() -> bool:
@@ -82,7 +60,8 @@ def rehearse(
     """Run a forward of the module, or of the one at `path` in it, without data.
 
     `inputs` are a `Call`, or what one is made `of`; only shapes and dtypes count. `weight_of` makes by path
-    an empty parameter as it will be. None, and `failed` is told why, if it cannot run without data.
+    an empty parameter as it will be. What the same forward showed before is not found out again. None, and
+    `failed` is told why, if it cannot run without data.
     """
     part = module.get_submodule(path)
     if any(isinstance(m.__dict__.get("forward"), FunctionType) for m in part.modules()):
@@ -90,6 +69,9 @@ def rehearse(
         return None  # what replaced it leads to the module itself, not to its copy
     prefix = f"{path}." if path else ""
     at = None if weight_of is None else lambda name: weight_of(prefix + name)
+    content = fingerprint(part, Call.of(inputs), at)
+    if content is not None and (kept := find(content, path)) is not None:
+        return kept
     calls: list[tuple[str, bool]] = []
     try:
         with faked(part, Call.of(inputs), at) as (fake, call):
@@ -104,7 +86,11 @@ def rehearse(
         log.info("%s is learnt from its first pass (%s)", type(part).__name__, error)
         failed(error)
         return None
-    return Rehearsal(calls, counts.flops, alive.peak_nbytes + WORKSPACE_NBYTES, alive.small_peak_nbytes)
+    peak = alive.peak_nbytes + WORKSPACE_NBYTES
+    shown = Rehearsal(tuple(calls), counts.flops, peak, alive.small_peak_nbytes)
+    if content is not None:
+        keep(content, path, shown)
+    return shown
 
 
 class _Counts:

@@ -119,10 +119,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _read(group: str) -> list[Installed]:
     found = []
+    packages: dict[int, tuple[str, str]] = {}  # reading a name or version parses the whole metadata
     for entry in entry_points(group=group):
         dist = entry.dist
-        name, version = (dist.name, dist.version) if dist is not None else ("unknown", "")
-        found.append(Installed(entry.name, entry.value, name, version))
+        if id(dist) not in packages:
+            packages[id(dist)] = (dist.name, dist.version) if dist is not None else ("unknown", "")
+        found.append(Installed(entry.name, entry.value, *packages[id(dist)]))
     return found
 
 

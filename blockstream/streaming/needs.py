@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from blockstream.module.binding import tensors_in
 from blockstream.module.faking import Call
+from blockstream.module.kept_rehearsals import Rehearsal
 from blockstream.module.prepared import Prepared
-from blockstream.module.rehearsal import WORKSPACE_NBYTES, Rehearsal, rehearse
+from blockstream.module.rehearsal import WORKSPACE_NBYTES, rehearse
 
 #: Inputs larger than any before by this factor need more room than was seen.
 LARGER = 1.1

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from blockstream.module.faking import Call
+from blockstream.module.kept_rehearsals import Rehearsal
 from blockstream.module.order import order_of_parts
 from blockstream.module.prepared import Cut, Prepared
-from blockstream.module.rehearsal import Rehearsal, rehearse, shapes_of
+from blockstream.module.rehearsal import rehearse, shapes_of
 from blockstream.plan.segments import Passes
 
 from .declared import Declared

@@ -23,9 +23,7 @@ def runs(tmp_path, monkeypatch):
         groups = {"blockstream": {"full-attention": "tests.support.full_attention"}}
         site.install("full-attention", {}, groups)
         config = tmp_path / "mine.yaml"
-        config.write_text(
-            json.dumps({"pipeline": "full-attention", "folder": str(weights), "budget": "1GiB"})
-        )
+        config.write_text(json.dumps({"pipeline": "full-attention", "folder": str(weights), "arena": "1MiB"}))
 
         def run(name, attention=(), *more):
             out = tmp_path / name
