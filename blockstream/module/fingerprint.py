@@ -68,12 +68,12 @@ def fingerprint(
 
 def _switches() -> tuple[object, ...]:
     """Return the switches of torch's that choose how a forward on the processor computes."""
-    sdp = torch.backends.cuda
+    sdp: Any = torch.backends.cuda
     return (
         torch.get_default_dtype(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         (sdp.flash_sdp_enabled(), sdp.math_sdp_enabled(), sdp.mem_efficient_sdp_enabled()),
-        torch.backends.mkldnn.enabled,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.enabled,
     )
 
 

@@ -87,6 +87,7 @@ class Prepared:
         self._dtype = dtype_for(module, checkpoint, dtype)
         #: The module as its library would have built it for that dtype.
         self._like = built_in(module, self._dtype)
+        self._built_in = {p.dtype for p in self._like.parameters()}
         self._own = self.matched.computed
         self._weights = {
             path: weight_of(path, param, self.matched.sources[path], self._dtype_for(path))
@@ -263,8 +264,7 @@ class Prepared:
             return "F32"
         if library_of(self.module) == "transformers":
             own = FROM_TORCH.get(self._like.get_parameter(path).dtype)
-            built = to_torch(dtype) in {p.dtype for p in self._like.parameters()}
-            return own if built and own in COMPUTED else dtype
+            return own if to_torch(dtype) in self._built_in and own in COMPUTED else dtype
         return dtype
 
     def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
