@@ -66,6 +66,11 @@ def keep(of: Fingerprint, path: str, shown: Rehearsal) -> None:
         _prune(_file(of).parent)
 
 
+def held() -> int:
+    """Return how many the process holds."""
+    return len(_held)
+
+
 def forget() -> None:
     """Forget what the process holds."""
     _held.clear()

@@ -155,7 +155,7 @@ def test_only_so_many_are_kept(monkeypatch, tmp_path):
     for n in range(1, 6):
         rehearse(Net(), torch.ones(n, 8))
     assert len(list((tmp_path / "rehearsals").iterdir())) == 3
-    assert len(kept_rehearsals._held) == 2
+    assert kept_rehearsals.held() == 2
 
 
 def test_another_process_finds_it_until_the_source_changes(tmp_path):
