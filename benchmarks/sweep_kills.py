@@ -67,6 +67,7 @@ PATIENT = {
     "RAY_worker_register_timeout_seconds": "240",
     "RAY_health_check_initial_delay_ms": "60000",
     "RAY_health_check_timeout_ms": "60000",
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from blockstream.budget.amounts import format_nbytes
 from blockstream.report.curve import seconds
 
+from .larger import a_year_text, larger_text
 from .passes import pass_rows
 from .record import RunRecord
 
@@ -47,7 +48,14 @@ def fact_cards(record: RunRecord) -> list[Fact]:
         said = f"read: {format_nbytes(disk['read_nbytes'])}"
         if disk.get("disk_bytes_per_s"):
             said += f"; this disk gives {gbps(disk['disk_bytes_per_s'])}"
+        if year := disk.get("a_year_nbytes"):
+            said += f"; {a_year_text(year)}, which wears no SSD"
         facts.append(Fact(gbps(disk["read_bytes_per_s"]), said))
+    if text := energy_text(report):
+        value, _, more = text.partition(", ")
+        facts.append(Fact(value, more))
+    if larger := report.get("larger"):
+        facts.append(Fact(f"+{format_nbytes(larger[0]['more_nbytes'], up=True)}", larger_text(larger)))
     sampler = report.get("sampler")
     if isinstance(sampler, Mapping) and sampler.get("of"):
         facts.append(Fact(f"{sampler['passes']} of {sampler['of']}", f"steps computed by {name_of(sampler)}"))
@@ -72,6 +80,17 @@ def memory_facts(record: RunRecord) -> list[Fact]:
     held = budget.get("held", peak <= limit)
     what = f"held at most; the budget of {format_nbytes(limit)} {'was held' if held else 'was EXCEEDED'}"
     return [Fact(format_nbytes(peak), what, "good" if held else "bad")]
+
+
+def energy_text(report: Mapping[str, Any]) -> str:
+    """Return the energy a run took, in words; nothing where the system does not tell."""
+    energy = report.get("energy")
+    if not isinstance(energy, Mapping) or not energy.get("joules"):
+        return ""
+    joules, watts = energy["joules"], energy.get("watts")
+    value = f"{joules:.0f} J" if joules < 1e4 else f"{joules / 3.6e6:.4f} kWh"
+    mean = "" if watts is None else f"{watts:.0f} W on average, "
+    return f"{value}, {mean}the whole machine's: {', '.join(energy.get('by_source') or ())}"
 
 
 def stages_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from blockstream.plan.segments import Stage
 from blockstream.plan.simulate import StagePrediction
 
 from .curve import advice, budget_curve, enough, knee
+from .larger import a_year, larger_budgets
 
 SCHEMA = 1
 
@@ -68,6 +69,7 @@ def plan_account(
         "predicted_s": made.predicted.wall_s,
         "stall_s": sum(s["stall_s"] for s in stages),
         "read_nbytes": made.predicted.read_nbytes,
+        "read_a_year_nbytes": a_year(made.predicted.read_nbytes, made.predicted.wall_s),
         "peak_nbytes": sum(causes.values()),
         "by_cause": causes,
         "curve": [
@@ -83,6 +85,7 @@ def plan_account(
         "enough_nbytes": budget_of(last.arena_nbytes),
         "least_nbytes": budget_of(finest),
         "advice": said,
+        "larger": larger_budgets(points, made.arena_nbytes, budget_of),
     }
 
 

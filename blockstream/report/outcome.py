@@ -16,6 +16,7 @@ from blockstream.plan.simulate import Prediction
 from blockstream.system.disks import disk_speed
 from blockstream.system.memory import MemoryWatch
 
+from .larger import a_year
 from .sampling import samplings
 
 
@@ -88,13 +89,17 @@ def doing(spans: Sequence[Span], at_s: float) -> str:
     return ""
 
 
-def disk_account(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the speed of all loads together, beside the disk's own, measured once a disk."""
+def disk_account(stages: Sequence[Mapping[str, Any]], wall_s: float) -> dict[str, Any]:
+    """Return what all loads read and how fast, beside the disk's own speed, measured once a disk.
+
+    `a_year_nbytes` is what would be read in a year of such runs, one after another.
+    """
     load_s = sum(s["load_s"] for s in stages)
     read = sum(s["read_nbytes"] for s in stages)
     files = sorted({Path(f) for s in stages for f in s.get("files", ())})
     return {
         "read_nbytes": read,
+        "a_year_nbytes": a_year(read, wall_s),
         "read_bytes_per_s": read / load_s if load_s > 0 else None,
         "disk_bytes_per_s": disk_speed(files) if read else None,
     }

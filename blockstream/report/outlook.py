@@ -12,6 +12,7 @@ from blockstream.budget.amounts import format_nbytes
 from blockstream.report.curve import seconds
 from blockstream.report.forecast import in_words
 
+from .larger import a_year_text, larger_text
 from .tables import grid, lines
 
 #: Columns of the longest bar of the curve.
@@ -60,7 +61,11 @@ def _sums(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     of = "" if limit is None else f" of a budget of {format_nbytes(limit)}"
     yield "peak", f"{format_nbytes(peak)}{of}: {causes}", over
     time = f"{seconds(plan['predicted_s'])}, {seconds(plan['stall_s'])} of it waiting for loads"
-    yield "in all", f"{time}; {format_nbytes(plan['read_nbytes'])} are read", False
+    read = f"{format_nbytes(plan['read_nbytes'])} are read"
+    if plan["read_nbytes"] and plan["read_a_year_nbytes"]:
+        read += f", {a_year_text(plan['read_a_year_nbytes'])}"
+    yield "in all", f"{time}; {read}", False
+    yield "more", larger_text(plan["larger"]), False
 
 
 def _staying(stage: Mapping[str, Any]) -> str:

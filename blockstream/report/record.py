@@ -27,7 +27,9 @@ _PICTURES = ("timeline.png", "compare.png")
 #: The first line of a ledger is no longer than this.
 _BLANK_NBYTES = 1 << 16
 #: The parts of a report that are tables.
-_TABLES = ("budget", "disk", "attention", "output", "versions")
+_TABLES = ("budget", "disk", "energy", "attention", "output", "versions")
+#: What a report says of each larger budget.
+_GAINS = {"budget_nbytes", "more_nbytes", "saves_s", "saves_read_nbytes"}
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,9 @@ def _in_shape(report: Mapping[str, Any]) -> Mapping[str, Any]:
     stages = report.get("stages")
     tables = {key: _mapping(report.get(key)) for key in _TABLES if key in report}
     listed = [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
-    return {**report, **tables, "stages": listed} if report else {}
+    larger = report.get("larger")
+    told = isinstance(larger, list) and all(isinstance(x, Mapping) and x.keys() >= _GAINS for x in larger)
+    return {**report, **tables, "stages": listed, "larger": larger if told else None} if report else {}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -9,7 +9,18 @@ from rich.console import Console
 
 from blockstream.budget.amounts import format_nbytes
 
-from .facts import comparison_facts, equation_table, gbps, name_of, pass_table, secs, stage_table, stages_of
+from .facts import (
+    comparison_facts,
+    energy_text,
+    equation_table,
+    gbps,
+    name_of,
+    pass_table,
+    secs,
+    stage_table,
+    stages_of,
+)
+from .larger import a_year_text, larger_text
 from .record import RunRecord
 from .tables import grid, lines
 
@@ -61,7 +72,13 @@ def _lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
         text = f"read {format_nbytes(disk['read_nbytes'])} at {gbps(disk['read_bytes_per_s'])}"
         if own := disk.get("disk_bytes_per_s"):
             text += f", {disk['read_bytes_per_s'] / own:.0%} of the {gbps(own)} this disk gives"
+        if year := disk.get("a_year_nbytes"):
+            text += f"; {a_year_text(year)}"
         yield "disk", text, False
+    if energy := energy_text(report):
+        yield "energy", energy, False
+    if (larger := report.get("larger")) is not None:
+        yield "more", larger_text(larger), False
     sampler = report.get("sampler")
     if isinstance(sampler, Mapping) and sampler.get("of"):
         leaps = [f"{a} to {b}" for run in sampler.get("runs") or () for a, b in run.get("leaps") or ()]

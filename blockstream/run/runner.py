@@ -20,6 +20,7 @@ from blockstream.plugins.protocols import Flow, FullSampler, Pipeline
 from blockstream.plugins.run_context import new_run
 from blockstream.plugins.transforms import AttentionKernel, AttentionLayer, Merge
 from blockstream.report.forecast import plan_account
+from blockstream.report.larger import larger_for_run
 from blockstream.report.outcome import (
     attention_account,
     budget_account,
@@ -30,6 +31,7 @@ from blockstream.report.outcome import (
 from blockstream.report.sampling import WatchedKernels, WatchedMerge
 from blockstream.report.write import draw_finished
 from blockstream.run.activation import activate
+from blockstream.system.energy import EnergyMeter
 from blockstream.system.machine import versions
 from blockstream.system.memory import MemoryWatch, held, trim_heap
 
@@ -192,7 +194,10 @@ def run(
         ledger.note("budget", this.budget_nbytes)
         stack.push(partial(_tell_failed, plugins, this))
         stack.enter_context(new_run())
-        report = _run_pipeline(this, plugins, folder, begin)
+        energy = EnergyMeter()
+        if energy.measures:
+            plugins.register(energy, "energy")
+        report = _run_pipeline(this, plugins, folder, begin, energy)
         ledger.compute.phase = "report"
         plugins.hook.run_finished(run=this, report=report)
         ledger.flush(sync=True)
@@ -271,7 +276,11 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
 
 def _run_pipeline(
-    this: RunInProgress, plugins: Plugins, folder: RunFolder, begin: Callable[[], None]
+    this: RunInProgress,
+    plugins: Plugins,
+    folder: RunFolder,
+    begin: Callable[[], None],
+    energy: EnergyMeter,
 ) -> dict[str, Any]:
     pipeline: Pipeline = this.config.pipeline.build()
     runtime, first = held().nbytes, None
@@ -298,6 +307,9 @@ def _run_pipeline(
         watch.sample()
         summary = session.report()
         session.remember()
+        stages = stage_accounts(summary["stages"], first)
+        policies = this.config.policy.build()
+        larger = larger_for_run(first, stages, policies, summary, session.activations_beside)
     this.ledger.compute.mark("outside", "close")
     wall_s = this.ledger.compute.at
     return {
@@ -306,7 +318,7 @@ def _run_pipeline(
             **summary["budget"],
             **budget_account(watch, began_s, this.ledger.spans, runtime, session.activations_nbytes),
         },
-        "stages": stage_accounts(summary["stages"], first),
+        "stages": stages,
         "sampler": sampler_account(this.config.sampler.written(), this.ledger.notes),
         "attention": attention_account(
             [a.written() for a in this.config.attention],
@@ -315,7 +327,9 @@ def _run_pipeline(
             this.kernels.account(),
             plugins.said(),
         ),
-        "disk": disk_account(summary["stages"]),
+        "disk": disk_account(summary["stages"], wall_s),
+        "energy": energy.account(),
+        "larger": larger,
         "output": dict(output),
         "wall_s": wall_s,
         "unaccounted": unaccounted(this.ledger.spans, wall_s),

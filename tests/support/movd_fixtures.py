@@ -19,7 +19,7 @@ def runs_undrawn():
     with pytest.MonkeyPatch.context() as patch:
         for drawn_by in (runner, folder):
             patch.setattr(drawn_by, "draw_finished", lambda path: None)
-        patch.setattr(runner, "disk_account", lambda stages: {})
+        patch.setattr(runner, "disk_account", lambda stages, wall_s: {})
         yield
 
 

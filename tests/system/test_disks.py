@@ -70,7 +70,9 @@ def test_a_disk_that_cannot_be_measured_is_left_open(tmp_path):
     assert disk_speed([tiny]) is None
     assert disk_speed([tmp_path / "gone"]) is None
     stages = [{"load_s": 2.0, "read_nbytes": 10, "files": [str(tiny)]}, {"load_s": 0.0, "read_nbytes": 0}]
-    assert disk_account(stages) == {"read_nbytes": 10, "read_bytes_per_s": 5.0, "disk_bytes_per_s": None}
+    found = disk_account(stages, wall_s=4.0)
+    assert found.pop("a_year_nbytes") == 10 / 4 * 365 * 86_400
+    assert found == {"read_nbytes": 10, "read_bytes_per_s": 5.0, "disk_bytes_per_s": None}
 
 
 def test_a_disk_not_measured_is_read_as_usual(files, tmp_path):
