@@ -85,6 +85,10 @@ PLAN = {
     "knee_nbytes": 1 << 30,
     "enough_nbytes": 2 << 30,
     "advice": ["900 MiB: 19.0 s, the least that works", "beyond 2.00 GiB nothing"],
+    "read_a_year_nbytes": 15 << 50,
+    "larger": [
+        {"budget_nbytes": 2 << 30, "more_nbytes": 1 << 30, "saves_s": 0.5, "saves_read_nbytes": 4 << 30}
+    ],
 }
 
 
@@ -199,7 +203,9 @@ def test_plan_prints_what_stays_and_why_the_times_the_peak_and_the_curve(command
         "        costs: measured in earlier runs",
         "peak    1.0 GiB of a budget of 2.0 GiB: 300 MiB runtime, 600 MiB weights, 124",
         "        MiB activations",
-        "in all  9.50 s, 0.50 s of it waiting for loads; 5.0 GiB are read",
+        "in all  9.50 s, 0.50 s of it waiting for loads; 5.0 GiB are read, 15.0 PiB a",
+        "        year at this rate",
+        "more    +1.00 GiB of budget saves 0.50 s and 4.0 GiB of reading",
         "",
         "budget     predicted",
         f"900 MiB    19.0 s    {bar * 30}",
