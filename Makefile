@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE := $(VENV)/.installed-docs
 
 .PHONY: run test quick lint bench fuzz docs clean
 
@@ -28,8 +29,10 @@ bench: $(STAMP)  ## the benchmarks that take minutes; the full-size ones are scr
 fuzz: $(STAMP)  ## a million damaged files for each parser of checkpoint headers: ten minutes
 	$(BIN)/python -m tests.support.mutations
 
-docs: $(STAMP)  ## check that the pages agree with the code
-	$(BIN)/python -m pytest -q tests/test_hooks.py tests/cli tests/test_docs.py
+docs: $(SITE)  ## the documentation as a site, build/site/index.html; pages agree with the code, links lead somewhere
+	$(BIN)/python -m pytest -q tests/test_hooks.py tests/test_docs.py tests/test_docs_code.py tests/test_docs_claims.py
+	$(BIN)/python docs/stage.py build/pages
+	$(BIN)/zensical build --strict
 
 # Python 3.11 or later, and nothing else, is needed to get here.
 $(STAMP): pyproject.toml constraints.txt
@@ -39,6 +42,11 @@ $(STAMP): pyproject.toml constraints.txt
 	# setuptools warns of every editable install whose packages lie in several folders
 	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+# What builds the site, for who builds it.
+$(SITE): $(STAMP)
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(SITE)
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from docs import stage
+
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -65,3 +67,26 @@ def test_constraints_pin_every_dependency_exactly():
 def test_the_tour_names_every_file_once():
     named = re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / "docs" / "tour.md").read_text(encoding="utf-8"))
     assert len(named) == len(set(named)) > 50
+
+
+def error_classes() -> set[str]:
+    """Return the names of all classes of errors that code here may raise."""
+    tops = ("blockstream", "movd", "movd_coreml", "plugins")
+    code = "\n".join(p.read_text(encoding="utf-8") for top in tops for p in (ROOT / top).rglob("*.py"))
+    named = dict(re.findall(r"^class (\w+)\((\w+)\):", code, re.MULTILINE))
+    found = {"BlockstreamError", "OSError"}
+    while more := {name for name, base in named.items() if base in found} - found:
+        found |= more
+    return found - {"BlockstreamError", "OSError"}
+
+
+def test_every_class_of_errors_is_on_the_page_of_messages():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^## (\w+Error)$", page, re.MULTILINE))
+    assert headings == {name for name in error_classes() if not name.startswith("_")}
+
+
+def test_every_page_is_in_the_sites_navigation():
+    nav = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    for at in stage.pages().values():
+        assert at.parts[0] == "results" or f'"{at.as_posix()}"' in nav, at

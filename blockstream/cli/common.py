@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
@@ -62,6 +64,17 @@ def load_config(named: str | Document, sets: list[str]) -> RunConfig:
     if budget is None or (isinstance(budget, str) and headroom_part(budget) is not None):
         refuse_too_little()  # before torch is imported, which may be more than there is
     return make_config(document)
+
+
+def wrapped(text: str, indent: int) -> str:
+    """Return a line broken between words where the terminal ends; what follows is indented."""
+    return textwrap.fill(
+        text,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 _json_to: ContextVar[TextIO | None] = ContextVar("blockstream_json_to", default=None)

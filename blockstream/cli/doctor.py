@@ -12,7 +12,7 @@ from typing import Any
 from blockstream.budget.amounts import format_nbytes
 from blockstream.system.machine import cpu_name
 
-from .common import add_json, print_json
+from .common import add_json, print_json, wrapped
 from .extras import DISTRIBUTION, missing_extras
 from .hints import hints
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(hints(facts)) or "nothing to mend was found")
     else:
         for title, text in lines_of(facts):
-            print(f"{title:<10} {text}".rstrip())
+            print(wrapped(f"{title:<10} {text}".rstrip(), indent=11))
     return 0
 
 

@@ -43,9 +43,9 @@ BUILT_IN = {
 }
 
 ENVIRONMENT = """environment:
-  BLOCKSTREAM_DISABLE=a,b          hide plugins, and the commands of their packages
-  BLOCKSTREAM_TRACE_PLUGINS=1      print every hook call
-  BLOCKSTREAM_DEBUG=1              print the traceback of an error
+  BLOCKSTREAM_DISABLE=a,b        hide plugins and their packages' commands
+  BLOCKSTREAM_TRACE_PLUGINS=1    print every hook call
+  BLOCKSTREAM_DEBUG=1            print the traceback of an error
 """
 
 
@@ -177,7 +177,8 @@ def _top_level(argv: list[str], added: Mapping[str, list[Installed]]) -> int:
 
 def _help(added: Mapping[str, list[Installed]]) -> str:
     lines = [
-        "usage: blockstream COMMAND [options]   (blockstream COMMAND --help, blockstream --version)",
+        "usage: blockstream COMMAND [options]",
+        "       blockstream COMMAND --help, blockstream --version",
         "",
         "Run transformers that do not fit in memory, inside a byte budget.",
         "",

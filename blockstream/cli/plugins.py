@@ -9,7 +9,7 @@ from typing import Any
 from blockstream.errors import BlockstreamError
 from blockstream.plugins import entrypoints
 
-from .common import add_json, print_json
+from .common import add_json, print_json, wrapped
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def _print_inspected(row: dict[str, Any]) -> None:
     if "error" in row:
         print(f"      fails: {row['error']}")
     if "hooks" in row:
-        print(f"      hooks: {', '.join(row['hooks']) or 'none'}")
+        print(wrapped(f"      hooks: {', '.join(row['hooks']) or 'none'}", indent=10))
     for key, items in row.get("offers", {}).items():
         for item, summary in items.items():
-            print(f"      {key} {item}{f': {summary}' if summary else ''}")
+            print(wrapped(f"      {key} {item}{f': {summary}' if summary else ''}", indent=10))

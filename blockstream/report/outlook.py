@@ -103,7 +103,7 @@ def _print_curve(plan: Mapping[str, Any], console: Console) -> None:
         if p is points[-1]:
             marks.append("everything stays")
         bar = "\u2588" * max(1, round(BAR * p["predicted_s"] / most))
-        line = Text(f"{format_nbytes(p['budget_nbytes'], up=True):<11}{seconds(p['predicted_s']):<10}")
+        line = Text(f"{format_nbytes(p['budget_nbytes'], up=True):<11}{seconds(p['predicted_s']):<12}")
         line.append(bar, style="red" if p["budget_nbytes"] in (plan["knee_nbytes"], here) else "bright_black")
         line.append(f"  {', '.join(marks)}", style="bold")
         console.print(line)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
+
+from blockstream.cli.common import wrapped
 from blockstream.run.config import OWN_KEYS
 
 
@@ -88,3 +91,20 @@ def test_hooks_shows_a_plugin_that_fails_beside_the_others(command, site, monkey
     assert code == 1
     assert "fails: plugin 'broken'" in out and "RuntimeError: no GPU" in out
     assert "pipeline video" in out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["plugins"], ["plugins", "--hooks"], ["doctor", "--no-disk"]])
+def test_no_line_is_wider_than_a_terminal_of_80_columns(command, monkeypatch, argv):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command(*argv)
+    assert code == 0 and out.encode("cp1252")
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+def test_what_is_broken_over_lines_keeps_its_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    broken = wrapped("missing    matplotlib>=3.8: pip install 'blockstream-engine[report]'", indent=11)
+    assert broken.splitlines() == [
+        "missing    matplotlib>=3.8: pip install",
+        "           'blockstream-engine[report]'",
+    ]

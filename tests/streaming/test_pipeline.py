@@ -9,6 +9,7 @@ import torch
 
 import blockstream
 from blockstream.errors import ModelError
+from tests.support.stable_diffusion import save_stable_diffusion
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -17,35 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Save a small Stable Diffusion without a tokenizer: prompts come as embeddings."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        sample_size=8,
-        norm_num_groups=4,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    text = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
-        )
-    )
-    path = tmp_path_factory.mktemp("pipe")
-    diffusers.StableDiffusionPipeline(
-        vae, text, None, unet, diffusers.DDIMScheduler(), None, None, requires_safety_checker=False
-    ).save_pretrained(path)
-    return path
+    return save_stable_diffusion(tmp_path_factory.mktemp("pipe"))
 
 
 def image(pipe, **options):
