@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import blockstream
+from blockstream import plugins
 from docs import stage
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +66,13 @@ def test_constraints_pin_every_dependency_exactly():
     assert {n for n in names if n.replace("_", "-") not in known} == {"blockstream-engine"}
 
 
+def test_one_extra_has_all_that_users_may_add():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (everything,) = extras["all"]
+    named = set(re.search(r"\[(.+)\]", everything).group(1).split(","))
+    assert named == set(extras) - {"all", "dev", "docs", "test"}
+
+
 def test_the_tour_names_every_file_once():
     named = re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / "docs" / "tour.md").read_text(encoding="utf-8"))
     assert len(named) == len(set(named)) > 50
@@ -90,3 +99,11 @@ def test_every_page_is_in_the_sites_navigation():
     nav = (ROOT / "zensical.toml").read_text(encoding="utf-8")
     for at in stage.pages().values():
         assert at.parts[0] == "results" or f'"{at.as_posix()}"' in nav, at
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("reference/blockstream.md", blockstream), ("reference/plugins.md", plugins)]
+)
+def test_the_reference_has_every_public_name(name, module):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert sorted(re.findall(rf"^::: {module.__name__}\.(\w+)$", page, re.MULTILINE)) == module.__all__

@@ -68,13 +68,6 @@ def test_every_package_of_the_wheel_is_typed():
     assert marked == tops - {"blockstream_examples"}  # configs alone
 
 
-def test_one_extra_has_all_that_users_may_add():
-    extras = PROJECT["optional-dependencies"]
-    (everything,) = extras["all"]
-    named = set(re.search(r"\[(.+)\]", everything).group(1).split(","))
-    assert named == set(extras) - {"all", "dev", "docs", "test"}
-
-
 def test_the_version_is_the_changelogs_newest():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest.group(1) == PROJECT["version"]
