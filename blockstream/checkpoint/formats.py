@@ -8,14 +8,15 @@ as they are in memory; the layer widens them as it computes. A plugin adds rows 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from .read.entries import TensorEntry
+from . import companions
+from .read.entries import TensorEntry, Tensors
 
 #: What `find` of a row returns: its weights, as `coded` entries.
-Finder = Callable[["Tensors"], Iterable[TensorEntry]]
+Finder = Callable[[Tensors], Iterable[TensorEntry]]
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,9 @@ class Format:
         return found
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """What a row looks for its weights in: a checkpoint's tensors by name and what its config says.
-
-    `settings` is `quantization_config`, empty where there is none. `read(entry)` returns the bytes of a small
-    tensor.
-    """
-
-    entries: Mapping[str, TensorEntry]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    read: Callable[[TensorEntry], bytes] = lambda entry: b""
-
-    @property
-    def method(self) -> str:
-        """Return `quantization_config.quant_method`, empty where there is none."""
-        return str(self.settings.get("quant_method", ""))
-
-
 _GGUF = "blockstream.module.layers.gguf_blocks"
+_SCALED = "blockstream.module.layers.scaled"
+_FOUR = "blockstream.module.layers.four_bits"
 
 
 def _gguf(name: str, block: int, block_nbytes: int) -> Format:
@@ -91,6 +76,70 @@ TABLE: tuple[Format, ...] = (
             f"GGUF-{dtype}", 1, nbytes, f"{_GGUF}:{dtype.lower()}", summary="numbers a library computes on"
         )
         for dtype, nbytes in (("F32", 4), ("F16", 2), ("BF16", 2))
+    ),
+    Format(
+        "fp8",
+        1,
+        1,
+        f"{_SCALED}:scaled",
+        ("_scale",),
+        companions.fp8_scaled,
+        ("compressed-tensors",),
+        summary="compressed-tensors",
+    ),
+    Format(
+        "int8-scaled",
+        1,
+        1,
+        f"{_SCALED}:scaled",
+        ("_scale",),
+        companions.int8_scaled,
+        ("compressed-tensors",),
+        summary="compressed-tensors",
+    ),
+    Format(
+        "fp8-blocks",
+        1,
+        1,
+        f"{_SCALED}:scaled",
+        ("_scale_inv",),
+        companions.fp8_blocks,
+        ("fp8",),
+        summary="DeepSeek and others, by transformers",
+    ),
+    Format(
+        "fp8-comfy", 1, 1, f"{_SCALED}:scaled", ("scale_weight",), companions.comfy_fp8, summary="ComfyUI"
+    ),
+    Format(
+        "bitsandbytes-int8",
+        1,
+        1,
+        f"{_SCALED}:scaled",
+        ("SCB",),
+        companions.bitsandbytes_int8,
+        ("bitsandbytes",),
+        summary="bitsandbytes",
+    ),
+    Format(
+        "bitsandbytes-4bit",
+        2,
+        1,
+        f"{_FOUR}:bitsandbytes_4bit",
+        (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4"),
+        companions.bitsandbytes_4bit,
+        ("bitsandbytes",),
+        summary="bitsandbytes, nf4 and fp4",
+    ),
+    Format(
+        "mxfp4",
+        32,
+        16,
+        f"{_FOUR}:mxfp4",
+        ("_scales",),
+        companions.mxfp4,
+        ("mxfp4",),
+        by_row=True,
+        summary="gpt-oss",
     ),
 )
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from blockstream.errors import CheckpointError
 from blockstream.system import regular
 
-from .formats import Format, Tensors
+from .formats import Format
 from .read.catalog import Checkpoint
-from .read.entries import TensorEntry, unreadable
+from .read.entries import TensorEntry, Tensors, unreadable
 from .read.quantised import quantisation, refuse_quantised
 
 #: The most bytes that are read of a tensor that says how others are coded.

@@ -151,5 +151,10 @@ def _converted(
 
 def _part(whole: TensorEntry, i: int, of: int) -> TensorEntry:
     """Return the i-th of equal parts of a tensor along its first dimension."""
+    if whole.coded is not None and whole.coded.beside:
+        raise CheckpointError(
+            f"{whole.file.path}: {whole.name!r} is in format {whole.dtype} and several parameters are parts "
+            "of it, which its scales are not cut for; write it dequantised with the library that quantised it"
+        )
     rows, nbytes = whole.shape[0] // of, whole.nbytes // of
     return replace(whole, shape=(rows, *whole.shape[1:]), offset=whole.offset + i * nbytes, nbytes=nbytes)

@@ -11,7 +11,7 @@ from torch import nn
 from blockstream.checkpoint import Checkpoint, TensorEntry
 from blockstream.checkpoint.write.packer import Made
 from blockstream.checkpoint.write.rounding import FLOATS
-from blockstream.errors import ModelError
+from blockstream.errors import CheckpointError, ModelError
 from blockstream.module.layers.int8 import roundable
 
 from .conversions import Computed
@@ -57,6 +57,12 @@ def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Pac
     wanted = None if dtype == "int8" else parse_dtype(dtype)
     prepared = Prepared("model", module, checkpoint, wanted, packing=True)
     sources = prepared.matched.sources
+    coded = next((e for s in sources.values() for e in s.tensors if e.coded is not None), None)
+    if coded is not None:
+        raise CheckpointError(
+            f"{checkpoint.root}: {coded.name!r} is in format {coded.dtype}, which streams as it lies and is "
+            "not packed; pack the original checkpoint"
+        )
     # "rest" is what pack calls tensors that no segment names.
     paths = {
         "resident" if part.resident else part.name: [places[0].path for places in part.params]

@@ -3,8 +3,8 @@
 In: entry points and names; out: choices, blamed by name when they fail.
 """
 
-from blockstream.checkpoint.formats import Format, Tensors
-from blockstream.checkpoint.read.entries import Coded, TensorEntry
+from blockstream.checkpoint.formats import Format
+from blockstream.checkpoint.read.entries import Coded, TensorEntry, Tensors
 from blockstream.plan.retention import RetentionPolicy
 
 from .choices import Choice, ModelFamily

@@ -37,6 +37,8 @@ ITEM_NBYTES = {
     "C64": 8,
     "C128": 16,
 }
+#: Bits of one element of what is shorter than a byte: such tensors are listed, and not read.
+ITEM_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 #: Offsets and sizes must fit a signed 64-bit number, as they do in every file system.
 MOST = 2**63 - 1
 
@@ -145,6 +147,24 @@ class Coded:
     row: Row | None = None
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """What a row looks for its weights in: a checkpoint's tensors by name and what its config says.
+
+    `settings` is `quantization_config`, empty where there is none. `read(entry)` returns the bytes of a small
+    tensor.
+    """
+
+    entries: Mapping[str, TensorEntry]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[TensorEntry], bytes] = lambda entry: b""
+
+    @property
+    def method(self) -> str:
+        """Return `quantization_config.quant_method`, empty where there is none."""
+        return str(self.settings.get("quant_method", ""))
+
+
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """Return the error for a file the system refuses to open or read."""
     return CheckpointError(
@@ -171,6 +191,8 @@ def _hash(stream: BinaryIO, offset: int, nbytes: int) -> str:
 
 def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int:
     """Return the bytes of a contiguous tensor; KeyError for a dtype without a fixed size."""
+    if dtype in ITEM_BITS:
+        return -(-prod(shape) * ITEM_BITS[dtype] // 8)
     return prod(shape) * ITEM_NBYTES[dtype]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from blockstream.errors import CheckpointError
 from blockstream.system import regular
 
-from .entries import ITEM_NBYTES, MOST, FileStamp, TensorEntry, check_extents, unreadable
+from .entries import ITEM_BITS, ITEM_NBYTES, MOST, FileStamp, TensorEntry, check_extents, unreadable
 from .foreign import name_foreign
 from .index import unique
 
@@ -100,18 +100,21 @@ def _entry(name: str, row: Any, start: int, stamp: FileStamp) -> TensorEntry:
     if not isinstance(row, dict) or not {"dtype", "shape", "data_offsets"} <= row.keys():
         _refuse(path, f"describes {name!r} without dtype, shape and data_offsets")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_NBYTES:
-        _refuse(path, f"gives {name!r} the dtype {dtype!r}; known are {', '.join(ITEM_NBYTES)}")
+    if not isinstance(dtype, str) or (dtype not in ITEM_NBYTES and dtype not in ITEM_BITS):
+        _refuse(
+            path, f"gives {name!r} the dtype {dtype!r}; known are {', '.join((*ITEM_NBYTES, *ITEM_BITS))}"
+        )
     if not isinstance(shape, list) or not all(_is_size(n) for n in shape):
         _refuse(path, f"gives {name!r} the shape {_short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
         _refuse(path, f"places {name!r} at {_short(offsets)}")
     begin, end = offsets
-    nbytes = ITEM_NBYTES[dtype]
+    bits = ITEM_BITS.get(dtype) or 8 * ITEM_NBYTES[dtype]
     for n in shape:  # stops before a hostile shape grows into a number of megabytes
-        nbytes *= n
-        if nbytes > MOST:
+        bits *= n
+        if bits > 8 * MOST:
             _refuse(path, f"gives {name!r} the shape {_short(shape)}: more than 2^63 bytes")
+    nbytes = -(-bits // 8)
     if end - begin != nbytes:
         _refuse(
             path,
