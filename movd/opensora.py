@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blockstream.errors import ConfigError
-from blockstream.plugins import Flow, Run
+from blockstream.module.attention import attention_hooks
+from blockstream.plugins import Flow, Network, Run
 from blockstream.streaming.pace import pace
 from blockstream.system.machine import versions
 from movd.attention import attention_layers
 from movd.captions import lost, official_prompt
-from movd.networks import Networks, OwnNetworks
 from movd.options import MovdOptions
 from movd.reference import digest, read_reference
 from movd.rflow import OpenSoraFlow
 from movd.stdit3 import STDiT3
 from movd.t5 import embed
-from movd.text_to_video.family import Embedding, Leg, Network, OneFlow, TextStage, Way
+from movd.text_to_video.family import Embedding, Leg, OneFlow, TextStage, Way
 from movd.tokenizer import UNKNOWN
 from movd.weights import Weights
 
@@ -42,29 +41,13 @@ class OpenSora:
     def open(self, run: Run) -> None:
         """Open the three checkpoints."""
         o = self.options
-        self.weights = Weights(o, planning=run.planning)
-        self.networks = self._networks(run)
+        self.weights = Weights(o, planning=run.planning, open=run.checkpoint)
         self.latent = self.weights.latent(o)
         self.length = self.weights.dit_config.model_max_length
 
-    def _networks(self, run: Run) -> Networks:
-        """Return what makes the networks: the config's backend, which has to have segments for them."""
-        chosen, backend = run.config.backend, run.backend
-        if chosen is None:
-            return OwnNetworks(self.options, self.weights)
-        if not hasattr(backend, "networks"):
-            raise ConfigError(
-                f"backend {chosen.ref!r} has no segments for pipeline movd; "
-                "coreml-interpreter and coreml have"
-            )
-        networks: Networks = backend.networks(self.options, self.weights)
-        return networks
-
     def identity(self) -> Mapping[str, str | None]:
-        """Return what tells checkpoints, tokenizer, packages and the first frame from others."""
+        """Return what tells checkpoints, tokenizer and the first frame from others."""
         inputs: dict[str, str | None] = dict(self.weights.identity())
-        if self.networks.identity is not None:
-            inputs["packages"] = self.networks.identity
         if self.options.reference is not None:
             inputs["reference"] = digest(Path(self.options.reference))
         return inputs
@@ -81,6 +64,7 @@ class OpenSora:
 
     def encoders(self, run: Run) -> Sequence[TextStage]:
         """Return T5."""
+        weights = self.weights
         tokens = torch.ones(1, self.length, dtype=torch.long)
 
         def embed_one(module: Any, text: str) -> Embedding:
@@ -89,7 +73,7 @@ class OpenSora:
         return [
             TextStage(
                 "t5",
-                self.networks.text_encoder,
+                lambda: Network(weights.text_encoder(), weights.t5.checkpoint, self.options.t5.converted),
                 {"input_ids": tokens, "attention_mask": tokens},
                 embed_one,
                 self._text_numerics(run),
@@ -109,7 +93,7 @@ class OpenSora:
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "versions": [installed["torch"], installed["transformers"]],
             **({"int8": run.config.int8} if self.weights.t5.checkpoint.scales else {}),
-            **({"packages": self.networks.identity} if self.networks.identity is not None else {}),
+            **({} if run.backend_identity is None else {"backend": run.backend_identity}),
         }
 
     def remarks(self, n: int) -> Sequence[str]:
@@ -153,7 +137,7 @@ class OpenSora:
 
     def denoiser(self, run: Run) -> Network:
         """Return STDiT3."""
-        return self.networks.denoiser(run)
+        return Network(self.weights.denoiser(), self.weights.dit.checkpoint, self.options.dit.converted)
 
     def denoiser_inputs(self) -> dict[str, Any]:
         """Return inputs of the shapes a step has, with guidance, for a text of full length."""
@@ -215,15 +199,23 @@ class OpenSora:
     def attention(
         self, denoiser: nn.Module, run: Run, texts: Sequence[Sequence[Embedding]]
     ) -> AbstractContextManager[object]:
-        """Apply the run's attention transforms for a text of so many tokens."""
+        """Apply the run's attention transforms for a text of so many tokens, unless a backend does."""
+        if not isinstance(denoiser, STDiT3):
+            return nullcontext()
         _, mask = texts[0][0]
-        return self.networks.attention(denoiser, run, int(mask.sum(1).max()))
+        return attention_hooks(
+            attention_layers(denoiser, denoiser.grid(*self.latent[1:]), int(mask.sum(1).max())),
+            token_merge=run.token_merge,
+            attention_kernel=run.attention_kernel,
+        )
 
     # -- decoding ----------------------------------------------------------------------------
 
     def decoder(self) -> Network:
-        """Return the VAE's decoders."""
-        return self.networks.decoder()
+        """Return the VAE's decoders, planned for the chunks of this run."""
+        vae = self.weights.decoder()
+        vae.plan_decode(self._chunks()[0], *self.pixels())
+        return Network(vae, self.weights.vae.checkpoint, self.options.vae.converted)
 
     def decoder_inputs(self) -> Any:
         """Return the latents of one chunk, and its frames."""

@@ -52,13 +52,19 @@ class Weights:
     """The checkpoints that the options name, opened when they are first asked for.
 
     Raises ConfigError for a folder or a configuration, CheckpointError for weights that are not what the
-    configuration says. For `planning` the released networks stand for folders that are not there.
+    configuration says. For `planning` the released networks stand for folders that are not there. `open` is a
+    run's way to a checkpoint.
     """
 
-    def __init__(self, options: MovdOptions, planning: bool = False) -> None:
-        self.t5 = _part("t5", options.t5, planning, T5_V1_1_XXL)
-        self.dit = _part("dit", options.dit, planning)
-        self.vae = _part("vae", options.vae, planning)
+    def __init__(
+        self,
+        options: MovdOptions,
+        planning: bool = False,
+        open: Callable[[Path], Checkpoint] = Checkpoint.open,
+    ) -> None:
+        self.t5 = _part("t5", options.t5, planning, open, T5_V1_1_XXL)
+        self.dit = _part("dit", options.dit, planning, open)
+        self.vae = _part("vae", options.vae, planning, open)
         with self.dit.blamed():
             self.dit_config = STDiT3Config(**self.dit.config)
         with self.vae.blamed():
@@ -138,6 +144,7 @@ class Part:
     config: dict[str, Any]
     dtype: str | None = None
     is_imagined: bool = False
+    open: Callable[[Path], Checkpoint] = Checkpoint.open
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -147,7 +154,7 @@ class Part:
                 module = _BUILDERS[self.name](self.config)
             return imagined_model(module, self.dtype or "fp32", self.folder)
         with self.blamed():
-            opened = Checkpoint.open(self.folder)
+            opened = self.open(self.folder)
             if self.dtype == "int8" and not opened.scales:
                 raise CheckpointError(
                     f"holds no weights in int8; `blockstream pack {self.folder} DST --dtype int8` writes them"
@@ -193,13 +200,19 @@ class Part:
             raise type(error)(f"{self.name}.path {self.folder}: {said}") from error
 
 
-def _part(name: str, option: ModelOptions, planning: bool, fallback: Mapping[str, Any] | None = None) -> Part:
+def _part(
+    name: str,
+    option: ModelOptions,
+    planning: bool,
+    open: Callable[[Path], Checkpoint],
+    fallback: Mapping[str, Any] | None = None,
+) -> Part:
     path = Path(option.path)
     if planning and option.path != TINY and not path.exists():
         log.warning("%s.path %s does not exist: planned with the released network", name, path)
         return Part(name, path, dict(RELEASED[name]), option.dtype, is_imagined=True)
     folder = option.folder(name)
-    return Part(name, folder, _config(name, folder, fallback), option.dtype)
+    return Part(name, folder, _config(name, folder, fallback), option.dtype, open=open)
 
 
 def _config(part: str, folder: Path, fallback: Mapping[str, Any] | None = None) -> dict[str, Any]:

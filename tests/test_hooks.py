@@ -112,9 +112,14 @@ def three_layers():
     return torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(3)))
 
 
-def test_hook_backends():
+def test_hook_backends(tmp_path):
     choice = Example("backends").choice("backend")
-    assert choice.build(choice.options(folder="compiled")).folder == "compiled"
+    backend = choice.build(choice.options(folder=tmp_path / "packs"))
+    for folder in ("packs/a", "b"):
+        (tmp_path / folder).mkdir(parents=True)
+        save_file({"x": torch.ones(1)}, tmp_path / folder / "model.safetensors")
+    opened = [backend.checkpoint(tmp_path / name).root for name in ("a", "b")]
+    assert opened == [tmp_path / "packs" / "a", tmp_path / "b"]
 
 
 class LineFlow:

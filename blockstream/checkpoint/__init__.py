@@ -4,6 +4,7 @@ In: files, or tensors to write; out: entries, a store of segments, packs.
 """
 
 from blockstream.checkpoint.read.catalog import Checkpoint
-from blockstream.checkpoint.read.entries import FileStamp, TensorEntry
+from blockstream.checkpoint.read.entries import FileStamp, Source, TensorEntry
+from blockstream.checkpoint.read.sourced import header_from
 
-__all__ = ["Checkpoint", "FileStamp", "TensorEntry"]
+__all__ = ["Checkpoint", "FileStamp", "Source", "TensorEntry", "header_from"]

@@ -17,6 +17,7 @@ from blockstream.checkpoint.read.convert import convert
 from blockstream.checkpoint.read.entries import FileStamp
 from blockstream.checkpoint.read.reader import Batch, Reader, ReadFile, Wanted
 from blockstream.checkpoint.read.requests import Chunk, Move, Read, SegmentLayout
+from blockstream.checkpoint.read.sourced import SourceFile
 from blockstream.engine.arena import Arena
 from blockstream.errors import BlockstreamError, EngineError, SegmentLoadError
 from blockstream.plan.loads import Load
@@ -177,7 +178,7 @@ class FileStore:
         self.reader = reader or Reader()
         #: Sums over all loads.
         self.totals = LoadCounts()
-        self._files: dict[FileStamp, ReadFile] = {}
+        self._files: dict[FileStamp, ReadFile | SourceFile] = {}
         try:
             for layouts in self.stages.values():
                 for layout in layouts.values():
@@ -190,7 +191,7 @@ class FileStore:
         for stamp in layout.files:
             if stamp not in self._files:
                 stamp.check()
-                self._files[stamp] = self.reader.open(stamp.path)
+                self._files[stamp] = self.reader.open_stamped(stamp)
 
     def begin(self, load: Load) -> FileLoading:
         """Begin to read a segment into its extent of the arena, after all that was begun before."""
@@ -203,7 +204,7 @@ class FileStore:
         self._check_room(load.stage, layout, load.extent)
         return FileLoading(self, load.stage, layout, load.extent)
 
-    def file(self, stamp: FileStamp) -> ReadFile:
+    def file(self, stamp: FileStamp) -> ReadFile | SourceFile:
         """Return the open file of a stamp."""
         return self._files[stamp]
 
@@ -240,7 +241,7 @@ class FileStore:
         """Return in words what happened to the segment's files since they were opened."""
         for stamp in layout.files:
             try:
-                found = stamp.changes(self._files[stamp].stat())
+                found = self._files[stamp].changes(stamp)
             except OSError as error:
                 found = [f"it cannot be looked at ({error.strerror})"]
             if found:

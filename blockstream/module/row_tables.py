@@ -108,7 +108,9 @@ class TableReader:
     def _open(self) -> None:
         """Open the file, which must still be the one whose header was read."""
         assert not self._closed, "the table is closed"
-        if self._file is None:
+        if self.entry.file.source is not None:
+            self.entry.file.check()
+        elif self._file is None:
             self.entry.file.check()
             self._file = ReadFile(self.entry.file.path, direct=True)
 
@@ -119,8 +121,11 @@ class TableReader:
 
     def _read(self, row: int, into: memoryview, view: memoryview) -> int:
         """Read one row: the blocks around it to the scratch pages, then the row."""
+        start, source = self.entry.offset + row * self._row_nbytes, self.entry.file.source
+        if source is not None:
+            source.read(self.entry.file, start, into)
+            return len(into)
         assert self._file is not None
-        start = self.entry.offset + row * self._row_nbytes
         first = start // BLOCK * BLOCK
         need = start + self._row_nbytes - first
         done = arrived = 0

@@ -131,12 +131,15 @@ def read_buffer(path: str, source: Source, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_entry(entry: TensorEntry) -> Tensor:
-    """Return one tensor of a checkpoint, read through the page cache."""
+    """Return one tensor of a checkpoint, read through the page cache, or from wherever its file lies."""
     entry.file.check()
     tensor = torch.empty(entry.shape, dtype=to_torch(entry.dtype))
     if not entry.nbytes:
         return tensor
     room = tensor.reshape(-1).view(torch.uint8).numpy().data
+    if entry.file.source is not None:
+        entry.file.source.read(entry.file, entry.offset, room)
+        return tensor
     file = ReadFile(entry.file.path, direct=False)
     try:
         done = 0

@@ -10,8 +10,9 @@ from blockstream.plan.retention import RetentionPolicy
 from .choices import Choice, ModelFamily
 from .hookspecs import hookimpl
 from .manager import Plugins
+from .network import Network
 from .observer import Observer
-from .protocols import Flow, FullSampler, Pipeline, Run, Sampler
+from .protocols import Backend, Flow, FullSampler, Pipeline, Run, Sampler
 from .run_context import RunContext, current_run, new_run
 from .schedulers import Ended, Needs, Scheduler
 from .transforms import AttentionKernel, AttentionKind, AttentionLayer, Merge
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionKernel",
     "AttentionKind",
     "AttentionLayer",
+    "Backend",
     "Choice",
     "Coded",
     "Ended",
@@ -29,6 +31,7 @@ __all__ = [
     "Merge",
     "ModelFamily",
     "Needs",
+    "Network",
     "Observer",
     "Pipeline",
     "Plugins",

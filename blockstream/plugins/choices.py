@@ -117,6 +117,10 @@ def _is_scheduler(built: Any) -> bool:
     return callable(getattr(built, "run", None))
 
 
+def _is_backend(built: Any) -> bool:
+    return any(callable(getattr(built, method, None)) for method in ("checkpoint", "network"))
+
+
 def _is_something(built: Any) -> bool:
     return built is not None
 
@@ -126,7 +130,12 @@ KINDS: dict[str, Kind] = {
     kind.key: kind
     for kind in (
         Kind("pipeline", "pipelines", "a Pipeline", _is_something),
-        Kind("backend", "backends", "a Backend", _is_something),
+        Kind(
+            "backend",
+            "backends",
+            "an object with checkpoint(path) or network(stage, network, run)",
+            _is_backend,
+        ),
         Kind("sampler", "samplers", "a function sample(flow, z, i=0, memory=None)", callable),
         Kind("attention", "attention_transforms", "an object with hookimpls", _is_something),
         Kind("policy", "retention_policies", "a sequence of RetentionPolicy", _is_policies, _blamed_policies),

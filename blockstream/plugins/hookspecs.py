@@ -64,8 +64,9 @@ def weight_formats() -> Sequence[Format]:  # type: ignore[empty-body]
 def backends() -> Sequence[Choice]:  # type: ignore[empty-body]
     """List the backends of this plugin: what `backend:` may name.
 
-    `build(options)` returns what executes a pipeline's segments: compiled models, an interpreter,
-    another runtime. A pipeline refuses a backend it has no segments for.
+    `build(options)` returns a `Backend`: `checkpoint(path)` opens weights that lie elsewhere,
+    `network(stage, network, run)` gives a stage other segments, or a store of its own. The engine
+    asks it for every stage of any pipeline.
     """
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .network import Network
 from .transforms import AttentionKernel, AttentionLayer, Merge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from blockstream.checkpoint import Checkpoint
     from blockstream.run.config import RunConfig
     from blockstream.run.files import Files
     from blockstream.streaming.session import Session
@@ -110,12 +113,36 @@ class Pipeline(Protocol):
         """Make the results, saved by `run.files`."""
 
 
+class Backend(Protocol):
+    """What a run's weights are read by, or its segments computed by, in the place of files and of torch.
+
+    The engine asks it for every stage of any pipeline. It has `checkpoint`, `network` or both; `identity` is
+    for a `network` that changes results, and `close()`, called as a run ends, for what holds connections.
+    """
+
+    def checkpoint(self, path: Path) -> Checkpoint:
+        """Return the checkpoint that stands for a path of the config; headers alone are read.
+
+        Its files have a `source`: headers, buffers, tables and segments are read through it, and what it
+        cannot read ends the run. Raises ConfigError for a path that it has nothing for.
+        """
+
+    def network(self, stage: str, network: Network, run: Run) -> Network | None:
+        """Return what a stage is made of in the place of the pipeline's own network: that one, or another.
+
+        Another module is called as the pipeline's own would be, and its parameters are in its checkpoint.
+        None: there are no segments for this stage, and the run is refused.
+        """
+
+    def identity(self) -> str:
+        """Return what results follow from beside the config and the weights: a resumed run is held to it."""
+
+
 class Run(Protocol):
     """What a pipeline may know and use of the run it is part of.
 
     `planning`: nothing will run, checkpoints need not be there. `resumed`: it goes on with what is in `out`.
-    `backend` is what the config's backend is, None where it names none; a pipeline that does not ask for it
-    is not run with one.
+    `backend_identity` tells what the config's backend computes from what others do, None where it names none.
     """
 
     config: RunConfig
@@ -126,8 +153,11 @@ class Run(Protocol):
     sampler: FullSampler
 
     @property
-    def backend(self) -> Any:
-        """Return the config's backend, built."""
+    def backend_identity(self) -> str | None:
+        """Return what tells results of this backend from others; None without one."""
+
+    def checkpoint(self, path: str | PathLike[str]) -> Checkpoint:
+        """Return the checkpoint at a path, as the config's backend has it. Headers alone are read."""
 
     def sample(
         self, name: str, flow: Flow, z: Tensor, save_every: int = 5

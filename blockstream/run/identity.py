@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.read.sourced import contents
 from blockstream.plugins import entrypoints
-from blockstream.system import regular
 from blockstream.system.machine import versions
 
 from .config import RunConfig
@@ -31,9 +31,8 @@ def identity_of(checkpoint: Checkpoint, beside: str = "") -> str:
         if not small:
             digest.update(str(file.mtime_ns).encode())
             continue
-        with regular.opened(file.path) as bytes_of:
-            while piece := bytes_of.read(1 << 20):
-                digest.update(piece)
+        for piece in contents(file):
+            digest.update(piece)
     return digest.hexdigest()[:16]
 
 

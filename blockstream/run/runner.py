@@ -7,15 +7,17 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cached_property, partial
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockstream.budget.amounts import format_nbytes, parse_nbytes, resolve_budget
+from blockstream.budget.amounts import parse_nbytes, resolve_budget
+from blockstream.checkpoint import Checkpoint
 from blockstream.engine.ledger import Ledger, unaccounted
-from blockstream.errors import ConfigError, PluginError
+from blockstream.errors import PluginError
 from blockstream.plugins.manager import Plugins
+from blockstream.plugins.network import Network
 from blockstream.plugins.protocols import Flow, FullSampler, Pipeline
 from blockstream.plugins.run_context import new_run
 from blockstream.plugins.transforms import AttentionKernel, AttentionLayer, Merge
@@ -29,19 +31,20 @@ from blockstream.report.outcome import (
     stage_accounts,
 )
 from blockstream.report.sampling import WatchedKernels, WatchedMerge
-from blockstream.report.write import draw_finished
 from blockstream.run.activation import activate
 from blockstream.system.energy import EnergyMeter
 from blockstream.system.machine import versions
-from blockstream.system.memory import MemoryWatch, held, trim_heap
+from blockstream.system.memory import held
 
 from .config import RunConfig
+from .drawing import draw
 from .files import Files
 from .finite import Finite
 from .folder import LEDGER, RunFolder, run_folder, write_report
 from .identity import identity_of, versions_of
 from .numerics import pinned
 from .steps import sample, saved_step
+from .supply import Supply
 from .watched import WatchedSampler
 
 if TYPE_CHECKING:
@@ -52,9 +55,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-#: What drawing a run of any length takes, matplotlib included.
-DRAWING_NBYTES = 48 << 20
-
 #: The folder of a run that is only planned: nothing of an earlier run is found there, nothing is written.
 NOWHERE = Path(os.devnull) / "run"
 
@@ -83,23 +83,27 @@ class RunInProgress:
         )
         self.merges = WatchedMerge(ledger)
         self.kernels = WatchedKernels()
+        self._supply = Supply(config.backend, config.pipeline.ref)
         self.hook = plugins.hook
         #: Whether its observers have been told of it.
         self.begun = False
 
-    @cached_property
-    def backend(self) -> Any:
-        """Return what the config's backend is; None where it names none. A pipeline that has one asks."""
-        return None if self.config.backend is None else self.config.backend.build()
+    @property
+    def backend_identity(self) -> str | None:
+        """Return what tells results of the config's backend from others; None without one."""
+        return self._supply.identity
 
-    def refuse_unused_backend(self) -> None:
-        """Raise ConfigError for a backend that the pipeline has not asked for."""
-        chosen = self.config.backend
-        if chosen is not None and "backend" not in vars(self):
-            raise ConfigError(
-                f"backend: {chosen.ref}: pipeline {self.config.pipeline.ref!r} computes its stages by "
-                "itself and asks for none; leave backend out"
-            )
+    def checkpoint(self, path: str | os.PathLike[str]) -> Checkpoint:
+        """Return the checkpoint at a path, as the config's backend has it."""
+        return self._supply.checkpoint(path)
+
+    def network(self, stage: str, network: Network) -> Network:
+        """Return what a stage is made of: what the pipeline names, or what the backend has in its place."""
+        return self._supply.network(stage, network, self)
+
+    def close(self) -> None:
+        """Let the backend close what it holds."""
+        self._supply.close()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is done outside the segments, for the ledger."""
@@ -191,6 +195,7 @@ def run(
         for n, observer in enumerate(observers):
             plugins.register(observer, f"observer#{n}")
         this = RunInProgress(config, folder.path, ledger, plugins, folder.files)
+        stack.callback(this.close)
         ledger.note("budget", this.budget_nbytes)
         stack.push(partial(_tell_failed, plugins, this))
         stack.enter_context(new_run())
@@ -202,7 +207,7 @@ def run(
         plugins.hook.run_finished(run=this, report=report)
         ledger.flush(sync=True)
         write_report(folder, report)
-        _draw(folder, report)
+        draw(folder, report)
     return report
 
 
@@ -222,30 +227,6 @@ def _tell_failed(
         log.warning("%s", theirs)
 
 
-def _draw(folder: RunFolder, report: dict[str, Any]) -> None:
-    """Draw a run within its budget; what that takes belongs to the report's verdict."""
-    budget = report["budget"]
-    trim_heap()
-    room = budget["nbytes"] - held().nbytes
-    if room < DRAWING_NBYTES:
-        log.warning(
-            "%s is not drawn: the budget leaves %s and drawing takes %s; it can be: blockstream report %s",
-            *(folder.path, format_nbytes(max(0, room)), format_nbytes(DRAWING_NBYTES), folder.path),
-        )
-        return
-    with MemoryWatch(budget["nbytes"]) as watch:
-        draw_finished(folder.path)
-    if watch.peak_nbytes > budget["peak_nbytes"]:
-        budget |= {
-            "peak_nbytes": watch.peak_nbytes,
-            "held": budget["held"] and not watch.broken,
-            "by_cause": watch.by_cause(runtime=budget["by_cause"].get("runtime", 0), activations=0),
-            "peak_at_s": report["wall_s"],
-            "peak_during": "drawing the run",
-        }
-        write_report(folder, report)
-
-
 def _begin(folder: RunFolder, config: RunConfig, found: Mapping[str, str | None], ledger: Ledger) -> None:
     """Begin to write to the folder; nothing happens the second time."""
     if ledger.path is None:
@@ -258,10 +239,9 @@ def plan(config: RunConfig) -> dict[str, Any]:
     config = pinned(config)
     plugins = activate(config)
     this = RunInProgress(config, NOWHERE, Ledger(), plugins)
-    with open_session(this) as session:
+    with closing(this), open_session(this) as session:
         pipeline: Pipeline = config.pipeline.build()
         pipeline.declare(session, this)
-        this.refuse_unused_backend()
         made = session.draft()
         return plan_account(
             made,
@@ -286,7 +266,8 @@ def _run_pipeline(
     runtime, first = held().nbytes, None
     with open_session(this, observer=plugins.hook) as session, _no_exit(this.config.pipeline.who):
         pipeline.declare(session, this)
-        this.refuse_unused_backend()
+        if this.backend_identity is not None:
+            this.files.identify({"backend": this.backend_identity})
         this.files.identify(_weights_of(session, this.files.identified))
         began_s, watch = this.ledger.now(), session.watch
         if session.names:  # a resumed run may have nothing left to compute
@@ -354,6 +335,7 @@ def open_session(this: RunInProgress, kind: type[Session] | None = None, **optio
         variant=", ".join(json.dumps(c.written(), sort_keys=True) for c in chosen),
         int8=config.int8,
         ledger=this.ledger,
+        supply=this.network,
         **options,
     )
 

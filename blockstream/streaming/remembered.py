@@ -61,8 +61,8 @@ class _About:
         self.loads = calibration.load_costs_of(files, self.dtype)
         self.executes = calibration.execute_costs_of(files, self.dtype, threads, self.shapes)
         self.computing = calibration.compute_speed_of(threads, self.dtype)
-        path = min((f.path for f in files), key=str, default=".")
-        self.reading = calibration.read_speed_of(path)
+        first = min(files, key=lambda f: str(f.path), default=None)
+        self.reading = calibration.read_speed_of("" if first is None else calibration.disk_of(first))
 
 
 def main_dtype(layouts: Mapping[str, SegmentLayout]) -> str:

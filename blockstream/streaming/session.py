@@ -7,7 +7,7 @@ on the head of the first is read before it is asked for, and each stage's tail h
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from blockstream.module.prepared import CPU, Prepared
 from blockstream.plan.planner import Plan
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Passes, Schedule
+from blockstream.plugins.network import Network
 from blockstream.plugins.observer import Observer
 from blockstream.system.memory import Held, MemoryWatch
 
@@ -65,7 +66,8 @@ class Session:
     `slots` fixes their number (1: nothing overlaps), `lookahead` how many visits ahead is loaded (1: Eq. 8),
     `int8` how layers with int8 weights multiply (auto, bf16, fp32), which is numerics. On a `device`
     ("cuda", "cuda:1"; "auto" where torch has one) weights go on from host memory into `device_budget`, of
-    which they take `device_arena` at most.
+    which they take `device_arena` at most. `supply(stage, network)` returns what a stage is made of: a
+    run's backend has another network for it.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Session:
         int8: str = "auto",
         ledger: Ledger | None = None,
         observer: Observer | None = None,
+        supply: Callable[[str, Network], Network] | None = None,
         device: str | Device | None = None,
         device_budget: int | str | None = None,
         device_arena: int | str | None = None,
@@ -101,6 +104,7 @@ class Session:
         self._called: tuple[str, Call] | None = None
         self._plans: Plans | None = None
         self._closed = False
+        self._supply = supply
         self._observing = Observing(observer, self._schedule)
         self._driver = Driver(self._begin, self.ledger, self._observing)
         self._stages = self._driver.stages
@@ -138,10 +142,8 @@ class Session:
             raise EngineError(f"stage {name!r} is added after the session {when}; declare every stage first")
         if name in self._stages:
             raise ConfigError(f"there is a stage {name!r} already; give each its own name")
-        module = build(model)
-        open_sessions.refuse_claimed(module)
-        opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
-        prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
+        prepared, opened, around = self.prepare(name, Network(model, checkpoint, dtype, around))
+        module = prepared.module
         inputs = None if example_inputs is None else Call.of(example_inputs)
         stage = Declared(prepared, opened, parse_passes(passes), inputs, around, tuple(pace))
         self._stages[name] = StreamedStage(self._driver, prepared, self.where)
@@ -149,6 +151,16 @@ class Session:
         self._first = None
         open_sessions.claim(module, self)
         return module
+
+    def prepare(self, name: str, network: Network) -> tuple[Prepared, Checkpoint, StoreAround | None]:
+        """Return a stage's module made ready, its checkpoint and what makes its store; nothing is added."""
+        if self._supply is not None:
+            network = self._supply(name, network)
+        module, where = build(network.module), network.checkpoint
+        open_sessions.refuse_claimed(module)
+        opened = where if isinstance(where, Checkpoint) else Checkpoint.open(where)
+        prepared = Prepared(name, module, opened, parse_dtype(network.dtype), int8=self.int8)
+        return prepared, opened, network.around
 
     @property
     def names(self) -> tuple[str, ...]:

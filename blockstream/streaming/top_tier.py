@@ -56,7 +56,9 @@ class TopTier(Protocol):
 def open_files(arena: Arena, stages: Iterable[Declared]) -> FileStore:
     """Return the store that reads the stages' segments into an arena, the way this disk is fastest."""
     layouts = {s.name: s.prepared.layouts for s in stages}
-    threads, request_nbytes = requests(f.path for x in layouts.values() for y in x.values() for f in y.files)
+    threads, request_nbytes = requests(
+        f.path for x in layouts.values() for y in x.values() for f in y.files if f.source is None
+    )
     return FileStore(arena, layouts, reader=Reader(threads=threads, request_nbytes=request_nbytes))
 
 

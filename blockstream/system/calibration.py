@@ -60,7 +60,7 @@ def write(about: About, numbers: Mapping[str, float], folder: Path | None = None
 def load_costs_of(files: Iterable[FileStamp], dtype: str | None) -> About:
     """Return what load times depend on: machine, disk, the checkpoint's contents, the dtype asked for."""
     stamps = sorted(files, key=lambda f: str(f.path))
-    where = file_system(stamps[0].path).source if stamps else ""
+    where = disk_of(stamps[0]) if stamps else ""
     return {"fact": "load_s", "machine": machine(), "disk": where, **_checkpoint(stamps), "dtype": dtype}
 
 
@@ -89,9 +89,14 @@ def disk_speed_of(path: Path | str) -> About:
     return {"fact": "bytes_per_s", "machine": machine(), "disk": file_system(path).source}
 
 
-def read_speed_of(path: Path | str) -> About:
+def read_speed_of(disk: str) -> About:
     """Return what the speed of loads depends on, whatever the checkpoint: {"bytes_per_s": ...}."""
-    return {"fact": "loaded_bytes_per_s", "machine": machine(), "disk": file_system(path).source}
+    return {"fact": "loaded_bytes_per_s", "machine": machine(), "disk": disk}
+
+
+def disk_of(file: FileStamp) -> str:
+    """Return a name of what a file is read from: its disk, or the first part of its name elsewhere."""
+    return file_system(file.path).source if file.source is None else f"not on a disk: {file.path.parts[0]}"
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,7 +165,7 @@ class _Verification:
             session = open_session(this, kind, observer=plugins.hook if observed else None, **options)
             error = None
             try:
-                with new_run(), seeded(), session:
+                with closing(this), new_run(), seeded(), session:
                     _run(config, session, this)
             except DifferenceError as found:
                 error = found.with_traceback(None)  # its frames hold tensors
@@ -175,7 +175,6 @@ class _Verification:
 def _run(config: RunConfig, session: Session, this: RunInProgress) -> None:
     pipeline: Pipeline = config.pipeline.build()
     pipeline.declare(session, this)
-    this.refuse_unused_backend()
     session.start()
     pipeline.run(session, this)
 

@@ -92,7 +92,7 @@ class Reference:
 
     def _stored(self, entry: TensorEntry) -> Tensor:
         """Return a tensor, or a part of one, as its file holds it: a map where the library maps."""
-        if self._prepared.form in ("raw", "gguf"):  # there is no library that reads them
+        if self._prepared.form in ("raw", "gguf") or entry.file.source is not None:  # no library reads them
             return read_entry(entry)
         path = entry.file.path
         if path not in self._by_path:

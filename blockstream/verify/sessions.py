@@ -15,15 +15,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockstream.budget.amounts import format_nbytes
-from blockstream.checkpoint import Checkpoint
 from blockstream.engine.store import StoreAround
 from blockstream.errors import BudgetError, ModelError
-from blockstream.module.dtypes import parse_dtype
-from blockstream.module.empty import build
 from blockstream.module.partition import Place
 from blockstream.module.prepared import Prepared
 from blockstream.plan.planner import least_arena
 from blockstream.plan.segments import Schedule
+from blockstream.plugins.network import Network
 from blockstream.streaming import open_sessions
 from blockstream.streaming.session import Session
 from blockstream.system.limits import headroom
@@ -175,14 +173,12 @@ class ResidentSession(Session):
         around: StoreAround | None = None,
         pace: Sequence[float] = (),
     ) -> nn.Module:
+        prepared, _, around = self.prepare(name, Network(model, checkpoint, dtype, around))
         if around is not None:
             raise ModelError(f"stage {name!r} has a store of its own: its weights cannot be held resident")
-        module = build(model)
-        opened = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
-        prepared = Prepared(name, module, opened, parse_dtype(dtype), int8=self.int8)
         self._residents[name] = Resident(prepared, self._make_room)
-        open_sessions.claim(module, self)
-        return module
+        open_sessions.claim(prepared.module, self)
+        return prepared.module
 
     def _make_room(self, wanted: Resident) -> None:
         """Free the stages before one that is about to be read: one at a time is in memory."""

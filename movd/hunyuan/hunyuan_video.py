@@ -14,7 +14,7 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.errors import ConfigError
 from blockstream.module.attention import attention_hooks
 from blockstream.module.empty import empty
-from blockstream.plugins import AttentionLayer, Flow, Run
+from blockstream.plugins import AttentionLayer, Flow, Network, Run
 from blockstream.plugins.straight import straight
 from blockstream.streaming.pace import pace
 from blockstream.system import regular
@@ -35,7 +35,7 @@ from movd.hunyuan.llama import (
 )
 from movd.hunyuan.tencent import diffusers_entries, is_tencents
 from movd.released import CLIP_L
-from movd.text_to_video.family import Embedding, Leg, Network, OneFlow, TextStage, Way
+from movd.text_to_video.family import Embedding, Leg, OneFlow, TextStage, Way
 from movd.text_to_video.part import NetworkPart, about_text, beside, open_part
 from movd.tiled import Tiling, count_tiles
 
@@ -66,7 +66,7 @@ class HunyuanVideo:
 
     def open(self, run: Run) -> None:
         """Open the four checkpoints, and the scheduler's file where there is one."""
-        llama, clip, dit, vae = (self._part(name, run.planning) for name in FOLDERS)
+        llama, clip, dit, vae = (self._part(name, run) for name in FOLDERS)
         self.llama, self.clip, self.dit, self.vae = llama, clip, dit, vae
         tencents = not dit.is_imagined and is_tencents(dit.raw)
         if tencents:
@@ -96,10 +96,10 @@ class HunyuanVideo:
         )
         self._tokenizers: dict[str, Any] = {}
 
-    def _part(self, name: str, planning: bool) -> NetworkPart:
+    def _part(self, name: str, run: Run) -> NetworkPart:
         o, build = self.options, _BUILD[name]
         own = None if o.model is None else Path(o.model) / FOLDERS[name]
-        return open_part(name, getattr(o, name), own, build, released=RELEASED[name], planning=planning)
+        return open_part(name, getattr(o, name), own, build, released=RELEASED[name], run=run)
 
     def _llama_entries(self, checkpoint: Checkpoint) -> Checkpoint:
         return llama_entries(checkpoint, self.llama.config)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from blockstream.checkpoint import Checkpoint
 from blockstream.errors import ConfigError
 from blockstream.module.empty import empty
-from blockstream.plugins import Run
+from blockstream.plugins import Network, Run
 from movd.clip import CLIPTokenizer, clip_entries, clip_text_model, pooled
 from movd.pyramid.causal_vae import (
     CausalVAEConfig,
@@ -41,7 +41,7 @@ from movd.reference import digest, read_reference
 from movd.released import CLIP_L, T5_V1_1_XXL
 from movd.renamed import renamed
 from movd.t5 import check_config, embed, t5_encoder
-from movd.text_to_video.family import Embedding, Leg, Network, TextStage, Way
+from movd.text_to_video.family import Embedding, Leg, TextStage, Way
 from movd.text_to_video.part import NetworkPart, about_text, as_it_is, beside, open_part
 from movd.tiled import Along, Tiling, count_tiles
 from movd.tokenizer import Tokenizer, load_tokenizer
@@ -79,7 +79,7 @@ class PyramidFlow:
             "vae": "causal_video_vae",
         }
         self.t5, self.clip, self.dit, self.vae = (
-            self._part(name, folder, run.planning) for name, folder in folders.items()
+            self._part(name, folder, run) for name, folder in folders.items()
         )
         if not self.clip.is_imagined:
             self.clip.entries = self._clip_entries
@@ -98,13 +98,11 @@ class PyramidFlow:
         self.latent = (self.dit_config.latent_channels, frames, o.height // factor, o.width // factor)
         self._tokenizers: dict[str, Any] = {}
 
-    def _part(self, name: str, folder: str, planning: bool) -> NetworkPart:
+    def _part(self, name: str, folder: str, run: Run) -> NetworkPart:
         o = self.options
         own = None if o.model is None else Path(o.model) / folder
         entries = _encoder_alone if name == "t5" else as_it_is
-        return open_part(
-            name, getattr(o, name), own, _BUILD[name], entries, released=RELEASED[name], planning=planning
-        )
+        return open_part(name, getattr(o, name), own, _BUILD[name], entries, released=RELEASED[name], run=run)
 
     def _clip_entries(self, checkpoint: Checkpoint) -> Checkpoint:
         with self.clip.blamed(), empty():

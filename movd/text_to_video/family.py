@@ -12,19 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from blockstream.checkpoint import Checkpoint
-from blockstream.engine.store import StoreAround
-from blockstream.plugins import Flow, Run
+from blockstream.plugins import Flow, Network, Run
 from movd.text_to_video.prompt_options import PromptOptions
-
-
-class Network(NamedTuple):
-    """A module without weights, where they lie, the dtype they are held in, what loads them otherwise."""
-
-    module: nn.Module
-    checkpoint: Checkpoint
-    dtype: str | None = None
-    around: StoreAround | None = None
 
 
 class TextStage(NamedTuple):

@@ -22,13 +22,12 @@ from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.module.dtypes import parse_dtype, to_torch
 from blockstream.module.empty import empty
-from blockstream.plugins import Run
+from blockstream.plugins import Network, Run
 from blockstream.run.identity import identity_of
 from blockstream.streaming.model_plan import imagined_model, unstored
 from blockstream.system import regular
 from blockstream.system.machine import versions
 from movd.official import check_keys
-from movd.text_to_video.family import Network
 from movd.text_to_video.prompt_options import CheckpointOptions
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class NetworkPart:
     """A network of a family: where it lies, what it is, how its tensors become the module's.
 
     `build(config)` makes the module that a checkpoint is held to; `entries` gives a checkpoint the
-    module's names.
+    module's names, `open` is the run's way to a checkpoint.
     """
 
     name: str
@@ -57,12 +56,13 @@ class NetworkPart:
     entries: Callable[[Checkpoint], Checkpoint] = as_it_is
     dtype: str | None = None
     is_imagined: bool = False
+    open: Callable[[Path], Checkpoint] = Checkpoint.open
 
     @cached_property
     def raw(self) -> Checkpoint:
         """Return the checkpoint as it is published; headers alone are read."""
         with self.blamed():
-            return Checkpoint.open(weights_in(self.path))
+            return self.open(weights_in(self.path))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -134,22 +134,23 @@ def open_part(
     entries: Callable[[Checkpoint], Checkpoint] = as_it_is,
     *,
     released: Mapping[str, Any],
-    planning: bool,
+    run: Run,
 ) -> NetworkPart:
     """Return the part that options name, else that in a model's own folder.
 
-    A checkpoint without a config.json is taken for the `released` one; for `planning` that stands for one
+    A checkpoint without a config.json is taken for the `released` one; in a plan that stands for one
     that is not there. Raises ConfigError for a path that is not there.
     """
     path = Path(options.path) if options is not None else fallback
     dtype = options.dtype if options is not None else None
     assert path is not None
     if not path.exists():
-        if not planning:
+        if not run.planning:
             raise ConfigError(f"{name}: {path} does not exist; name the folder of the checkpoint")
         log.warning("%s: %s does not exist: planned with the released network", name, path)
         return NetworkPart(name, path, dict(released), build, entries, dtype or "bf16", is_imagined=True)
-    return NetworkPart(name, path, _config(name, path, released), build, entries, dtype)
+    config = _config(name, path, released)
+    return NetworkPart(name, path, config, build, entries, dtype, open=run.checkpoint)
 
 
 def _config(name: str, path: Path, released: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,6 +180,7 @@ def about_text(run: Run, part: NetworkPart, tokenizer: Callable[[], str], length
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "versions": [installed["torch"], installed["transformers"]],
         **({"int8": run.config.int8} if part.dtype == "int8" else {}),
+        **({} if run.backend_identity is None else {"backend": run.backend_identity}),
     }
 
 

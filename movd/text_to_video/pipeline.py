@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from blockstream.errors import EngineError
 from blockstream.plan.segments import AtMost, Exactly, Passes
-from blockstream.plugins import Run
+from blockstream.plugins import Network, Run
 from blockstream.system import regular
 from blockstream.system.cache import cache_folder
-from movd.text_to_video.family import Embedding, Family, Network, TextStage
+from movd.text_to_video.family import Embedding, Family, TextStage
 from movd.texts import TextCache, Texts
 from movd.video import check_encoder, to_frames, write_image, write_video
 

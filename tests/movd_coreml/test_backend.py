@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -294,8 +295,10 @@ def test_weights_that_change_while_they_are_used_end_the_run(coreml_config, copi
 def test_a_pipeline_refuses_a_backend_it_has_no_segments_for(coreml_config, tmp_path, monkeypatch):
     config = coreml_config(backend={"name": "coreml-interpreter", "packages": str(tmp_path)})
     build = Chosen.build
-    monkeypatch.setattr(Chosen, "build", lambda self: object() if self.key == "backend" else build(self))
-    with pytest.raises(ConfigError, match="backend 'coreml-interpreter' has no segments for pipeline movd"):
+    none = SimpleNamespace(network=lambda stage, network, run: None)
+    monkeypatch.setattr(Chosen, "build", lambda self: none if self.key == "backend" else build(self))
+    said = "backend: coreml-interpreter: has no segments for stage 't5' of pipeline 'movd'"
+    with pytest.raises(ConfigError, match=said):
         runner.run(config, tmp_path / "out")
 
 

@@ -3,12 +3,14 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from blockstream.errors import CheckpointError, ConfigError, ModelError, SegmentLoadError
+from blockstream.plugins import Network
 from blockstream.run import runner
 from movd_coreml import macos
 from movd_coreml.compiled import UNITS, CompiledPackages, CoreML
@@ -116,13 +118,10 @@ def test_a_prediction_that_is_another_result_ends_the_run(config, runtime, tmp_p
 
 def test_operations_are_counted_without_core_ml(config, runtime, exported):
     from blockstream.module.rehearsal import rehearse
-    from movd.networks import Network
-    from movd.weights import Weights
 
     made = config(attention=[])
-    options = made.pipeline.options
-    networks = made.backend.build().networks(options, Weights(options))
-    network: Network = networks.text_encoder()
+    run = SimpleNamespace(config=made, planning=False)
+    network = made.backend.build().network("t5", Network(None, exported.folder), run)
     tokens = torch.ones(1, exported.manifest.text_tokens, dtype=torch.long)
     inputs = {"input_ids": tokens, "attention_mask": tokens}
     flops = rehearse(network.module, inputs).flops

@@ -62,13 +62,13 @@ def test_a_short_run_keeps_every_bar(tmp_path):
 DRAW = """
 import sys, threading
 from pathlib import Path
-import blockstream.run.runner as runner
+from blockstream.run.drawing import DRAWING_NBYTES
 from blockstream.report.write import draw
 from blockstream.system.memory import MemoryWatch, held
 before = held().nbytes
 with MemoryWatch() as watch:
     draw(Path(sys.argv[1]))
-print(watch.peak_nbytes - before, runner.DRAWING_NBYTES)
+print(watch.peak_nbytes - before, DRAWING_NBYTES)
 """
 
 

@@ -1,11 +1,10 @@
-"""What is accepted is obeyed, or refused by its name: threads, device, backend."""
+"""What is accepted is obeyed, or refused by its name: threads, device."""
 
 import logging
 
 import pytest
 
 from blockstream.errors import ConfigError
-from blockstream.plugins.choices import Choice, Chosen
 from blockstream.run import runner
 from blockstream.run.config import RunConfig
 from blockstream.run.numerics import pinned
@@ -52,26 +51,3 @@ def test_a_device_that_a_run_cannot_use_is_refused_by_name(toy, tmp_path, device
     with pytest.raises(ConfigError, match=f"device: {device}: a run computes on"):
         runner.plan(own) if what == "plan" else runner.run(own, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("what", ["run", "plan"])
-def test_a_backend_that_the_pipeline_does_not_ask_for_is_refused_by_name(toy, tmp_path, what):
-    backend = Chosen("backend", "mine", "builtin", Choice("mine", lambda _: object()))
-    own = config(toy, backend=backend)
-    with pytest.raises(ConfigError, match="backend: mine: pipeline 'toy' computes its stages by itself"):
-        runner.plan(own) if what == "plan" else runner.run(own, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_backend_that_is_asked_for_is_built_once(toy, tmp_path, monkeypatch):
-    built = []
-    backend = Chosen("backend", "mine", "builtin", Choice("mine", lambda _: built.append(1) or built))
-    declare = ToyPipeline.declare
-
-    def asking(self, session, run):
-        assert run.backend is run.backend is built
-        declare(self, session, run)
-
-    monkeypatch.setattr(ToyPipeline, "declare", asking)
-    runner.plan(config(toy, backend=backend))
-    assert built == [1]

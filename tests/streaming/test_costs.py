@@ -15,6 +15,7 @@ from blockstream.streaming import remembered
 from blockstream.streaming.costs import ENOUGH, OUTSIDE, Seen, measured_costs
 from blockstream.streaming.session import Session
 from blockstream.system import calibration
+from blockstream.system.mounts import file_system
 
 
 class Block(nn.Module):
@@ -150,7 +151,7 @@ def test_small_loads_and_visits_say_nothing_of_the_speed_of_large_ones(folder):
     with session:
         session.draft()
         assert session.costs_from["net"] == "operations at a share of a matrix product's speed"
-    assert calibration.read(calibration.read_speed_of(folder)) == {}
+    assert calibration.read(calibration.read_speed_of(file_system(folder).source)) == {}
 
 
 def test_remembering_changes_no_bit(folder):

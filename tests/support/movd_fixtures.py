@@ -2,7 +2,7 @@
 
 import pytest
 
-from blockstream.run import folder, runner
+from blockstream.run import drawing, folder, runner
 from blockstream.run.config import make_config
 from tests.support.movd_models import write_models
 
@@ -17,7 +17,7 @@ def models_fixture(tmp_path_factory):
 def runs_undrawn():
     """Runs neither measure the disk nor draw: that takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
-        for drawn_by in (runner, folder):
+        for drawn_by in (drawing, folder):
             patch.setattr(drawn_by, "draw_finished", lambda path: None)
         patch.setattr(runner, "disk_account", lambda stages, wall_s: {})
         yield

@@ -56,7 +56,7 @@ def painter(tmp_path, monkeypatch):
     """The document of a config whose pipeline writes a line for each prompt; nothing is drawn."""
     with site_on_path(tmp_path / "site", monkeypatch) as site:
         site.plugin("painter", PAINTER)
-        monkeypatch.setattr("blockstream.run.runner.draw_finished", lambda folder: None)
+        monkeypatch.setattr("blockstream.run.drawing.draw_finished", lambda folder: None)
         monkeypatch.setattr("blockstream.run.folder.draw_finished", lambda folder: None)
         yield Document("painter.yaml", {"pipeline": "painter", "threads": 1})
 

@@ -43,12 +43,26 @@ ITEM_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 MOST = 2**63 - 1
 
 
+class Source(Protocol):
+    """Where files lie that are on no disk of this machine: on a server, say. Several threads ask at once."""
+
+    def read(self, file: FileStamp, offset: int, into: memoryview) -> None:
+        """Fill `into` with the file's bytes from `offset`.
+
+        Raises CheckpointError, naming the file, where they cannot be had, or are another file's by now.
+        """
+
+    def changes(self, file: FileStamp) -> list[str]:
+        """Return in words what differs from the file that was stamped; asked before and after each load."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileStamp:
     """One file as it was when its header was read: what a later look at it is compared with.
 
     `mtime_ns` in nanoseconds. `header_hash` is the SHA-256, in hexadecimal, of the bytes that
     describe the tensors: `header_nbytes` from `header_offset` (a torch zip file's are at its end).
+    `source` reads a file that is on no disk of this machine; `path` is then its name in messages.
     """
 
     path: Path
@@ -57,6 +71,7 @@ class FileStamp:
     header_offset: int
     header_nbytes: int
     header_hash: str
+    source: Source | None = field(default=None, repr=False)
 
     @classmethod
     def take(cls, stream: BinaryIO, path: Path, offset: int, nbytes: int) -> FileStamp:
@@ -82,10 +97,7 @@ class FileStamp:
         Raises CheckpointError saying what changed.
         """
         try:
-            with regular.opened(self.path) as stream:
-                found = self.changes(os.fstat(stream.fileno()))
-                if not found and _hash(stream, self.header_offset, self.header_nbytes) != (self.header_hash):
-                    found = ["its header is another"]
+            found = self._looked_at() if self.source is None else self.source.changes(self)
         except OSError as error:
             raise unreadable(self.path, error) from error
         if found:
@@ -93,6 +105,13 @@ class FileStamp:
                 f"{self.path}: has changed since its header was read: {', '.join(found)}; "
                 "open the checkpoint again"
             )
+
+    def _looked_at(self) -> list[str]:
+        with regular.opened(self.path) as stream:
+            found = self.changes(os.fstat(stream.fileno()))
+            if not found and _hash(stream, self.header_offset, self.header_nbytes) != self.header_hash:
+                found = ["its header is another"]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

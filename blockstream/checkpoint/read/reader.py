@@ -23,7 +23,8 @@ from typing import Literal, NamedTuple
 from blockstream.errors import CheckpointError, EngineError
 from blockstream.system import regular
 
-from .entries import unreadable
+from .entries import FileStamp, unreadable
+from .sourced import SourceFile
 
 BLOCK = 4096
 #: One call reads at most this much (Linux: 2 GiB - 4 KiB), whatever is asked.
@@ -35,7 +36,7 @@ THREADS = 4
 MOST_OPEN = 256
 _F_NOCACHE = 48  # macOS; Python has no name for it
 
-Mode = Literal["direct", "nocache", "buffered"]
+Mode = Literal["direct", "nocache", "buffered", "remote"]
 #: pread(descriptor, view, offset) -> bytes read; the seam where tests inject faults.
 Pread = Callable[[int, memoryview, int], int]
 
@@ -63,7 +64,7 @@ def aligned_buffer(nbytes: int) -> memoryview:
 class Wanted(NamedTuple):
     """Bytes to read: into `view` from `offset`; the file may end after `need` of them."""
 
-    file: ReadFile
+    file: ReadFile | SourceFile
     offset: int
     need: int
     view: memoryview
@@ -105,6 +106,10 @@ class ReadFile:
         """Return what the system says of the file that was opened; of a parked one, of its path."""
         with self._lock:
             return os.stat(self.path) if self._open is None else os.fstat(self._open)
+
+    def changes(self, stamp: FileStamp) -> list[str]:
+        """Return in words what differs from the file that was stamped."""
+        return stamp.changes(self.stat())
 
     def park(self) -> bool:
         """Close the file until it is used again; False while it is used."""
@@ -234,6 +239,7 @@ class Reader:
         self._open: OrderedDict[ReadFile, None] = OrderedDict()
         self._most_open = most_open()
         self._closed = False
+        self._elsewhere: set[Mode] = set()
         #: Bytes that arrived, and calls made, since the reader was made.
         self.read_nbytes = 0
         self.calls = 0
@@ -248,6 +254,13 @@ class Reader:
             self._files.append(file)
             self._open[file] = None
             return file
+
+    def open_stamped(self, stamp: FileStamp) -> ReadFile | SourceFile:
+        """Return the file of a stamp to read from, wherever it lies."""
+        if stamp.source is None:
+            return self.open(stamp.path)
+        self._elsewhere.add("remote")
+        return SourceFile(stamp)
 
     @contextlib.contextmanager
     def _using(self, file: ReadFile) -> Generator[int, None, None]:
@@ -273,9 +286,9 @@ class Reader:
 
     @property
     def mode(self) -> Mode:
-        """Return how files are read; "buffered" if any of them is."""
-        modes = {f.mode for f in self._files}
-        ranked: tuple[Mode, ...] = ("buffered", "nocache", "direct")
+        """Return how files are read: "remote" if any lies elsewhere, "buffered" if any is read so."""
+        modes = {f.mode for f in self._files} | self._elsewhere
+        ranked: tuple[Mode, ...] = ("remote", "buffered", "nocache", "direct")
         return next((m for m in ranked if m in modes), "direct")
 
     def submit(self, wanted: Iterable[Wanted]) -> Batch:
@@ -318,8 +331,12 @@ class Reader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _fill(self, file: ReadFile, offset: int, view: memoryview, need: int) -> None:
+    def _fill(self, file: ReadFile | SourceFile, offset: int, view: memoryview, need: int) -> None:
         """Read one request, however many calls it takes."""
+        if isinstance(file, SourceFile):
+            file.read(offset, view[:need])
+            self._count(need, 1)
+            return
         with self._using(file) as descriptor:
             self._fill_from(descriptor, file, offset, view, need)
 
@@ -353,8 +370,11 @@ class Reader:
                     file.fall_back()
         if file.mode == "buffered":
             file.drop_cached(offset, need)
+        self._count(done, calls)
+
+    def _count(self, nbytes: int, calls: int) -> None:
         with self._lock:
-            self.read_nbytes += done
+            self.read_nbytes += nbytes
             self.calls += calls
 
 
