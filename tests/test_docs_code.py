@@ -30,7 +30,7 @@ PYTHON = {
 }
 #: Pages whose blocks other tests run, and those whose blocks need what only they explain: these are compiled.
 ELSEWHERE = ("docs/hooks.md", "docs/write-a-pipeline.md")
-COMPILED = ("docs/benchmarks.md", "docs/coreml.md", "docs/coreml-backends.md")
+COMPILED = ("docs/benchmarks.md", "docs/coreml.md", "docs/coreml-backends.md", "docs/formats.md")
 HERE = [name for name in PYTHON if name.rpartition("-")[0] not in (*ELSEWHERE, *COMPILED)]
 
 
