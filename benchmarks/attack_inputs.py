@@ -151,7 +151,9 @@ def hostile_values(folder: Path, every: int) -> Iterator[Attacked]:
             out = folder / f"{key}-{k}"
             code, said = forked(run_argv(out, f"{key}={value}"), folder / "log")
             found = judged("hostile value", f"{key}={value[:30]}", code, said, key.partition(".")[0])
-            yield Attacked(found.kind, found.name, "lost", "a folder stays") if out.exists() else found
+            if out.exists() and found.outcome not in ("silent", "hang"):
+                found = Attacked(found.kind, found.name, "lost", f"a folder stays; {found.said}")
+            yield found
     out = folder / "escapes"
     code, said = forked(run_argv(out, 'prompts=["\\e]0;owned\\a a red star \\e[2J"]'), folder / "log")
     page = (out / "report.html").read_text() if (out / "report.html").exists() else ""

@@ -108,7 +108,7 @@ def edge_of_memory(folder: Path, every: int) -> Iterator[Attacked]:
             with cgroup.limited(memory_nbytes=nbytes) as group:
                 out = folder / f"limit-{nbytes}"
                 done = group.run(
-                    [*BLOCKSTREAM, *run_argv(out, "budget=auto", "arena=auto")], timeout=4 * LIMIT_S
+                    [*BLOCKSTREAM, *run_argv(out, "budget=auto", "arena=auto")], timeout=2 * LIMIT_S
                 )
             said = done.stdout + done.stderr
             needle = None if done.returncode == 0 else "limit"

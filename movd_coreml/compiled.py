@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from blockstream.errors import CheckpointError, ConfigError
 from blockstream.system import regular
-from blockstream.system.atomic import write_json
+from blockstream.system.atomic import make_folder, move, write_json
 from movd_coreml.manifest import Export, describe_package
 
 #: The names coremltools has for what Core ML may compute on.
@@ -93,12 +93,12 @@ class CompiledPackages:
                 f"{self.export.folder / package}: is not what was exported (its hash is another); export "
                 "again to a new folder"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".compiling-") as scratch:
             made = Path(scratch) / "package.mlmodelc"
             self.runtime.compile(self.export.folder / package, made)
             try:
-                made.rename(target)
+                move(made, target)
             except OSError:
                 if not target.is_dir():  # else another process was first
                     raise

@@ -23,7 +23,16 @@ from blockstream.budget.amounts import format_nbytes
 from blockstream.errors import ConfigError
 from blockstream.run.config import RunConfig
 from blockstream.system import regular
-from blockstream.system.atomic import LOCK, locked, replaced, unfinished, write_atomic, write_json
+from blockstream.system.atomic import (
+    LOCK,
+    locked,
+    make_folder,
+    move,
+    replaced,
+    unfinished,
+    write_atomic,
+    write_json,
+)
 from blockstream.system.machine import versions
 from movd_coreml.convert import MULTIFUNCTION, Form, convert, join
 from movd_coreml.manifest import (
@@ -83,7 +92,7 @@ def export(
     """
     settings = settings or Settings()
     coremltools()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with locked(out), Networks(config, settings.what) as networks:
         return _Exporter(networks, out, settings, on_segment or (lambda name, done, of: None)).run()
 
@@ -261,9 +270,9 @@ class _Exporter:
 
     def _move(self, package: Path, path: str) -> None:
         target = self.out / path
-        target.parent.mkdir(exist_ok=True)
+        make_folder(target.parent)
         shutil.rmtree(target, ignore_errors=True)
-        package.rename(target)
+        move(package, target)
 
     @contextmanager
     def _part(self) -> Iterator[Path]:
@@ -282,7 +291,7 @@ class _Exporter:
         write_atomic(self.out / CONFIG_NAME, self.networks.config.dump().encode())
         paths = [CONFIG_NAME]
         for source in self.networks.tokenizer_files():
-            (self.out / "tokenizer").mkdir(exist_ok=True)
+            make_folder(self.out / "tokenizer")
             paths.append(f"tokenizer/{source.name}")
             write_atomic(self.out / paths[-1], regular.read_bytes(source))
         files = tuple(
@@ -294,7 +303,7 @@ class _Exporter:
     def _write_table(self, name: str, value: Tensor) -> Table:
         path = f"tables/{name}.f32"
         target = self.out / path
-        target.parent.mkdir(exist_ok=True)
+        make_folder(target.parent)
         with replaced(target) as temporary:
             value.contiguous().numpy().astype(np.dtype("<f4"), copy=False).tofile(temporary)
         return Table(

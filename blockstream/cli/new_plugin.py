@@ -10,6 +10,7 @@ from pathlib import Path
 
 from blockstream.errors import ConfigError
 from blockstream.plugins import entrypoints
+from blockstream.system.atomic import move
 
 from .plugin_templates import KINDS, files_of
 
@@ -60,7 +61,7 @@ def write(name: str, kind: str, into: Path) -> Path:
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             (partial / path).write_text(text, encoding="utf-8")
         partial.chmod(0o755)
-        partial.rename(folder)
+        move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

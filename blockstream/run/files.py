@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from blockstream.errors import CheckpointError, ConfigError, EngineError
-from blockstream.system.atomic import LOCK, replaced, sha256_of, sync_file, sync_folder, unfinished
+from blockstream.system.atomic import (
+    LOCK,
+    make_folder,
+    replaced,
+    sha256_of,
+    sync_file,
+    sync_folder,
+    unfinished,
+)
 
 from .journal import NAME, Journal, Made
 
@@ -215,12 +223,7 @@ class Files:
             raise EngineError(f"{name} was not declared; name it in run.files.declare() first")
         _refuse_links(self.folder, name)
         path = self.folder / name
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for folder in path.parents:
-                sync_folder(folder)
-                if folder == self.folder:
-                    break
+        make_folder(path.parent)
         return path
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from blockstream.errors import ConfigError
 from blockstream.report.write import draw_finished
 from blockstream.system import regular
-from blockstream.system.atomic import LOCK, locked
+from blockstream.system.atomic import LOCK, locked, make_folder, sync_file, sync_folder
 
 from .config import RunConfig
 from .files import Files
 from .journal import NAME, Journal
-from .resume import resumed
+from .resume import no_run, resumed
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,7 @@ class RunFolder:
         self.path = path
         journal = Journal.read(path)
         if resume and not journal.begun:
-            raise ConfigError(
-                f"{path} holds no record of a run ({NAME}): none was begun there; begin one with --out {path}"
-            )
+            raise no_run(path)
         self.is_new = not journal.begun
         self.begun = self.versions_changed = False
         self._journal, self._resume = journal, resume
@@ -129,7 +127,9 @@ class RunFolder:
         while (kept := self.path / f"ledger.{n}.jsonl").exists():
             n += 1
         self.files.declare([kept.name])
+        sync_file(ledger)
         ledger.rename(kept)
+        sync_folder(self.path)
 
 
 def write_report(folder: RunFolder, report: Mapping[str, Any]) -> None:
@@ -149,7 +149,7 @@ def run_folder(path: Path, resume: bool = False, overwrite: bool = False) -> Ite
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; name a folder with --out")
     made = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     try:
         with locked(path):
             folder = RunFolder(path, resume)

@@ -11,7 +11,7 @@ from blockstream.errors import ConfigError
 
 from . import yamlfile
 from .config import RunConfig
-from .journal import Journal
+from .journal import NAME, Journal
 
 #: Keys of the engine that never change a bit of the result. An option of a pipeline that does not either
 #: says so: `Field(..., json_schema_extra={"numerics": False})`.
@@ -21,12 +21,26 @@ PINNED = ("threads", "int8")
 
 
 def config_of(folder: Path) -> str | yamlfile.Document:
-    """Return the path of a run's config.yaml; the config in the run's record where a kill came before it."""
+    """Return the path of a run's config.yaml; the config in the run's record where a kill came before it.
+
+    Raises ConfigError for what is the folder of no run.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; --resume goes on with the run in a folder")
     path = folder / "config.yaml"
-    if path.exists() or path.is_symlink() or not folder.is_dir():
+    if path.exists() or path.is_symlink():
         return str(path)
     journal = Journal.read(folder)
-    return yamlfile.Document(str(journal.path), dict(journal.config)) if journal.begun else str(path)
+    if not journal.begun:
+        raise no_run(folder)
+    return yamlfile.Document(str(journal.path), dict(journal.config))
+
+
+def no_run(folder: Path) -> ConfigError:
+    """Return the error for a folder that no run was begun in."""
+    return ConfigError(
+        f"{folder} holds no record of a run ({NAME}): none was begun there; begin one with --out {folder}"
+    )
 
 
 def resumed(config: RunConfig, was: Mapping[str, Any], folder: Path) -> RunConfig:

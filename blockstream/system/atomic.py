@@ -62,6 +62,24 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode() + b"\n"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, each on the disk before it is used."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        sync_folder(folder.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a folder that is whole to where nothing lies, on the same disk; all below it is synced first."""
+    for at, _, names in os.walk(source, topdown=False):
+        for name in names:
+            sync_file(Path(at, name))
+        sync_folder(Path(at))
+    source.rename(target)
+    sync_folder(target.parent)
+
+
 def sync_file(path: Path) -> None:
     """Return when a file's bytes are on the disk."""
     at = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

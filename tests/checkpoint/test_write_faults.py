@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.checkpoint.write.packer import verify_pack
+from blockstream.checkpoint.write.packer import pack, verify_pack
+from blockstream.checkpoint.write.synthesis import synthesise
 from tests.support import faults
 from tests.support.checkpoint_files import write
+from tests.support.power_cut import recorded
 
 PACK = """
 from blockstream.checkpoint.write.packer import pack
@@ -30,6 +32,9 @@ def act(folder):
     note, beside = {"architecture": "x"}, {"config.json": b"{}"}
     synthesis.synthesise(SPEC, folder / "made", %r, 300, 3, note=note, beside=beside)
 """
+
+
+BESIDE = {"config.json": b"{}"}
 
 
 def check(rows, kinds, whole, said):
@@ -93,3 +98,14 @@ def test_random_weights(layout, first, tmp_path):
         assert len(sound[0]) == len(opened.files) + 3, sound[0].keys()
 
     check(rows, {"kill", "full"}, whole, ["the disk is full", "cannot be made"])
+
+
+def test_a_power_cut_takes_nothing_of_a_pack_or_of_synthesised_weights(source, tmp_path, monkeypatch):
+    root = tmp_path / "disk"
+    root.mkdir()
+    with recorded(root, monkeypatch) as disk:
+        pack(tmp_path / "source", root / "packs" / "pack", {"a": ("t0",), "b": ("t1",)}, "bf16", beside=BESIDE)
+        spec = {"a.weight": ("F32", (8, 8)), "b.weight": ("F32", (8, 8))}
+        synthesise(spec, root / "made", "safetensors", 300, 3, beside=BESIDE)
+    assert not disk.early and not disk.lost()
+    assert sum(name.endswith(".safetensors") for name in disk.renames) == 5

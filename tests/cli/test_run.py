@@ -165,7 +165,7 @@ def test_resume_takes_the_config_of_the_folder_unless_one_is_named(command, site
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--resume", "nowhere"], "nowhere/config.yaml does not exist"),
+        (["--resume", "nowhere"], "nowhere is no folder"),
         (["--resume", "out", "--overwrite"], "choose one"),
         (["video.yaml", "--set", "stpes=3"], "--set stpes: unknown key; did you mean 'steps'?"),
         (["video.yaml", "--set", "stpes"], "write it as key=value"),

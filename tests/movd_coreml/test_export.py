@@ -19,6 +19,7 @@ from movd_coreml.networks import Networks, What, parse_size
 from movd_coreml.segments import tensor
 from movd_coreml.verify import verify
 from tests.support.coreml import need_coremltools
+from tests.support.power_cut import recorded
 
 #: Exports take a while where other processes compute.
 pytestmark = pytest.mark.timeout(900)
@@ -157,7 +158,7 @@ def test_a_stopped_export_goes_on_with_the_segment_it_was_at(coreml_config, tmp_
             raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "convert", convert)
-    monkeypatch.setattr(module, "join", lambda packages, path: next(iter(packages.values())).rename(path))
+    monkeypatch.setattr(module, "join", lambda made, path: shutil.copytree(next(iter(made.values())), path))
     settings = Settings(What(((17, 16, 16),)))
     with pytest.raises(KeyboardInterrupt):
         export(coreml_config(), out, settings, stop)
@@ -168,7 +169,10 @@ def test_a_stopped_export_goes_on_with_the_segment_it_was_at(coreml_config, tmp_
     # What the journal lists must also be there.
     shutil.rmtree(out / "packages" / "t5.bias.mlpackage")
     converted.clear()
-    made = export(coreml_config(), out, settings)
+    with recorded(out, monkeypatch) as disk:
+        made = export(coreml_config(), out, settings)
+    assert not disk.early and "packages/t5.bias.mlpackage" in disk.renames
+    assert not [name for name in disk.lost() if not name.startswith("packages/t5.block.00.")]  # synced before
     assert converted[0] == "t5.bias," and "t5.block.00," not in converted
     assert {s.name for s in made.manifest.segments} == {n for s in made.manifest.stages for n in s.order}
     left = {p.name for p in out.iterdir()}

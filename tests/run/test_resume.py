@@ -92,7 +92,9 @@ def test_a_key_that_the_beginning_did_not_know_is_let_pass():
 
 
 def test_a_run_killed_before_its_config_was_there_goes_on_with_that_of_its_record(tmp_path):
-    assert config_of(tmp_path) == str(tmp_path / "config.yaml")
+    for no_run, said in ((tmp_path, "holds no record of a run"), (tmp_path / "none", "is no folder")):
+        with pytest.raises(ConfigError, match=f"{no_run} {said}"):
+            config_of(no_run)
     Journal(tmp_path).begin(make(steps=7).resolved(), {})
     assert config_of(tmp_path).data["steps"] == 7
     (tmp_path / "config.yaml").write_text("pipeline: toy\n")

@@ -93,7 +93,7 @@ class FileWriter:
             self._send()
             self._wait()
             os.ftruncate(self._descriptor, nbytes)
-            os.fsync(self._descriptor)
+            atomic.sync(self._descriptor)
             if not self._direct and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             self._release()
@@ -191,7 +191,7 @@ class FileWriter:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder against another process that writes to it; it is made if need be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(folder)
         held = contextlib.ExitStack()
         held.enter_context(atomic.locked(folder))
     except OSError as error:
