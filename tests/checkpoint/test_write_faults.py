@@ -104,7 +104,9 @@ def test_a_power_cut_takes_nothing_of_a_pack_or_of_synthesised_weights(source, t
     root = tmp_path / "disk"
     root.mkdir()
     with recorded(root, monkeypatch) as disk:
-        pack(tmp_path / "source", root / "packs" / "pack", {"a": ("t0",), "b": ("t1",)}, "bf16", beside=BESIDE)
+        pack(
+            tmp_path / "source", root / "packs" / "pack", {"a": ("t0",), "b": ("t1",)}, "bf16", beside=BESIDE
+        )
         spec = {"a.weight": ("F32", (8, 8)), "b.weight": ("F32", (8, 8))}
         synthesise(spec, root / "made", "safetensors", 300, 3, beside=BESIDE)
     assert not disk.early and not disk.lost()

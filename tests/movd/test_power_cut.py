@@ -16,7 +16,9 @@ from tests.support.power_cut import recorded
         ({"prompts": ["a red star"], "frames": 1}, ["image.png"]),
     ],
 )
-def test_videos_images_and_states_are_on_the_disk_before_they_count(config, tmp_path, monkeypatch, keys, made):
+def test_videos_images_and_states_are_on_the_disk_before_they_count(
+    config, tmp_path, monkeypatch, keys, made
+):
     root = tmp_path / "disk"
     root.mkdir()
     asked = config(**keys, save_every=1)
