@@ -269,7 +269,7 @@ def arena_nbytes(subject: Subject, kept: float) -> int:
 
 
 def _outcome(subject: Subject, mode: str, plan: Plan, ledger: Ledger, path: Path) -> Outcome:
-    (terms,) = stage_summaries(plan, ledger.spans)
+    (terms,) = stage_summaries(plan, ledger.spans.totals)
     begins, ends = _pass_times(ledger.spans)
     pass_s = [e - b for b, e in zip([begins[0], *ends[:-1]], ends, strict=True)]
     measured = measured_costs(plan.schedule.stages[0], 0, ledger)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 HOW = ("kill", "full", "interrupt")
@@ -182,12 +183,12 @@ def main() -> int:
 
 def preload() -> None:
     """Import what a run imports, so that its forks need not; no thread is begun."""
-    import av  # noqa: F401
-    import matplotlib.figure  # noqa: F401
+    for name in (
+        *("av", "diffusers.models.autoencoders.autoencoder_kl", "matplotlib.figure", "tokenizers"),
+        *("torch", "transformers.models.t5", "movd.opensora", "movd.text_to_video.pipeline"),
+    ):
+        import_module(name)
     import torch
-
-    import movd.opensora
-    import movd.text_to_video.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
 

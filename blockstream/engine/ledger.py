@@ -3,6 +3,9 @@
 The compute thread is a `Track`: each `mark` closes the span since the one before, so its spans tile
 the run. `unaccounted` compares them with a wall time measured apart. Notes are what a report needs
 besides: plans, memory, steps of a sampler.
+
+The file has all of them. Memory has totals of all and the last of each stage: a run of millions of passes
+holds no more than one of thousands.
 """
 
 from __future__ import annotations
@@ -11,15 +14,18 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
-from struct import Struct
 from types import TracebackType
-from typing import IO, Any, NamedTuple, overload
+from typing import IO, Any, NamedTuple
 
 from blockstream.plan.segments import Visit
 from blockstream.system import regular
+
+from .spans import MOST_SPANS, Span, Spans
 
 SCHEMA = 1
 
@@ -29,81 +35,14 @@ _LONGEST = 16 << 20
 #: A killed run loses no more than its last seconds.
 FLUSH_S = 2.0
 
+#: The notes that are kept in memory at most.
+MOST_NOTES = 1 << 12
+#: What waits for the file at most.
+_MOST_UNWRITTEN = 1 << 10
+
 #: The kinds of span, by thread. compute: "execute" a segment's forward, "stall" compute waiting for a
 #: load, "outside" everything between segments, "replan". loader: "load", "idle". link: "copy", "idle".
 KINDS = ("execute", "stall", "outside", "replan", "load", "idle", "copy")
-
-
-class Span(NamedTuple):
-    """One timed interval of one thread, in seconds since the ledger began.
-
-    `label` is the segment's name for loads and visits, the phase's for what is outside; `nbytes` the
-    bytes read.
-    """
-
-    thread: str
-    kind: str
-    start_s: float
-    end_s: float
-    label: str = ""
-    visit: Visit | None = None
-    nbytes: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """Return the length of the span."""
-        return self.end_s - self.start_s
-
-
-class Spans(Sequence[Span]):
-    """Spans in 40 bytes each: a run of thousands of passes has millions. `append` is safe from any thread."""
-
-    _ROW = Struct("<2dq3iI")
-    #: Rows that are copied at once to be read: a row may be added meanwhile.
-    _CHUNK = 4096
-
-    def __init__(self) -> None:
-        self._rows = bytearray()
-        self._lock = threading.Lock()
-        #: What spans have in common: thread, kind, label, and whether there is a visit.
-        self._common: list[tuple[str, str, str, bool]] = []
-        self._codes: dict[tuple[str, str, str, bool], int] = {}
-
-    def append(self, span: Span) -> None:
-        """Add a span."""
-        thread, kind, start_s, end_s, label, visit, nbytes = span
-        common = (thread, kind, label, visit is not None)
-        with self._lock:
-            code = self._codes.setdefault(common, len(self._common))
-            if code == len(self._common):
-                self._common.append(common)
-            self._rows += self._ROW.pack(start_s, end_s, nbytes, *(visit or (0, 0, 0)), code)
-
-    def __len__(self) -> int:
-        return len(self._rows) // self._ROW.size
-
-    @overload
-    def __getitem__(self, at: int) -> Span: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> list[Span]: ...
-
-    def __getitem__(self, at: int | slice) -> Span | list[Span]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        begin = range(len(self))[at] * self._ROW.size
-        return self._span(self._ROW.unpack_from(self._rows, begin))
-
-    def __iter__(self) -> Iterator[Span]:
-        begin, size = 0, self._ROW.size
-        while rows := bytes(self._rows[begin : begin + self._CHUNK * size]):
-            yield from map(self._span, self._ROW.iter_unpack(rows))
-            begin += len(rows)
-
-    def _span(self, row: tuple[Any, ...]) -> Span:
-        start_s, end_s, nbytes, *visit, code = row
-        thread, kind, label, visited = self._common[code]
-        return Span(thread, kind, start_s, end_s, label, Visit(*visit) if visited else None, nbytes)
 
 
 class Note(NamedTuple):
@@ -126,19 +65,29 @@ class Ledger:
     """All spans of a run; `path` is written as the run goes, so that a killed run leaves its own.
 
     `add`, `note` and `flush` may be called from any thread. Times come from `clock`, seconds that never
-    go back.
+    go back. `spans` and `notes` are the last of each, `most_spans` and `most_notes` at most; `all_spans` and
+    `all_notes` read what is older from the file.
     """
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.spans = Spans()
-        self.notes: list[Note] = []
+    def __init__(
+        self,
+        path: Path | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        most_spans: int = MOST_SPANS,
+        most_notes: int = MOST_NOTES,
+    ) -> None:
+        self.spans = Spans(most_spans)
+        self.notes: deque[Note] = deque(maxlen=most_notes)
         self._clock = clock
         self._begin = clock()
         self._began = time.time()
         self.path: Path | None = None
         self._file: IO[str] | None = None
-        self._writing = threading.Lock()
-        self._written = self._noted = 0
+        self._writing, self._adding = threading.Lock(), threading.Lock()
+        #: What is not in the file yet.
+        self._unwritten: list[Span] = []
+        self._untold: list[Note] = []
+        self._noted = 0
         self._flushed_s = 0.0
         #: The compute thread's track, from the first moment of the ledger.
         self.compute = Track(self, "compute")
@@ -147,9 +96,11 @@ class Ledger:
 
     def write_to(self, path: Path) -> None:
         """Write to a file from now on, beginning with what there is; its first line is there at once."""
-        self.path = path
-        self._file = path.open("w", encoding="utf-8")
-        self._file.write(json.dumps({"schema": SCHEMA, "began": self._began}) + "\n")
+        file = path.open("w", encoding="utf-8")
+        file.write(json.dumps({"schema": SCHEMA, "began": self._began}) + "\n")
+        with self._adding:
+            self.path, self._file = path, file
+            self._unwritten, self._untold = list(self.spans), list(self.notes)
         self.flush()
 
     def now(self) -> float:
@@ -158,13 +109,51 @@ class Ledger:
 
     def add(self, span: Span) -> None:
         """Append a span; about once in `FLUSH_S` seconds, write what has come together."""
-        self.spans.append(span)
-        if self._file is not None and span.end_s - self._flushed_s >= FLUSH_S:
+        with self._adding:
+            self.spans.append(span)
+            if self._file is None:
+                return
+            self._unwritten.append(span)
+            due = len(self._unwritten) >= _MOST_UNWRITTEN or span.end_s - self._flushed_s >= FLUSH_S
+        if due:
             self.flush()
 
     def note(self, kind: str, value: Any) -> None:
         """Append what is so now; `value` is plain JSON."""
-        self.notes.append(Note(kind, self.now(), value))
+        note = Note(kind, self.now(), value)
+        with self._adding:
+            self.notes.append(note)
+            self._noted += 1
+            if self._file is not None:
+                self._untold.append(note)
+
+    def all_spans(self) -> Iterator[Span]:
+        """Yield every span there was, oldest first; without a file, or where it is gone, those still kept."""
+        if not self.spans.dropped:
+            return iter(self.spans)
+        rows = self._from_file()
+        return iter(self.spans) if rows is None else (row for row in rows if isinstance(row, Span))
+
+    def all_notes(self) -> Iterator[Note]:
+        """Yield every note there was, as `all_spans` does spans."""
+        if self._noted <= len(self.notes):
+            return iter(list(self.notes))
+        rows = self._from_file()
+        return iter(list(self.notes)) if rows is None else (row for row in rows if isinstance(row, Note))
+
+    def unaccounted(self, wall_s: float) -> float:
+        """Return the share of the wall time so far that the compute thread's spans do not cover, 0..1."""
+        return max(0.0, 1.0 - self.spans.covered_s("compute") / wall_s) if wall_s > 0 else 0.0
+
+    def _from_file(self) -> Iterator[Span | Note] | None:
+        """Return the rows of the file, None where there is none that can be read."""
+        if self.path is None:
+            return None
+        self.flush()
+        with suppress(OSError, ValueError):
+            began_of(self.path)
+            return read_rows(self.path)
+        return None
 
     def track(self, thread: str) -> Track:
         """Return a track whose first span begins now."""
@@ -187,15 +176,19 @@ class Ledger:
         with self._writing:
             if self._file is None:
                 return
-            spans, notes = self.spans[self._written :], self.notes[self._noted :]
-            self._file.writelines(_dump(s) + "\n" for s in spans)
-            self._file.writelines(_dump_note(n) + "\n" for n in notes)
-            self._file.flush()
+            with self._adding:
+                spans, notes, self._unwritten, self._untold = self._unwritten, self._untold, [], []
+                self._flushed_s = self.now()
+            try:
+                self._file.writelines(_dump(s) + "\n" for s in spans)
+                self._file.writelines(_dump_note(n) + "\n" for n in notes)
+                self._file.flush()
+            except BaseException:
+                with self._adding:
+                    self._unwritten[:0], self._untold[:0] = spans, notes
+                raise
             if sync:
                 os.fsync(self._file.fileno())
-            self._written += len(spans)
-            self._noted += len(notes)
-            self._flushed_s = self.now()
 
     def close(self) -> None:
         """Write what is left and close the file."""
@@ -244,7 +237,7 @@ def unaccounted(spans: Iterable[Span], wall_s: float, thread: str = "compute") -
 
     Spans that overlap one another count once; what comes after `wall_s` does not count.
     """
-    covered, upto = 0.0, float("-inf")
+    covered, upto = 0.0, -inf
     for start_s, end_s in sorted((s.start_s, s.end_s) for s in spans if s.thread == thread):
         covered += max(0.0, min(end_s, wall_s) - max(start_s, upto))
         upto = max(upto, end_s)

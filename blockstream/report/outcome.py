@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,6 @@ from blockstream.system.disks import disk_speed
 from blockstream.system.memory import MemoryWatch
 
 from .larger import a_year
-from .sampling import samplings
 
 
 def predicted_for(plan: Plan, passes: Mapping[str, int]) -> Prediction:
@@ -62,7 +61,7 @@ def stage_accounts(measured: Sequence[Mapping[str, Any]], plan: Plan | None) -> 
 
 
 def budget_account(
-    watch: MemoryWatch, began_s: float, spans: Sequence[Span], runtime: int, activations: int
+    watch: MemoryWatch, began_s: float, spans: Iterable[Span], runtime: int, activations: int
 ) -> dict[str, Any]:
     """Return whether the budget was held, its peak by cause and what ran then.
 
@@ -80,7 +79,7 @@ def budget_account(
     }
 
 
-def doing(spans: Sequence[Span], at_s: float) -> str:
+def doing(spans: Iterable[Span], at_s: float) -> str:
     """Return what the compute thread was doing at a moment, in words."""
     for span in spans:
         if span.thread == "compute" and span.start_s <= at_s <= span.end_s:
@@ -105,14 +104,19 @@ def disk_account(stages: Sequence[Mapping[str, Any]], wall_s: float) -> dict[str
     }
 
 
-def sampler_account(choice: Any, notes: Sequence[Note]) -> dict[str, Any]:
+def sampler_account(choice: Any, notes: Iterable[Note]) -> dict[str, Any]:
     """Return what the sampler did: passes of how many steps, and where it leapt, for each sampling."""
-    runs = samplings(notes)
+    runs: dict[int, dict[str, Any]] = {}
+    for step in (n.value for n in notes if n.kind == "step"):
+        run = runs.setdefault(step["run"], {"passes": 0, "of": 0, "leaps": []})
+        run |= {"passes": run["passes"] + int(step.get("passes", 1)), "of": step["of"]}
+        if step["to"] > step["i"] + 1:
+            run["leaps"].append([step["i"], step["to"]])
     return {
         "choice": choice,
-        "passes": sum(r.passes for r in runs),
-        "of": sum(r.of for r in runs),
-        "runs": [{"passes": r.passes, "of": r.of, "leaps": [list(x) for x in r.leaps]} for r in runs],
+        "passes": sum(run["passes"] for run in runs.values()),
+        "of": sum(run["of"] for run in runs.values()),
+        "runs": [run for _, run in sorted(runs.items())],
     }
 
 
@@ -127,11 +131,11 @@ def attention_account(
 
     `kernels` is what plugins' kernels computed, `said` is what the transforms themselves report, by name.
     """
-    switches = [(n.at_s, bool(n.value)) for n in ledger.notes if n.kind == "merging"]
+    switches = [(n.at_s, bool(n.value)) for n in ledger.all_notes() if n.kind == "merging"]
     merged: list[float] = []
     plain: list[float] = []
     if switches:
-        for end, seconds in _passes(ledger.spans, switches[0][0]):
+        for end, seconds in _passes(ledger.all_spans, switches[0][0]):
             on = [state for at, state in switches if at <= end]
             (merged if on and on[-1] else plain).append(seconds)
     return {
@@ -146,14 +150,15 @@ def attention_account(
     }
 
 
-def _passes(spans: Sequence[Span], inside_s: float) -> list[tuple[float, float]]:
+def _passes(spans: Callable[[], Iterator[Span]], inside_s: float) -> list[tuple[float, float]]:
     """Return (end, seconds of compute) of each pass of the stage that computes at a moment."""
-    visits = [s for s in spans if s.kind == "execute" and s.visit is not None]
-    stage = next((s.visit.stage for s in visits if s.visit and s.end_s >= inside_s), None)
+    stage = next(
+        (s.visit.stage for s in spans() if s.kind == "execute" and s.visit and s.end_s >= inside_s), None
+    )
     ends: dict[int, float] = {}
     took: dict[int, float] = {}
-    for span in visits:
-        if span.visit is not None and span.visit.stage == stage:
+    for span in spans():
+        if span.kind == "execute" and span.visit is not None and span.visit.stage == stage:
             ends[span.visit.pass_index] = span.end_s
             took[span.visit.pass_index] = took.get(span.visit.pass_index, 0.0) + span.seconds
     return [(ends[p], took[p]) for p in ends]

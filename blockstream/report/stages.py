@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Set
 from math import inf
-from statistics import fmean
 from typing import Any
 
-from blockstream.engine.ledger import Span
+from blockstream.engine.spans import Total
 from blockstream.plan import latency
 from blockstream.plan.planner import Plan
 from blockstream.plan.segments import Stage
 
 
-def stage_summaries(plan: Plan, spans: Iterable[Span]) -> list[dict[str, Any]]:
-    """Return one summary a stage, in order, as report.json has its stages.
+def stage_summaries(plan: Plan, totals: Iterable[Total]) -> list[dict[str, Any]]:
+    """Return one summary a stage, in order, as report.json has its stages; `totals` are those of its spans.
 
     b streamed or retained blocks a pass (what is resident is none), d of them retained; l_s and e_s the
     mean seconds of a load and a visit; r_s saved a pass against b (l + e), alpha_s what Eq. 9 needs to meet
@@ -23,36 +21,42 @@ def stage_summaries(plan: Plan, spans: Iterable[Span]) -> list[dict[str, Any]]:
     last visit, all included.
     """
     seen = [_Seen({s.segments[i].name for i in _blocks(s)}) for s in plan.schedule.stages]
-    for span in spans:
-        if span.visit is not None:
-            seen[span.visit.stage].add(span)
+    for total in totals:
+        if total.stage is not None:
+            seen[total.stage].add(total)
     return [_summary(plan, i, x) for i, x in enumerate(seen)]
 
 
 class _Seen:
-    """What a summary needs of a stage's spans, a few bytes each: a long run has millions."""
+    """What a summary needs of a stage's spans."""
 
     def __init__(self, blocks: Set[str]) -> None:
         self._blocks = blocks
         self.passes = self.read_nbytes = 0
         self.begin_s, self.end_s = inf, 0.0
-        #: Seconds by kind: of all spans, and of the blocks'.
-        self.all: dict[str, array[float]] = {k: array("d") for k in ("load", "execute", "stall")}
-        self.blocks: dict[str, array[float]] = {k: array("d") for k in self.all}
+        #: Seconds by kind: of all spans, and, with their number, of the blocks'.
+        self.all = dict.fromkeys(("load", "execute", "stall"), 0.0)
+        self.blocks = dict.fromkeys(self.all, 0.0)
+        self.count = dict.fromkeys(self.all, 0)
 
-    def add(self, span: Span) -> None:
-        """Take in a span that has a visit."""
-        if span.kind not in self.all or span.visit is None:
+    def add(self, total: Total) -> None:
+        """Take in all spans of a kind and a segment."""
+        if total.kind not in self.all:
             return
-        self.all[span.kind].append(span.seconds)
-        if span.label in self._blocks:
-            self.blocks[span.kind].append(span.seconds)
-        if span.kind == "load":
-            self.read_nbytes += span.nbytes
+        self.all[total.kind] += total.seconds
+        if total.label in self._blocks:
+            self.blocks[total.kind] += total.seconds
+            self.count[total.kind] += total.count
+        if total.kind == "load":
+            self.read_nbytes += total.nbytes
             return
-        self.begin_s, self.end_s = min(self.begin_s, span.start_s), max(self.end_s, span.end_s)
-        if span.kind == "execute":
-            self.passes = max(self.passes, span.visit.pass_index + 1)
+        self.begin_s, self.end_s = min(self.begin_s, total.begin_s), max(self.end_s, total.end_s)
+        if total.kind == "execute":
+            self.passes = max(self.passes, total.passes)
+
+    def mean_s(self, kind: str) -> float:
+        """Return what one span of the blocks took, 0 where there was none."""
+        return self.blocks[kind] / max(1, self.count[kind])
 
 
 def _blocks(stage: Stage) -> list[int]:
@@ -64,11 +68,10 @@ def _summary(plan: Plan, index: int, seen: _Seen) -> dict[str, Any]:
     stage, planned = plan.schedule.stages[index], plan.stages[index]
     kept = sum(i in planned.layout.retained for i in _blocks(stage))
     passes = seen.passes
-    load_s, execute_s, stall_s = (sum(seen.all[kind]) for kind in ("load", "execute", "stall"))
-    l_s = fmean(seen.blocks["load"] or [0.0])
-    e_s = fmean(seen.blocks["execute"] or [0.0])
+    load_s, execute_s, stall_s = seen.all.values()
+    l_s, e_s = seen.mean_s("load"), seen.mean_s("execute")
     b = len([i for i in stage.order if not stage.segments[i].resident])
-    a_pass = (sum(seen.blocks["execute"]) + sum(seen.blocks["stall"])) / passes if passes else 0.0
+    a_pass = (seen.blocks["execute"] + seen.blocks["stall"]) / passes if passes else 0.0
     return {
         "name": stage.name,
         "passes": passes,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockstream.budget.amounts import parse_nbytes, resolve_budget
 from blockstream.checkpoint import Checkpoint
-from blockstream.engine.ledger import Ledger, unaccounted
+from blockstream.engine.ledger import Ledger
 from blockstream.errors import PluginError
 from blockstream.plugins.manager import Plugins
 from blockstream.plugins.network import Network
@@ -297,10 +297,10 @@ def _run_pipeline(
         "schema": SCHEMA,
         "budget": {
             **summary["budget"],
-            **budget_account(watch, began_s, this.ledger.spans, runtime, session.activations_nbytes),
+            **budget_account(watch, began_s, this.ledger.all_spans(), runtime, session.activations_nbytes),
         },
         "stages": stages,
-        "sampler": sampler_account(this.config.sampler.written(), this.ledger.notes),
+        "sampler": sampler_account(this.config.sampler.written(), this.ledger.all_notes()),
         "attention": attention_account(
             [a.written() for a in this.config.attention],
             len(this.merges.layers),
@@ -313,7 +313,7 @@ def _run_pipeline(
         "larger": larger,
         "output": dict(output),
         "wall_s": wall_s,
-        "unaccounted": unaccounted(this.ledger.spans, wall_s),
+        "unaccounted": this.ledger.unaccounted(wall_s),
         **{k: v for k, v in summary.items() if k not in ("budget", "stages", "schema")},
         "versions": {"python": platform.python_version(), **versions()},
     }

@@ -33,7 +33,7 @@ def session_report(
             "synthetic": stage.prepared.synthetic is not None,
             "unused_tensors": len(stage.prepared.matched.unused),
         }
-        for stage, summary in zip(stages, stage_summaries(tier.engine.plan, ledger.spans), strict=True)
+        for stage, summary in zip(stages, stage_summaries(tier.engine.plan, ledger.spans.totals), strict=True)
     ]
     return {
         "schema": SCHEMA,

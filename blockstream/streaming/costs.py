@@ -109,7 +109,7 @@ class Seen:
         """Read a stage's spans: its load, execute and stall spans carry their visit."""
         loads: dict[str, list[float]] = defaultdict(list)
         executes: dict[str, list[float]] = defaultdict(list)
-        begin, end, busy, last = float("inf"), 0.0, 0.0, -1
+        begin, end, busy, passes = float("inf"), 0.0, 0.0, set()
         for span in spans:
             if span.visit is None or span.visit.stage != index:
                 continue
@@ -119,10 +119,10 @@ class Seen:
             if span.kind == "execute":
                 n = span.visit.pass_index
                 executes[span.label].append(span.seconds / (pace[n] if n < len(pace) else 1.0))
-                last = max(last, n)
+                passes.add(n)
             busy += span.seconds
             begin, end = min(begin, span.start_s), max(end, span.end_s)
-        outside = max(0.0, end - begin - busy) / (last + 1) if last >= 0 else 0.0
+        outside = max(0.0, end - begin - busy) / len(passes) if passes else 0.0
         return cls(loads, executes, outside)
 
     def load_s(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, float]:

@@ -196,13 +196,14 @@ def test_ten_thousand_visits_take_less_than_ten_megabytes(tmp_path):
         for visit in plan.schedule.visits():
             with engine.visit(names.name, plan.schedule.segment(visit).name):
                 pass
-    assert sum(s.kind == "execute" for s in ledger.spans) == 28 * 358 > 10_000
+    kept = list(ledger.all_spans())
+    assert sum(s.kind == "execute" for s in kept) == 28 * 358 > 10_000
     assert path.stat().st_size < 10_000_000
     found = read_records(path).spans
     assert [(s.thread, s.kind, s.label, s.visit, s.nbytes) for s in found] == [
-        (s.thread, s.kind, s.label, s.visit, s.nbytes) for s in ledger.spans
+        (s.thread, s.kind, s.label, s.visit, s.nbytes) for s in kept
     ]
-    assert all(abs(a.end_s - b.end_s) < 1e-6 for a, b in zip(found, ledger.spans, strict=True))
+    assert all(abs(a.end_s - b.end_s) < 1e-6 for a, b in zip(found, kept, strict=True))
 
 
 def test_a_killed_run_leaves_all_but_its_last_seconds(tmp_path):
@@ -288,3 +289,55 @@ def test_closing_twice_and_adding_after_are_harmless(tmp_path):
     ledger.flush()
     assert len(path.read_text().splitlines()) == 1
     assert json.loads(path.read_text())["schema"] == 1
+
+
+# -- bounded -----------------------------------------------------------------------------------
+
+
+def passes(ledger, count, clock):
+    """Run passes of two stages in turn: three visits each, something outside after every one."""
+    for n in range(count):
+        for k in range(3):
+            clock.now += 0.25
+            ledger.compute.mark("execute", f"block.{k}", Visit(n % 2, n // 2, k))
+            clock.now += 0.125
+            ledger.compute.mark("outside", "between")
+        ledger.note("step", {"run": n})
+
+
+class Hand:
+    """A clock set by hand."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_memory_holds_the_last_spans_of_each_stage_and_the_totals_of_all(tmp_path):
+    clock = Hand()
+    with Ledger(tmp_path / "ledger.jsonl", clock, most_spans=100, most_notes=10) as ledger:
+        passes(ledger, 1000, clock)
+        assert len(ledger.spans) < 100 and len(ledger.notes) == 10
+        for stage_index in (0, 1, None):  # the last of each are there still
+            last = [s for s in ledger.spans if (s.visit.stage if s.visit else None) == stage_index]
+            assert len(last) >= 16 and last[-1].end_s > clock.now - 2
+        told = {(t.kind, t.label, t.stage): t for t in ledger.spans.totals}
+        total = told["execute", "block.1", 1]
+        assert (total.count, total.seconds, total.passes) == (500, 125.0, 500)
+        assert told["outside", "between", None].count == 3000
+        # The whole is still tiled, and what is not in memory is read from the file.
+        assert ledger.unaccounted(clock.now) == 0.0 and ledger.unaccounted(2 * clock.now) == 0.5
+        spans = list(ledger.all_spans())
+        assert len(spans) == 6000 and unaccounted(spans, clock.now) == 0.0
+        assert [n.value["run"] for n in ledger.all_notes()] == list(range(1000))
+    assert read_records(tmp_path / "ledger.jsonl").spans == spans
+
+
+def test_without_a_file_what_was_dropped_is_in_the_totals_alone():
+    clock = Hand()
+    ledger = Ledger(clock=clock, most_spans=100)
+    passes(ledger, 100, clock)
+    assert list(ledger.all_spans()) == list(ledger.spans) and ledger.spans.dropped > 400
+    assert sum(t.count for t in ledger.spans.totals) == 600 == len(ledger.spans) + ledger.spans.dropped
+    assert ledger.unaccounted(clock.now) == 0.0

@@ -1,4 +1,4 @@
-"""A power cut takes nothing of a run that counts: all is synced before it is renamed, folders before they are used."""
+"""A power cut takes nothing of a run that counts: what is renamed is synced before, and so are folders."""
 
 import os
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blockstream.engine.ledger import Ledger, Span
+from blockstream.engine.ledger import Ledger, Span, Spans
 from blockstream.plan import latency
 from blockstream.plan.planner import make_plan
 from blockstream.plan.retention import NONE, PREFIX
@@ -22,7 +22,7 @@ def a_plan(policy=NONE, units=2, load=1.0, execute=1.0, passes=5):
 
 
 def accounts(plan, ledger):
-    return stage_accounts(stage_summaries(plan, ledger.spans), plan)[0]
+    return stage_accounts(stage_summaries(plan, ledger.spans.totals), plan)[0]
 
 
 def test_the_prediction_is_for_the_passes_that_ran():
@@ -57,12 +57,12 @@ def test_eight_and_nine_hold_for_a_simulated_run(tmp_path, load, execute):
 
 def test_what_runs_between_the_blocks_is_no_overhead_of_loading():
     plan = a_plan(passes=1, load=1.0, execute=1.0)
-    spans, at = [], 0.0
+    spans, at = Spans(), 0.0
     for k in range(8):
         spans.append(Span("compute", "execute", at, at + 1.0, f"dit.{k}", Visit(0, 0, k)))
         spans.append(Span("loader", "load", at, at + 1.0, f"dit.{k}", Visit(0, 0, k), UNIT))
         at += 1.5
-    account = stage_accounts(stage_summaries(plan, spans), plan)[0]
+    account = stage_accounts(stage_summaries(plan, spans.totals), plan)[0]
     assert account["outside_s"] == pytest.approx(3.5)
     assert account["r_s"] == pytest.approx(8.0)
 
@@ -70,7 +70,7 @@ def test_what_runs_between_the_blocks_is_no_overhead_of_loading():
 def test_without_a_plan_what_was_measured_stands_alone(tmp_path):
     plan = a_plan()
     ledger = write_ledger(tmp_path / "ledger.jsonl", plan)
-    (account,) = stage_accounts(stage_summaries(plan, ledger.spans), None)
+    (account,) = stage_accounts(stage_summaries(plan, ledger.spans.totals), None)
     assert "predicted_s" not in account and account["r8_s"] > 0
 
 

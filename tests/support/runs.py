@@ -100,7 +100,7 @@ def write_run(folder: Path, plan: Plan | None = None, prompt: str = 'a <b>red</b
     plan = plan or full_size()
     folder.mkdir(parents=True)
     ledger = write_ledger(folder / "ledger.jsonl", plan)
-    summaries = stage_summaries(plan, ledger.spans)
+    summaries = stage_summaries(plan, ledger.spans.totals)
     report = {
         "schema": 1,
         "budget": {
