@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from blockstream.budget.amounts import format_nbytes
 from blockstream.engine.store import StoreAround
 from blockstream.errors import BudgetError, ModelError
+from blockstream.module.guards import Follower
 from blockstream.module.partition import Place
 from blockstream.module.prepared import Prepared
 from blockstream.plan.planner import least_arena
@@ -203,11 +203,15 @@ class Resident:
         self._places = [at for at in _places(prepared.module) if at[0].path in prepared.matched.sources]
         self._loaded = ExitStack()
         self._is_loaded = False
-        self._hooks: list[RemovableHandle] = []
         prepared.install()
         self._reference.fill_buffers()
-        for module in prepared.module.modules():
-            self._hooks.append(module.register_forward_pre_hook(self._before, prepend=True))
+        # No hooks: a module that looks for some before it chooses how to compute must find none.
+        self._followed = [
+            Follower(module, prepared.name, self._before, lambda output, failed: None)
+            for module in prepared.module.modules()
+        ]
+        for call in self._followed:
+            call.attach()
 
     def free(self) -> None:
         """Drop the weights; a later call reads them again."""
@@ -217,13 +221,13 @@ class Resident:
     def close(self) -> None:
         """Give the module back as it was. Idempotent."""
         self.free()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        for call in self._followed:
+            call.remove()
+        self._followed.clear()
         self.prepared.restore()
         self._reference.close()
 
-    def _before(self, module: nn.Module, args: Any) -> None:
+    def _before(self, args: Any, kwargs: Any) -> None:
         if not self._is_loaded:
             self._make_room(self)
             params = {places: self._reference.parameter(places[0].path) for places in self._places}

@@ -96,6 +96,32 @@ def test_converted_weights_pass_the_check_from_either_kind_of_file(dtype, form, 
     assert_same(*results)
 
 
+class Looking(nn.Module):
+    """Computes otherwise where it finds a hook, as torch's encoder layers do, or weights that are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x):
+        hooked = any(m._forward_pre_hooks or m._forward_hooks for m in self.modules())
+        plain = all(type(p) is nn.Parameter for p in self.blocks[0].parameters())
+        for block in self.blocks:
+            x = block(x) * (1.0 if plain and not hooked else 2.0)
+        return x
+
+
+def test_a_module_that_looks_at_its_hooks_finds_none_on_the_resident_side(tmp_path):
+    module = Looking().eval()
+    folder, x = save(module, tmp_path / "w"), torch.randn(2, 16)
+    with torch.no_grad(), ResidentSession(segments={"m": {"blocks.1": "blocks.1"}}) as s:
+        m = s.stage("m", Looking, folder)
+        s.start()
+        assert_same(m(x), aligned(module)(x))
+    with pytest.raises(ModelError, match="was streamed and that has ended"):
+        m(x)
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
