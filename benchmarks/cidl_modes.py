@@ -16,7 +16,8 @@ from torch import nn
 
 from blockstream.checkpoint import Checkpoint
 from blockstream.checkpoint.write.synthesis import synthesise
-from blockstream.engine.ledger import Ledger, Span
+from blockstream.engine.ledger import Ledger
+from blockstream.engine.spans import Span
 from blockstream.module.empty import empty
 from blockstream.module.rehearsal import rehearse
 from blockstream.module.spec import tensor_spec

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from blockstream import plugins, stream
-from blockstream.engine.ledger import Span
+from blockstream.engine.spans import Span
 from blockstream.plan.segments import Exactly, Segment, Stage
 from blockstream.plugins import AttentionLayer, Plugins, hookspecs
 from blockstream.plugins.manager import KNOWN_HOOKS

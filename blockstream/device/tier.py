@@ -8,8 +8,9 @@ from typing import Any
 from blockstream.checkpoint.file_store import FileStore
 from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
-from blockstream.engine.ledger import Ledger, Span
+from blockstream.engine.ledger import Ledger
 from blockstream.engine.loader import Lanes
+from blockstream.engine.spans import Span
 from blockstream.plan.tiers import Tiers
 from blockstream.system.limits import cpu_count
 

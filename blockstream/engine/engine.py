@@ -18,8 +18,9 @@ from blockstream.plan.scheduler import Scheduler
 from blockstream.plan.segments import Extent, Visit
 
 from .clock import Clock, SystemClock
-from .ledger import Ledger, Span, Track
+from .ledger import Ledger, Track
 from .loader import HOST, Lanes, Loader
+from .spans import Span
 from .store import Handle, Store
 
 #: A signal that comes just before a thread sleeps is heard when it wakes: no wait is longer than this.

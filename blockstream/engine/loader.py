@@ -17,7 +17,8 @@ from blockstream.plan.loads import Load
 from blockstream.plan.scheduler import Scheduler
 
 from .clock import Clock
-from .ledger import Ledger, Span
+from .ledger import Ledger
+from .spans import Span
 from .store import Handle, Loading, Store, Whole
 
 

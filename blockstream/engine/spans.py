@@ -45,7 +45,7 @@ class Total(NamedTuple):
     kind: str
     label: str
     stage: int | None
-    count: int = 0
+    number: int = 0
     seconds: float = 0.0
     nbytes: int = 0
     begin_s: float = inf
@@ -104,10 +104,11 @@ class Spans(Sequence[Span]):
         """Return what all spans come to, kept or not."""
         with self._lock:
             found = list(self._totals.items())
-        return [
-            Total(*self._common[code][:3], stage if stage >= 0 else None, *total)
-            for (code, stage), total in found
-        ]
+        totals = []
+        for (code, stage), (number, seconds, nbytes, begin_s, end_s, passes) in found:
+            about = (*self._common[code][:3], stage if stage >= 0 else None)
+            totals.append(Total(*about, number, seconds, nbytes, begin_s, end_s, passes))
+        return totals
 
     def covered_s(self, thread: str) -> float:
         """Return the seconds that a thread's spans cover, kept or not; what overlaps counts once."""

@@ -17,7 +17,7 @@ from blockstream.checkpoint.formats import Format
 from .choices import Choice, ModelFamily
 
 if TYPE_CHECKING:
-    from blockstream.engine.ledger import Span
+    from blockstream.engine.spans import Span
     from blockstream.plan.segments import Stage
 
     from .transforms import AttentionKernel, AttentionLayer, Merge

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from blockstream.engine.ledger import Span
+    from blockstream.engine.spans import Span
     from blockstream.plan.segments import Stage
 
 

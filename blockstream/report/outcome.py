@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from blockstream.engine.ledger import Ledger, Note, Span
+from blockstream.engine.ledger import Ledger, Note
+from blockstream.engine.spans import Span
 from blockstream.plan import latency
 from blockstream.plan.planner import Plan
 from blockstream.plan.segments import Exactly

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockstream.engine.ledger import Note, Span, began_of, read_rows
+from blockstream.engine.ledger import Note, began_of, read_rows
+from blockstream.engine.spans import Span
 
 from .bars import Bar, Merger
 

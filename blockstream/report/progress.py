@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from blockstream.budget.amounts import format_nbytes
-from blockstream.engine.ledger import Span
+from blockstream.engine.spans import Span
 from blockstream.plan.segments import Stage
 from blockstream.plugins.hookspecs import hookimpl
 from blockstream.system.memory import held

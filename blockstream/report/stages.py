@@ -46,7 +46,7 @@ class _Seen:
         self.all[total.kind] += total.seconds
         if total.label in self._blocks:
             self.blocks[total.kind] += total.seconds
-            self.count[total.kind] += total.count
+            self.count[total.kind] += total.number
         if total.kind == "load":
             self.read_nbytes += total.nbytes
             return

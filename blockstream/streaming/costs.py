@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from blockstream.engine.ledger import Ledger, Span
+from blockstream.engine.ledger import Ledger
+from blockstream.engine.spans import Span
 from blockstream.plan.segments import Segment, Stage
 
 from .known import OUTSIDE, READ_SPEED

@@ -16,7 +16,7 @@ from blockstream.checkpoint.file_store import FileStore
 from blockstream.checkpoint.read.reader import Reader
 from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
-from blockstream.engine.ledger import Span
+from blockstream.engine.spans import Span
 from blockstream.module.binding import Binding
 from blockstream.system.disks import requests
 

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.engine.engine import Engine
-from blockstream.engine.ledger import (
-    FLUSH_S,
-    KINDS,
-    Ledger,
-    Span,
-    Spans,
-    read_records,
-    unaccounted,
-)
+from blockstream.engine.ledger import FLUSH_S, KINDS, Ledger, read_records, unaccounted
+from blockstream.engine.spans import Span, Spans
 from blockstream.plan.planner import make_plan
 from blockstream.plan.retention import NONE, SPREAD
 from blockstream.plan.segments import AtMost, Visit
@@ -324,8 +317,8 @@ def test_memory_holds_the_last_spans_of_each_stage_and_the_totals_of_all(tmp_pat
             assert len(last) >= 16 and last[-1].end_s > clock.now - 2
         told = {(t.kind, t.label, t.stage): t for t in ledger.spans.totals}
         total = told["execute", "block.1", 1]
-        assert (total.count, total.seconds, total.passes) == (500, 125.0, 500)
-        assert told["outside", "between", None].count == 3000
+        assert (total.number, total.seconds, total.passes) == (500, 125.0, 500)
+        assert told["outside", "between", None].number == 3000
         # The whole is still tiled, and what is not in memory is read from the file.
         assert ledger.unaccounted(clock.now) == 0.0 and ledger.unaccounted(2 * clock.now) == 0.5
         spans = list(ledger.all_spans())
@@ -339,5 +332,5 @@ def test_without_a_file_what_was_dropped_is_in_the_totals_alone():
     ledger = Ledger(clock=clock, most_spans=100)
     passes(ledger, 100, clock)
     assert list(ledger.all_spans()) == list(ledger.spans) and ledger.spans.dropped > 400
-    assert sum(t.count for t in ledger.spans.totals) == 600 == len(ledger.spans) + ledger.spans.dropped
+    assert sum(t.number for t in ledger.spans.totals) == 600 == len(ledger.spans) + ledger.spans.dropped
     assert ledger.unaccounted(clock.now) == 0.0

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from blockstream.cli.main import main
-from blockstream.engine.ledger import Ledger, Note, Span
+from blockstream.engine.ledger import Ledger, Note
+from blockstream.engine.spans import Span
 from blockstream.errors import ConfigError
 from blockstream.plan.segments import Visit
 from blockstream.plugins.euler import sample

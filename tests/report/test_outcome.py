@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from blockstream.engine.ledger import Ledger, Span, Spans
+from blockstream.engine.ledger import Ledger
+from blockstream.engine.spans import Span, Spans
 from blockstream.plan import latency
 from blockstream.plan.planner import make_plan
 from blockstream.plan.retention import NONE, PREFIX

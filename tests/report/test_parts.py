@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from blockstream.engine.ledger import Ledger, Span, read_records
+from blockstream.engine.ledger import Ledger, read_records
+from blockstream.engine.spans import Span
 from blockstream.plan.segments import Visit
 from blockstream.report.parts import HEAD, MOST_BARS
 from blockstream.report.passes import pass_rows

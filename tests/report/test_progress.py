@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from blockstream.engine.ledger import Span
+from blockstream.engine.spans import Span
 from blockstream.plan.segments import AtMost, Exactly, Segment, Stage, Unknown
 from blockstream.plugins import Plugins
 from blockstream.report.progress import Progress, duration

@@ -41,7 +41,7 @@ def test_a_new_plan_counts_from_when_it_was_made(tmp_path, plan):
     first, later = plan_record(plan), plan_record(plan)
     first["stages"][0]["retained"] = []
     later["stages"][0]["retained"] = [0]
-    from blockstream.engine.ledger import Span
+    from blockstream.engine.spans import Span
     from blockstream.plan.segments import Visit
 
     ledger.note("plan", first)

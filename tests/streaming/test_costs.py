@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import blockstream
-from blockstream.engine.ledger import Ledger, Span
+from blockstream.engine.ledger import Ledger
+from blockstream.engine.spans import Span
 from blockstream.module.rehearsal import rehearse, shapes_of
 from blockstream.plan.segments import Exactly, Segment, Stage, Visit
 from blockstream.streaming import remembered

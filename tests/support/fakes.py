@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from blockstream.engine.engine import Engine
-from blockstream.engine.ledger import Span
+from blockstream.engine.spans import Span
 from blockstream.engine.store import Loading, Whole
 from blockstream.plan.loads import Load
 from blockstream.plan.planner import Plan

@@ -6,7 +6,8 @@ import json
 import math
 from pathlib import Path
 
-from blockstream.engine.ledger import Ledger, Span
+from blockstream.engine.ledger import Ledger
+from blockstream.engine.spans import Span
 from blockstream.plan.plain import plan_record
 from blockstream.plan.planner import Plan, make_plan
 from blockstream.plan.retention import POLICIES
