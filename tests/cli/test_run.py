@@ -208,10 +208,10 @@ def test_plan_prints_what_stays_and_why_the_times_the_peak_and_the_curve(command
         "more    +1.00 GiB of budget saves 0.50 s and 4.0 GiB of reading",
         "",
         "budget     predicted",
-        f"900 MiB    19.0 s    {bar * 30}",
-        f"1.00 GiB   9.50 s    {bar * 15}  the knee, this plan",
-        f"2.00 GiB   9.00 s    {bar * 14}",
-        f"4.00 GiB   9.00 s    {bar * 14}  everything stays",
+        f"900 MiB    19.0 s      {bar * 30}",
+        f"1.00 GiB   9.50 s      {bar * 15}  the knee, this plan",
+        f"2.00 GiB   9.00 s      {bar * 14}",
+        f"4.00 GiB   9.00 s      {bar * 14}  everything stays",
         "900 MiB: 19.0 s, the least that works; beyond 2.00 GiB nothing",
     ]
 
