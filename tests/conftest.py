@@ -14,7 +14,15 @@ import pytest
 from tests.support.odd_files import odd_file  # noqa: F401 (a fixture)
 
 #: Libraries open these once a process, the first time they are used; they are not leaks.
-_LASTING_THREADS = ("pymp", "ThreadPoolExecutor-", "asyncio_", "tqdm", "pytest_timeout", "OMP")
+_LASTING_THREADS = (
+    "pymp",
+    "ThreadPoolExecutor-",
+    "asyncio_",
+    "tqdm",
+    "pytest_timeout",
+    "OMP",
+    "AnyIO worker",
+)
 _LASTING_FILES = ("anon_inode", "/dev/", "pipe:", "socket:", "/proc/", ".so", ".pyc", ".py", ".ttf")
 
 

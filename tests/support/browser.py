@@ -65,11 +65,7 @@ class Browser:
         )
         os.close(to_read)
         os.close(from_write)
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-        self.resize(*self._size, self._scale)
+        self.tab()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,6 +77,20 @@ class Browser:
         os.close(self._to)
         os.close(self._from)
 
+    def tab(self) -> str:
+        """Open another page, which calls go to from now on; return what `use` takes."""
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.resize(*self._size, self._scale)
+        return self._session
+
+    def use(self, tab: str) -> None:
+        """Let calls go to an open page, and bring it to the front."""
+        self._session = tab
+        self.call("Page.bringToFront")
+
     def resize(self, width: int, height: int, scale: float = 1.0) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -90,9 +100,9 @@ class Browser:
             mobile=width < 600,
         )
 
-    def open(self, path: Path) -> None:
-        """Open a file and wait until it is loaded."""
-        self.call("Page.navigate", url=path.resolve().as_uri())
+    def open(self, where: Path | str) -> None:
+        """Open a file or an address and wait until it is loaded."""
+        self.call("Page.navigate", url=where if isinstance(where, str) else where.resolve().as_uri())
         self.wait_for("document.readyState === 'complete'")
 
     def eval(self, expression: str) -> Any:
@@ -112,6 +122,17 @@ class Browser:
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def press(self, key: str, code: int = 0, text: str = "", modifiers: int = 0) -> None:
+        """Press and release a key: "Tab", 9; "Enter", 13, "\\r"; " ", 32, " "."""
+        about = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        down = {"type": "keyDown", "text": text} if text else {"type": "rawKeyDown"}
+        self.call("Input.dispatchKeyEvent", **about, **down)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def write(self, text: str) -> None:
+        """Write a text where the focus is."""
+        self.call("Input.insertText", text=text)
 
     def screenshot(self) -> bytes:
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])

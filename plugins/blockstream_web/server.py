@@ -1,0 +1,46 @@
+"""Serve an application until it is told to end: pages are let go first, then the run is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from .hub import Hub
+
+
+class Server(uvicorn.Server):
+    """A server whose open streams end as soon as it is told to."""
+
+    def __init__(self, app: ASGIApp, hub: Hub) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=200,
+                timeout_graceful_shutdown=10,
+            )
+        )
+        self._hub = hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then the server; the application's lifespan stops the run."""
+        self._hub.close()
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # what a browser opened in the last moment
+            if (transport := getattr(connection, "transport", None)) is not None:
+                transport.abort()
+        await asyncio.sleep(0)
+
+
+def serve(app: ASGIApp, hub: Hub, listener: socket.socket) -> None:
+    """Serve on a socket that listens, until Ctrl-C or SIGTERM."""
+    Server(app, hub).run(sockets=[listener])
