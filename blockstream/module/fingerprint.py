@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
-import marshal
 import os
 import pathlib
 import sys
@@ -258,7 +257,14 @@ def _slots(c: type) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _code(code: types.CodeType) -> str:
-    return hashlib.blake2b(marshal.dumps(code), digest_size=8).hexdigest()
+    """Return a digest of what code does, the same in every process: the order of a set's items is not."""
+    consts = [_code(c) if isinstance(c, types.CodeType) else _const(c) for c in code.co_consts]
+    parts = (code.co_code, consts, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _const(value: Any) -> Any:
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else value
 
 
 @lru_cache(maxsize=1024)

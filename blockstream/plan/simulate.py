@@ -16,8 +16,9 @@ from .loads import Load
 from .scheduler import Scheduler
 from .segments import AtMost, Exactly, Segment, Stage, Unknown, Visit
 
-#: More visits than this are predicted from their first passes: later ones repeat.
-SIMULATED_VISITS = 20_000
+#: More visits than this are predicted from their first passes, as later ones repeat; where a stage's passes
+#: differ in time, more than the second number.
+SIMULATED_VISITS, SIMULATED_PACED_VISITS = 1_000, 20_000
 
 
 class Event(NamedTuple):
@@ -107,9 +108,10 @@ def simulate(plan: Arrangement) -> list[Event]:
 def predict(plan: Arrangement) -> Prediction:
     """Return the simulated timeline summed by stage; long schedules from their first passes."""
     visits = sum(len(s.order) * s.passes.expected for s in plan.schedule.stages)
-    if visits <= SIMULATED_VISITS:
+    paced = any(s.pace for s in plan.schedule.stages)
+    if visits <= (SIMULATED_PACED_VISITS if paced else SIMULATED_VISITS):
         return _sum(plan, simulate(plan))
-    fewer, more = (_sum(p, simulate(p)) for p in (_shortened(plan, 3), _shortened(plan, 4)))
+    fewer, more = (_sum(p, simulate(p)) for p in (_shortened(plan, 4), _shortened(plan, 5)))
     stages = tuple(
         _extrapolate(stage.passes.expected, a, b)
         for stage, a, b in zip(plan.schedule.stages, fewer.stages, more.stages, strict=True)
@@ -184,7 +186,7 @@ def estimate(
     visit before, load_end). Of passes of one pace only a few are run; later ones repeat the last.
     """
     clock = _Recurrence(stage, retained, slots, lookahead, there)
-    most = max(3, min(slots + 2, SIMULATED_VISITS // max(len(stage.order), 1)))
+    most = max(3, min(slots + 2, SIMULATED_PACED_VISITS // max(len(stage.order), 1)))
     for pace, count in stage.paces(stage.passes.expected):
         before = clock.now, clock.read_nbytes
         for _ in range(min(count, most)):
