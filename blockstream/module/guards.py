@@ -91,14 +91,22 @@ class Follower(Link):
 
 
 class Wake(Link):
-    """Calls `wake` before the module's next call, which then goes the way that `wake` left."""
+    """Calls `wake` before the module's next call that is `due`, which then goes the way that `wake` left."""
 
-    def __init__(self, module: nn.Module, what: str, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        what: str,
+        wake: Callable[[], None],
+        due: Callable[[Any, Any], bool] = lambda args, kwargs: True,
+    ) -> None:
         super().__init__(module, what)
-        self._wake = wake
+        self._wake, self._due = wake, due
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Wake, then call the module."""
+        if not self._due(args, kwargs):
+            return self.run(*args, **kwargs)
         self.remove()
         self._wake()
         return self.module(*args, **kwargs)

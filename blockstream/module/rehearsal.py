@@ -56,12 +56,14 @@ def rehearse(
     weight_of: Callable[[str], nn.Parameter] | None = None,
     path: str = "",
     failed: Callable[[Exception], None] = lambda error: None,
+    elsewhere: Callable[[Callable[[], Rehearsal | None]], Rehearsal | None] | None = None,
 ) -> Rehearsal | None:
     """Run a forward of the module, or of the one at `path` in it, without data.
 
     `inputs` are a `Call`, or what one is made `of`; only shapes and dtypes count. `weight_of` makes by path
-    an empty parameter as it will be. What the same forward showed before is not found out again. None, and
-    `failed` is told why, if it cannot run without data.
+    an empty parameter as it will be. What the same forward showed before is not found out again; `elsewhere`
+    is where it is found out, this process by default. None, and `failed` is told why, if it cannot run
+    without data.
     """
     part = module.get_submodule(path)
     if any(isinstance(m.__dict__.get("forward"), FunctionType) for m in part.modules()):
@@ -72,14 +74,31 @@ def rehearse(
     content = fingerprint(part, Call.of(inputs), at)
     if content is not None and (kept := find(content, path)) is not None:
         return kept
+
+    def run() -> Rehearsal | None:
+        return _run(part, Call.of(inputs), at, path, failed)
+
+    shown = run() if elsewhere is None else elsewhere(run)
+    if content is not None and shown is not None:
+        keep(content, path, shown)
+    return shown
+
+
+def _run(
+    part: nn.Module,
+    inputs: Call,
+    weight_of: Callable[[str], nn.Parameter] | None,
+    path: str,
+    failed: Callable[[Exception], None],
+) -> Rehearsal | None:
     calls: list[tuple[str, bool]] = []
     try:
-        with faked(part, Call.of(inputs), at) as (fake, call):
+        with faked(part, inputs, weight_of) as (fake, call):
             alive = Alive()
             alive.know(call)
             counts = _Counts(alive, calls, path)
             for name, child in fake.named_modules():
-                counts.hook(child, prefix + name if name else path)
+                counts.hook(child, ".".join(filter(None, (path, name))))
             with alive, sizing():
                 fake(*call.args, **call.kwargs)
     except Exception as error:
@@ -87,10 +106,7 @@ def rehearse(
         failed(error)
         return None
     peak = alive.peak_nbytes + WORKSPACE_NBYTES
-    shown = Rehearsal(tuple(calls), counts.flops, peak, alive.small_peak_nbytes)
-    if content is not None:
-        keep(content, path, shown)
-    return shown
+    return Rehearsal(tuple(calls), counts.flops, peak, alive.small_peak_nbytes)
 
 
 class _Counts:

@@ -96,6 +96,11 @@ class DevicePlans:
         """Refuse: what is registered with a device keeps its size."""
         raise ConfigError("a session that runs on a device keeps the budget it started with; open another")
 
+    @property
+    def foresees(self) -> bool:
+        """Return whether what a pass needs has to be known before it computes."""
+        return False
+
     def needs_more(self) -> bool:
         """Return that nothing is given back: what is registered keeps its size."""
         return False

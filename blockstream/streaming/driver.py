@@ -114,5 +114,5 @@ class Driver:
         if stage.prepared.looks_at_grad:
             return
         if (handles := self._plans.tier.engine.everything()) is not None:
-            stage.settle(handles)
+            stage.settle(handles, self._plans.foresees)
             self._ledger.note("settled", stage.name)

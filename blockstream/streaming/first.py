@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from blockstream.budget.ceiling import Ceiling
 from blockstream.errors import BudgetError
 from blockstream.module.faking import Call
+from blockstream.module.forked import may_fork
 from blockstream.module.rehearsal import IMPORTS_NBYTES, needs_imports
 from blockstream.plan.planner import Plan, least_arena
 from blockstream.plan.segments import Schedule
@@ -133,11 +134,11 @@ def _beside(
     tight = ceiling.explicit or ceiling.weights_nbytes(ceiling.outside_nbytes + ACTIVATIONS_NBYTES) < most
     least = least_arena(schedule, asked.slots)
     spare = ceiling.weights_nbytes(ceiling.outside_nbytes + ACTIVATIONS_NBYTES) - least
-    affordable = not needs_imports() or spare > TIGHT_NBYTES + IMPORTS_NBYTES
-    if called is not None and ceiling.explicit and affordable:
+    apart = needs_imports() and spare <= TIGHT_NBYTES + IMPORTS_NBYTES
+    if called is not None and ceiling.explicit and (not apart or may_fork()):
         for i, (stage, known) in enumerate(zip(stages, facts, strict=True)):
             if stage.name == called[0] and stage.inputs is None:
-                shown = known.rehearsed(stage.prepared, called[1])
+                shown = known.rehearsed(stage.prepared, called[1], apart=apart)
                 facts[i] = replace(shown, known=known_costs(shown, variant, stage.prepared.int8))
     if tight and any(f.rehearsal is not None for f in facts):
         gc.collect()  # what a rehearsal left in cycles would be there in one start and not in another

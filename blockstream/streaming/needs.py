@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from blockstream.module.binding import tensors_in
 from blockstream.module.faking import Call
+from blockstream.module.forked import in_fork
 from blockstream.module.kept_rehearsals import Rehearsal
 from blockstream.module.prepared import Prepared
-from blockstream.module.rehearsal import WORKSPACE_NBYTES, rehearse
+from blockstream.module.rehearsal import WORKSPACE_NBYTES, needs_imports, rehearse
 
 #: Inputs larger than any before by this factor need more room than was seen.
 LARGER = 1.1
@@ -65,11 +66,17 @@ class Needs:
         return need
 
     def foresee(
-        self, call: Call, path: str, fits: Callable[[int], bool], may_rehearse: Callable[[], bool]
+        self,
+        call: Call,
+        path: str,
+        fits: Callable[[int], bool],
+        can_hold: Callable[[int], bool],
+        may_rehearse: Callable[[], bool],
     ) -> Need | None:
         """Return what a call of the module at `path` needs; None where that cannot be told without data.
 
-        `fits` says whether so many bytes leave the plan as it is: what does is not found out exactly.
+        `fits` says whether so many bytes leave the plan as it is: what does is not found out exactly. What no
+        plan `can_hold` always is.
         `may_rehearse` is asked where it does not: rehearsing takes memory itself.
         """
         inputs, cached = self._sizes(call, path)
@@ -89,7 +96,7 @@ class Needs:
             return bound
         much = not is_alike or ratio > MUCH_LARGER or cached > MUCH_LARGER * known.cached_nbytes
         due = self._clock() - self._rehearsed_s > SHARE * self._took_s
-        if (much or due) and may_rehearse():
+        if (much or due or not can_hold(most)) and may_rehearse():
             return self._rehearse(call, path) or bound
         return bound
 
@@ -101,7 +108,9 @@ class Needs:
 
     def _rehearse(self, call: Call, path: str) -> Need | None:
         begin = self._clock()
-        rehearsal = rehearse(self._prepared.module, call, self._prepared.empty_weight, path)
+        elsewhere = in_fork if needs_imports() else None
+        prepared = self._prepared
+        rehearsal = rehearse(prepared.module, call, prepared.empty_weight, path, elsewhere=elsewhere)
         self._rehearsed_s = self._clock()
         self._took_s = self._rehearsed_s - begin
         gc.collect()  # what it left in cycles

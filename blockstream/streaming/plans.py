@@ -37,5 +37,9 @@ class Plans(Protocol):
     def resize(self, idle: str | None) -> None:
         """Go on under a new budget; stage `idle` is between visits."""
 
+    @property
+    def foresees(self) -> bool:
+        """Return whether what a pass needs has to be known before it computes."""
+
     def needs_more(self) -> bool:
         """Return whether a stage whose calls are not followed has to give memory back. Any thread."""

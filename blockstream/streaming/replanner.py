@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from blockstream.budget.ceiling import Ceiling
 from blockstream.engine.ledger import Ledger
 from blockstream.module.faking import Call
+from blockstream.module.forked import may_fork
 from blockstream.module.rehearsal import needs_imports
 from blockstream.plan.layout import align_up
 from blockstream.plan.plain import plan_record
@@ -86,8 +88,9 @@ class Replanner:
         course.begin_pass()
         larger = course.needs.larger(call, path)
         need = None
-        if self._can_foresee():
-            need = course.needs.foresee(call, path, self._fits, self._may_rehearse)
+        if self.foresees:
+            can_hold = partial(self._can_hold, stage)
+            need = course.needs.foresee(call, path, self._fits, can_hold, self._may_rehearse)
             self._ceiling.begin_pass()
         if need is None:
             if larger > LARGER:
@@ -152,6 +155,11 @@ class Replanner:
         if idle is not None and self._engine.plan.arena_nbytes > self._ceiling.weights_nbytes():
             self._shrink(idle)
 
+    @property
+    def foresees(self) -> bool:
+        """Return whether what a pass needs has to be known before it computes."""
+        return self._ceiling.explicit
+
     def needs_more(self) -> bool:
         """Return whether a stage that runs without hooks has to give memory back. Any thread."""
         return self._ceiling.is_due(settled=True) and self._is_short()
@@ -168,17 +176,24 @@ class Replanner:
     def _is_short(self) -> bool:
         return self._engine.plan.arena_nbytes > self._ceiling.weights_nbytes(slack=True)
 
-    def _can_foresee(self) -> bool:
-        """Return whether what compute needs is worth finding out beforehand, and can be."""
-        return self._ceiling.explicit and not needs_imports()
-
     def _fits(self, activations_nbytes: int) -> bool:
         """Return whether a pass that takes so much leaves the plan as it is."""
         outside = max(self._ceiling.pass_base_nbytes + activations_nbytes, self._ceiling.outside_nbytes)
         return self._engine.plan.arena_nbytes <= self._ceiling.weights_nbytes(outside, slack=True)
 
+    def _can_hold(self, stage: str, activations_nbytes: int) -> bool:
+        """Return whether there would be room for a pass that takes so much beside the least that it needs."""
+        rest = Schedule(self._engine.plan.schedule.stages[self._index(stage) :])
+        outside = self._ceiling.pass_base_nbytes + activations_nbytes
+        return least_arena(rest, self._asked.slots) <= self._ceiling.weights_nbytes(outside)
+
     def _may_rehearse(self) -> bool:
-        """Return whether a rehearsal keeps to the budget, once what the heap keeps has been given back."""
+        """Return whether a rehearsal keeps to the budget, once what the heap keeps has been given back.
+
+        One in a process of its own takes nothing of it.
+        """
+        if needs_imports():
+            return may_fork()
         self._ceiling.relieve()
         self._ceiling.begin_pass()
         outside = self._ceiling.pass_base_nbytes + REHEARSAL_NBYTES

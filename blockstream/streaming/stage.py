@@ -23,6 +23,7 @@ from blockstream.module.faking import Call
 from blockstream.module.guards import Follower, Wake
 from blockstream.module.prepared import CPU, Cut, Prepared
 
+from .needs import LARGER
 from .runtime import Runtime
 from .visits import Pass
 
@@ -43,6 +44,8 @@ class StreamedStage:
         self._paths: set[str] = set()
         self._followed: list[Follower] = []
         self._waker: Wake | None = None
+        self._growth: list[Wake] = []
+        self._largest_nbytes = 0
         self._calls: list[str] = []
         self._outermost: FrameType | None = None
         self._pass: Pass | None = None
@@ -80,14 +83,25 @@ class StreamedStage:
         self.prepared.install(self._where)
         self._attach()
 
-    def settle(self, handles: Iterable[Handle]) -> None:
-        """Bind everything, which is in memory to stay, and follow no calls."""
+    def settle(self, handles: Iterable[Handle], watched: bool = False) -> None:
+        """Bind everything, which is in memory to stay, and follow no calls.
+
+        With `watched` a call of larger inputs than any before is followed again.
+        """
         for handle in handles:
             assert isinstance(handle, BoundHandle)
             handle.bind()
             self._settled.append(handle)
         self._detach()
         self.settled = True
+        if watched:
+            for path in ("", *_callable_parents(self._part_at)):
+                module = self.prepared.module.get_submodule(path)
+                self._growth.append(Wake(module, self.model_name, self.unsettle, self._is_larger))
+                self._growth[-1].attach()
+
+    def _is_larger(self, args: Any, kwargs: Any) -> bool:
+        return _nbytes((args, kwargs)) > LARGER * self._largest_nbytes
 
     def wake(self) -> None:
         """Have the next forward be followed again. Any thread."""
@@ -106,6 +120,8 @@ class StreamedStage:
             self._attach()
 
     def _sleep(self) -> None:
+        while self._growth:
+            self._growth.pop().remove()
         if self._waker is not None:
             self._waker.remove()
             self._waker = None
@@ -159,6 +175,7 @@ class StreamedStage:
         if comes_round and "" not in self._calls:
             self.end_pass()
         if self._pass is None:
+            self._largest_nbytes = max(self._largest_nbytes, _nbytes((args, kwargs)))
             self._pass = self._runtime.begin_pass(self.name, Call(args, kwargs), path)
         if part is not None:
             self._pass.begin_visit(part)
@@ -247,6 +264,10 @@ class StreamedStage:
                     f"an input of {self.model_name} ({path}) requires grad: the graph would keep weights "
                     "that are about to be replaced; call it under torch.no_grad() or detach the input"
                 )
+
+
+def _nbytes(inputs: Any) -> int:
+    return sum(tensor.nbytes for _, tensor in tensors_in(inputs))
 
 
 def _callable_parents(entries: Iterable[str]) -> set[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from blockstream.module.faking import Call
+from blockstream.module.forked import in_fork
 from blockstream.module.kept_rehearsals import Rehearsal
 from blockstream.module.order import order_of_parts
 from blockstream.module.prepared import Cut, Prepared
@@ -79,13 +80,18 @@ class Facts:
         return replace(self, order=self.streamed if found is None else tuple(found), guessed=found is None)
 
     def rehearsed(
-        self, prepared: Prepared, inputs: Call, failed: Callable[[Exception], None] = lambda error: None
+        self,
+        prepared: Prepared,
+        inputs: Call,
+        failed: Callable[[Exception], None] = lambda error: None,
+        apart: bool = False,
     ) -> Facts:
         """Return the same with what a forward of these inputs, run without data, shows.
 
-        `failed` is told why it cannot run.
+        `failed` is told why it cannot run; `apart`: in a process of its own.
         """
-        found = rehearse(prepared.module, inputs, prepared.empty_weight, failed=failed)
+        run = in_fork if apart else None
+        found = rehearse(prepared.module, inputs, prepared.empty_weight, failed=failed, elsewhere=run)
         return replace(self, rehearsal=found, shapes=shapes_of(inputs)).ordered(prepared)
 
     def recut(self, prepared: Prepared, finer: int | None) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -133,3 +135,58 @@ def test_a_cache_that_outgrows_the_budget_is_refused_before_it_breaks_it(llama):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("True"), done.stdout
     assert "caches included" in done.stdout and "the least is" in done.stdout
+
+
+#: A forward of plain torch, and a cache that it is given back: torch's compiler, which fake tensors need, is
+#: imported neither before nor after.
+PLAIN = """
+import sys, torch, blockstream
+from torch import nn
+from blockstream.errors import BudgetError
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        make = lambda: nn.Sequential(nn.Linear(256, 2048), nn.Linear(2048, 256))
+        self.blocks = nn.ModuleList(make() for _ in range(4))
+
+    def forward(self, x, state=None):
+        for block in self.blocks:
+            x = x + block(x)
+        return x, {"kept": [torch.cat([*(state or {"kept": []})["kept"], x.repeat(1, 1, 8)], 1)]}
+
+def least(error):
+    return int(str(error).rpartition("the least is ")[2].removesuffix(" MiB"))
+
+def run(budget, *sizes):
+    with torch.no_grad(), blockstream.stream(Wide, sys.argv[1], budget=budget) as m:
+        said, cache = "", None
+        try:
+            for n in sizes:
+                cache = m(torch.ones(1, n, 256), cache)[1]
+        except BudgetError as error:
+            said = f"least {least(error)}"
+        report = blockstream.session(m).report()["budget"]
+        return report["held"], said
+
+named = int(run("1MiB", 3000)[1].removeprefix("least "))
+print(named, run(named << 20, 3000), run(named + 32 << 20, *[3000] * 9), run(named << 20, 9000))
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+
+
+def test_a_forward_of_plain_torch_holds_its_budget_or_is_refused_before_it_is_taken(tmp_path):
+    blocks = {f"blocks.{n}.{i}": (1 - 2 * i) for n in range(4) for i in range(2)}
+    sizes = {name: (2048, 256) if up > 0 else (256, 2048) for name, up in blocks.items()}
+    weights = {f"{name}.weight": torch.zeros(size) for name, size in sizes.items()}
+    biases = {f"{name}.bias": torch.zeros(size[0]) for name, size in sizes.items()}
+    save_file(weights | biases, tmp_path / "model.safetensors")
+    command = [sys.executable, "-c", PLAIN, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found, imported, _ = done.stdout.split("\n")
+    named, held = found.split(" ", 1)
+    assert int(named) > 200 and imported == "[]", done.stdout
+    once, grown, larger = ast.literal_eval(f"[{held.replace(') (', '), (')}]")
+    assert once == (True, "")
+    for broken in (grown, larger):
+        assert broken[0] and int(broken[1].removeprefix("least ")) > int(named), done.stdout
