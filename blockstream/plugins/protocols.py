@@ -5,7 +5,7 @@ A model supplies a `Flow`, never a loop; a sampler is one function with one loop
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
@@ -173,8 +173,11 @@ class Run(Protocol):
     def sampled(self, name: str, steps: int, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the index and the passes at which a sampling was left: (0, 0) where it was not begun."""
 
-    def check(self, what: str, value: Tensor) -> Tensor:
-        """Return a tensor that is finite. Raises NonFiniteError naming it, unless the config lets it pass."""
+    def check(self, what: str, value: Tensor, again: Callable[[], object] | None = None) -> Tensor:
+        """Return a tensor that is finite. Raises NonFiniteError naming it, unless the config lets it pass.
+
+        `again` makes the tensor once more, so that the error can name the module where it went wrong.
+        """
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is done outside the segments, for the ledger."""

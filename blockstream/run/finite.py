@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from blockstream.errors import NonFiniteError
@@ -28,22 +29,32 @@ def not_finite(value: Tensor) -> str | None:
 
 
 class Finite:
-    """Checks what a run makes. With `allowed` it warns, once for each thing that it is told of."""
+    """Checks what a run makes. With `allowed` it warns, once for each thing that it is told of.
+
+    `trace` says of a call that is made again which module's numbers are the first that are not finite: only
+    what fails is looked at so closely.
+    """
 
     def __init__(self, allowed: bool = False) -> None:
         self.allowed = allowed
+        self.trace: Callable[[Callable[[], object]], str | None] = lambda again: None
         self._told: set[str] = set()
 
-    def check(self, what: str, value: Tensor) -> Tensor:
-        """Return the tensor. Raises NonFiniteError naming it, unless that is allowed."""
+    def check(self, what: str, value: Tensor, again: Callable[[], object] | None = None) -> Tensor:
+        """Return the tensor. Raises NonFiniteError naming it, unless that is allowed.
+
+        `again` makes it once more: for the error to name the module where it went wrong.
+        """
         found = not_finite(value)
         if found is not None:
-            self.refuse(f"{what}: {found}")
+            self.refuse(f"{what}: {found}", again)
         return value
 
-    def refuse(self, said: str) -> None:
+    def refuse(self, said: str, again: Callable[[], object] | None = None) -> None:
         """Raise NonFiniteError, or warn where that is allowed."""
         if not self.allowed:
+            where = None if again is None else self.trace(again)
+            said += f"; they begin in {where}" if where is not None else ""
             raise NonFiniteError(f"{said}; {HINT}, or keep what comes out with --allow-nonfinite")
         if said not in self._told:
             self._told.add(said)

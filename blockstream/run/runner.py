@@ -124,9 +124,9 @@ class RunInProgress:
         """Return the least and the most passes that the sampler makes of so many steps."""
         return self.sampler.passes(steps)
 
-    def check(self, what: str, value: Tensor) -> Tensor:
+    def check(self, what: str, value: Tensor, again: Callable[[], object] | None = None) -> Tensor:
         """Return a tensor that is finite. Raises NonFiniteError naming it, unless the config lets it pass."""
-        return self.finite.check(what, value)
+        return self.finite.check(what, value, again)
 
     def token_merge(self, layer: AttentionLayer) -> Merge | None:
         """Return the merge a plugin has for a layer."""
@@ -265,6 +265,7 @@ def _run_pipeline(
     pipeline: Pipeline = this.config.pipeline.build()
     runtime, first = held().nbytes, None
     with open_session(this, observer=plugins.hook) as session, _no_exit(this.config.pipeline.who):
+        this.finite.trace = session.first_not_finite
         pipeline.declare(session, this)
         if this.backend_identity is not None:
             this.files.identify({"backend": this.backend_identity})

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 UNREPORTED = 2
 
 
+#: Told in words of numbers that are not finite, and with what to make them again.
+Refuse = Callable[[str, Callable[[], object]], None]
+
+
 class WatchedSampler:
     """A sampler, with `passes` and `report` whether it has them or not, that notes each of its steps.
 
     What it raises or returns wrongly is blamed on `who`; what the model raises inside it is not. `refuse` is
-    told of numbers that are not finite: it raises, or returns where they are allowed.
+    told of numbers that are not finite, and how to make them again: it raises, or returns where they are
+    allowed.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class WatchedSampler:
         sampler: Sampler,
         ledger: Ledger,
         who: str = "sampler",
-        refuse: Callable[[str], None] = lambda said: None,
+        refuse: Refuse = lambda said, again: None,
     ) -> None:
         self._sampler = sampler
         self._ledger = ledger
@@ -108,7 +113,7 @@ class _WatchedFlow:
         ledger: Ledger,
         run: int,
         who: str,
-        refuse: Callable[[str], None],
+        refuse: Refuse,
     ) -> None:
         self._flow, self._ledger, self._run, self._who, self._refuse = flow, ledger, run, who, refuse
         self._shape, self._dtype = z.shape, z.dtype
@@ -151,7 +156,7 @@ class _WatchedFlow:
         v: Tensor = self._watched(model)(z, at)
         if (found := not_finite(v)) is not None:
             self._spoilt = True
-            self._watched(self._refuse)(f"what the model gives in {what}: {found}")
+            self._watched(self._refuse)(f"what the model gives in {what}: {found}", lambda: model(z, at))
         if self._passes == 1:
             self._cosine = None if self._before is None else cosine(v, self._before)
             self._before = v.detach().clone()

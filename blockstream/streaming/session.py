@@ -44,6 +44,7 @@ from .first import First
 from .least import finest_arena_nbytes
 from .observing import Observing
 from .options import parse_passes, parse_policies
+from .origin import first_not_finite
 from .plans import Plans
 from .remembered import remember
 from .stage import StreamedStage
@@ -337,6 +338,10 @@ class Session:
     def unplanned(self) -> int:
         """Return how many visits were in no plan, and loaded on demand."""
         return 0 if self._tier is None else self._tier.engine.unplanned
+
+    def first_not_finite(self, again: Callable[[], object]) -> str | None:
+        """Return which module of which stage first returns NaN or infinity when a call is made again."""
+        return first_not_finite(self.prepared, again)
 
     def remember(self) -> None:
         """Keep what was measured, on this machine, for the plans of later runs."""

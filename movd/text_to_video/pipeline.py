@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,7 +158,8 @@ class TextToVideo:
         """Make every video; return their files, relative to `run.out`."""
         if self.first is not None:
             with run.phase("reference"):
-                encoded = run.check("the encoded reference image", self.encoder(self.first))
+                encoded = self.encoder(self.first)
+                run.check("the encoded reference image", encoded, lambda: self.encoder(self.first))
                 run.files.save(REFERENCE, {"z": encoded})
             session.end(ENCODER)
         with run.phase("text"):
@@ -177,7 +180,8 @@ class TextToVideo:
             texts.collect(self._wanted(i))
             for text in missing:
                 y, mask = encoder.embed(module, text)
-                texts.put(text, run.check(f"{encoder.name}'s embedding of {text[:60]!r}", y), mask)
+                again = partial(encoder.embed, module, text)
+                texts.put(text, run.check(f"{encoder.name}'s embedding of {text[:60]!r}", y, again), mask)
             if missing:
                 session.end(encoder.name)
 
@@ -238,7 +242,8 @@ class TextToVideo:
         begin = 0
         for clip in self.family.clips(self.decoder, z):
             end = begin + clip.shape[2]
-            run.check(f"the VAE's frames {begin} to {end - 1} of prompt {n}", clip)
+            again = partial(deque, self.family.clips(self.decoder, z), 0)  # nothing of it is kept
+            run.check(f"the VAE's frames {begin} to {end - 1} of prompt {n}", clip, again)
             begin = end
             yield to_frames(clip[0], truncate=self.family.truncates)
 
