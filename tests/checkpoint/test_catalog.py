@@ -153,3 +153,10 @@ def test_reading_safetensors_needs_no_torch(tmp_path):
         f"Checkpoint.open({str(tmp_path)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_of_a_folder_the_file_that_is_no_file_is_named(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{tmp_path / name}: cannot be read: is a FIFO"):
+        Checkpoint.open(tmp_path)

@@ -267,7 +267,7 @@ def test_what_a_sampler_does_wrongly_is_named_when_it_happens(sampler, said):
 def test_a_model_that_overflows_is_told_of_by_its_step_and_not_blamed_on_the_sampler():
     told = []
     flow = Formula(lambda z, t: torch.full_like(z, float("inf")) if t < 0.5 else torch.ones_like(z), n=4)
-    out = WatchedSampler(euler, Ledger(), "euler", told.append)(flow, Z)
+    out = WatchedSampler(euler, Ledger(), "euler", lambda said, again: told.append(said))(flow, Z)
     assert not out.isfinite().all()
     assert told[0].startswith("what the model gives in step 4 of 4: 24 of 24 numbers are not finite")
     with pytest.raises(NonFiniteError, match=r"step 4 of 4: .* inf, at .*--allow-nonfinite"):

@@ -73,7 +73,8 @@ class Checkpoint:
         try:
             return cls._open(located(path), variant)
         except OSError as error:
-            raise unreadable(path, error) from error
+            named = error.filename  # the file in the folder that refused
+            raise unreadable(Path(named) if isinstance(named, str) else path, error) from error
 
     @classmethod
     def _open(cls, path: Path, variant: str | None) -> Checkpoint:
