@@ -36,7 +36,8 @@ IDLE_S = 60.0
 
 def may_fork() -> bool:
     """Return whether this system lets a process be forked for a rehearsal, and has room for it."""
-    forks = sys.platform == "linux" and not torch.cuda.is_initialized()
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    forks = sys.platform == "linux" and not used
     return forks and headroom().nbytes > FREE_NBYTES
 
 
