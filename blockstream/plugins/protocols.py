@@ -160,11 +160,12 @@ class Run(Protocol):
         """Return the checkpoint at a path, as the config's backend has it. Headers alone are read."""
 
     def sample(
-        self, name: str, flow: Flow, z: Tensor, save_every: int = 5
+        self, name: str, flow: Flow, z: Tensor, save_every: int | None = None
     ) -> tuple[Tensor, Mapping[str, Any]]:
         """Return what the run's sampler makes of z and what it says of it, saved under a declared state.
 
-        A resumed run goes on from there. Remove the state, `files.drop(name)`, once the sample is written.
+        A resumed run goes on from there: `save_every` is the steps between saves, None: once ten seconds
+        would be lost. Remove the state, `files.drop(name)`, once the sample is written.
         """
 
     def passes(self, steps: int) -> tuple[int, int]:

@@ -110,7 +110,7 @@ class RunInProgress:
         return self.ledger.phase(name)
 
     def sample(
-        self, name: str, flow: Flow, z: Tensor, save_every: int = 5
+        self, name: str, flow: Flow, z: Tensor, save_every: int | None = None
     ) -> tuple[Tensor, Mapping[str, Any]]:
         """Return what the sampler makes of z and what it says of it, saved under a declared state."""
         return sample(self.sampler, self.files, name, flow, z, save_every)

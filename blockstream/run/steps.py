@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A step that took longer than this is saved at once, in seconds.
-SLOW_STEP_S = 10.0
+#: No more than these seconds of steps are lost, and one step: then they are saved.
+MOST_LOST_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def sample(
     name: str,
     flow: Flow,
     z: Tensor,
-    save_every: int,
+    save_every: int | None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the sample reached from z, or from where it was left, and what the sampler has to say of it.
 
-    Each `save_every`-th step is saved, and those that took long.
+    Each `save_every`-th step is saved, and those that took long; None: those alone. A save waits for the
+    disk, which takes as long as some short steps.
     """
     steps, step = len(flow.times), saved_step(files, name, len(flow.times), tuple(z.shape))
     index, memory, passes = 0, None, 0
@@ -80,7 +81,7 @@ class _SavingFlow:
         flow: Flow,
         files: Files,
         name: str,
-        every: int,
+        every: int | None,
         clock: Callable[[], float],
         memory: Mapping[str, Any] | None,
         passes: int,
@@ -102,7 +103,8 @@ class _SavingFlow:
         self._flow.step_done(i, z, memory)
         self._steps += 1
         self.memory = memory
-        if self._steps % self._every and self._clock() - self._saved_s < SLOW_STEP_S:
+        due = self._every is not None and self._steps % self._every == 0
+        if not due and self._clock() - self._saved_s < MOST_LOST_S:
             return
         step = Step(i + 1, self.passes_made, z, memory, self._flow.state())
         self._files.save(self._name, vars(step))

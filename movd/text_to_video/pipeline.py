@@ -202,7 +202,7 @@ class TextToVideo:
                 last = n == self.to_denoise[-1] and k == len(self.legs) - 1
                 flow = way.flow(k, lambda passes, last=last: self._remaining(session, last, passes))
                 begins, name = way.begin(k, z), self._leg_state(n, k)
-                z, said = run.sample(name, flow, begins, self.options.save_every)
+                z, said = run.sample(name, flow, begins, self.options.steps_a_save)
                 way.end(k, z)
                 told.append(dict(said))
                 if k < len(self.legs) - 1:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from blockstream.budget.amounts import parse_nbytes
 from blockstream.errors import ConfigError
@@ -37,6 +45,12 @@ def check_length(prompt: str, what: str) -> None:
         )
 
 
+def _steps(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError(f"{value!r} is no number of steps; write auto or a whole number from 1")
+    return value
+
+
 class PromptOptions(BaseModel):
     """Prompts, seed, the cache of embeddings, how often a run is saved."""
 
@@ -55,10 +69,9 @@ class PromptOptions(BaseModel):
         description="most bytes of prompts' embeddings kept on disk for later runs, or off",
         json_schema_extra={"numerics": False},
     )
-    save_every: int = Field(
-        5,
-        ge=1,
-        description="steps after which what --resume needs is saved; slow steps are saved each",
+    save_every: Annotated[Literal["auto"] | int, BeforeValidator(_steps)] = Field(
+        "auto",
+        description="steps after which what --resume needs is saved; auto: once ten seconds would be lost",
         json_schema_extra={"numerics": False},
     )
 
@@ -115,6 +128,11 @@ class PromptOptions(BaseModel):
         if self.prompts is not None and not 1 <= len(self.prompts) <= MOST_PROMPTS:
             raise ValueError(f"{len(self.prompts)} prompts: 1 to {MOST_PROMPTS} are taken")
         return self
+
+    @property
+    def steps_a_save(self) -> int | None:
+        """Return the steps between saves; None: by the seconds that they take."""
+        return None if self.save_every == "auto" else self.save_every
 
     @property
     def cache_nbytes(self) -> int:
