@@ -12,7 +12,7 @@ from blockstream.plan import latency
 from blockstream.plan.planner import Observed, make_plan
 from blockstream.plan.retention import NONE
 from blockstream.plan.segments import Exactly
-from blockstream.plan.simulate import SIMULATED_VISITS, estimate, predict, simulate
+from blockstream.plan.simulate import SIMULATED_PACED_VISITS, estimate, predict, simulate
 from tests.support.examples import examples
 from tests.support.fakes import UNIT, schedule, stage
 
@@ -49,7 +49,7 @@ def test_many_passes_of_one_pace_cost_no_more_than_a_few():
 
 
 def test_a_schedule_too_long_to_simulate_is_predicted_at_its_mean_pace():
-    passes = SIMULATED_VISITS
+    passes = SIMULATED_PACED_VISITS
     one = paced([0.5] * (passes // 2), load=0.1, execute=1.0, passes=passes)
     plan = make_plan(schedule(one), 2 * UNIT, [NONE])
     assert predict(plan).stages[0].execute_s == pytest.approx(4 * passes * 0.75)
