@@ -14,6 +14,7 @@ from blockstream.run import runner
 from blockstream.run.config import make_config
 from tests.support import families_tiny as tiny
 from tests.support.family_models import write_hunyuan
+from tests.support.planned import Planned
 
 PROMPT = "a red star moving left slowly"
 
@@ -143,12 +144,6 @@ def test_the_schedulers_file_names_the_shift_and_options_change_the_flow(config,
 
 def prompt_of(width, tokens=5):
     return torch.ones(1, 1, tokens, width), torch.ones(1, tokens)
-
-
-class Planned:
-    """A run that is only planned."""
-
-    planning, config = True, None
 
 
 def test_time_tiles_are_passes_of_the_decoder(config):

@@ -17,6 +17,7 @@ from blockstream.run.config import make_config
 from movd.pyramid.legs import FIRST
 from tests.support.family_models import write_pyramid
 from tests.support.interrupted import Gate, raise_interrupt
+from tests.support.planned import Planned
 
 PROMPT = "a red star moving left slowly"
 #: Passes of three latent frames: (2 + 1 + 2) of the first, (1 + 2 + 1) of each other.
@@ -130,15 +131,6 @@ def test_the_first_frame_may_be_an_image_and_the_rest_follows_it(config, plain, 
 def test_the_plan_follows_every_flow(config):
     plan = runner.plan(config())
     assert {stage["name"]: stage["passes"] for stage in plan["stages"]}["dit"] == PASSES
-
-
-class Planned:
-    """A run that is only planned."""
-
-    planning = True
-
-    class config:  # noqa: N801
-        attention = ()
 
 
 def test_a_folder_that_is_not_there_is_planned_with_the_released_networks(config, tmp_path):

@@ -11,18 +11,10 @@ from blockstream.run.config import make_config
 from examples.train_families import train_dit, train_vae
 from examples.train_families.training import FRAMES
 from examples.train_tiny import data
+from tests.support.planned import Planned
 
 TIME = {"hunyuan": 4, "pyramid": 8}
 PIPELINES = {"hunyuan": "hunyuan-video", "pyramid": "pyramid-flow"}
-
-
-class Planned:
-    """A run that is only opened."""
-
-    planning = False
-
-    class config:  # noqa: N801
-        attention = ()
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +53,7 @@ def test_a_denoiser_learns_and_its_folder_is_read(family, tmp_path):
     train_vae.save(train_vae.build(family), family, tmp_path)
     pipeline = {"pipeline": PIPELINES[family], "prompt": "a red star", "model": str(own)}
     family = make_config({**pipeline, "height": 64, "width": 64, "frames": FRAMES}).pipeline.build().family
-    family.open(Planned)
+    family.open(Planned(planning=False))
     assert family.dit.checkpoint.nbytes > 0
     assert family.vae.checkpoint.nbytes > 0
     assert set(family.identity()) >= {"dit", "vae", "clip"}
