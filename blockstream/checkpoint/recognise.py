@@ -50,12 +50,16 @@ def recognised(checkpoint: Checkpoint, formats: Sequence[Format]) -> Checkpoint:
 
 
 def read_small(entry: TensorEntry) -> bytes:
-    """Return the bytes of a small tensor, read through the page cache."""
+    """Return the bytes of a small tensor, read through the page cache, or from wherever its file lies."""
     if entry.nbytes > MOST_READ_NBYTES:
         raise CheckpointError(
             f"{entry.file.path}: {entry.name!r} has {entry.nbytes} bytes, and at most {MOST_READ_NBYTES} are "
             "read of a tensor that says how others are coded; fetch the file again"
         )
+    if entry.file.source is not None:
+        into = bytearray(entry.nbytes)
+        entry.file.source.read(entry.file, entry.offset, memoryview(into))
+        return bytes(into)
     try:
         with regular.opened(entry.file.path) as stream:
             stream.seek(entry.offset)

@@ -1,73 +1,10 @@
-"""The files that `blockstream plugins new` writes: one small working plugin of each kind, with its test."""
+"""What `blockstream plugins new` writes: one small working plugin of each kind, with its test."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from string import Template
-
-PYPROJECT = """\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "blockstream-$name"
-version = "0.1.0"
-description = "$summary"
-readme = "README.md"
-requires-python = ">=3.11"
-dependencies = ["blockstream-engine"]
-
-[project.optional-dependencies]
-test = ["pytest>=8"]
-
-[project.entry-points.blockstream]
-$name = "$module"
-
-[tool.setuptools]
-packages = ["$module"]
-"""
-
-README = """\
-# blockstream-$name
-
-$summary
-
-    python -m pip install --editable '.[test]'
-    python -m pytest
-
-In a config:
-
-```yaml
-$yaml
-```
-"""
-
-TEST = '''\
-"""The plugin as blockstream finds it once it is installed, and what it does."""
-
-$imports
-
-
-def test_blockstream_finds_the_plugin_by_its_name():
-    plugins = Plugins()
-    plugins.load("$name")
-    $found
-
-$tests'''
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of plugin: its module, and what differs in the other files."""
-
-    summary: str
-    yaml: str
-    module: str
-    found: str
-    imports: str
-    tests: str
-
+from .network_templates import FAMILY, PIPELINE
+from .package_kinds import Kind
+from .weight_templates import BACKEND, COMMAND, FORMAT
 
 SAMPLER = Kind(
     summary="A sampler that advances several times with one velocity.",
@@ -245,11 +182,7 @@ def retention_policies():
     """List the policy; of the policies that `build` returns, the plan of least predicted time wins."""
     return [Choice("$name", lambda options: [RetentionPolicy("$name", retain_slowest)])]
 ''',
-    imports=(
-        "from $module import retain_slowest\n\n"
-        "from blockstream.plan.segments import Segment, Stage\n"
-        "from blockstream.plugins import Plugins"
-    ),
+    imports=("from $module import retain_slowest\n\nfrom blockstream.plugins import Plugins, Segment, Stage"),
     found='assert plugins.offers("policy", "$name")["$name"].build(None)[0].name == "$name"',
     tests="""
 def test_the_slowest_that_fit_stay():
@@ -323,22 +256,19 @@ def test_every_pass_is_a_row(tmp_path):
 """,
 )
 
-KINDS = {"sampler": SAMPLER, "attention": ATTENTION, "policy": POLICY, "observer": OBSERVER}
+KINDS = {
+    "sampler": SAMPLER,
+    "attention": ATTENTION,
+    "policy": POLICY,
+    "observer": OBSERVER,
+    "pipeline": PIPELINE,
+    "backend": BACKEND,
+    "family": FAMILY,
+    "format": FORMAT,
+    "command": COMMAND,
+}
 
 
 def files_of(name: str, kind: str) -> dict[str, str]:
     """Return the text of each file of a package, by its path in the package's folder."""
-    chosen = KINDS[kind]
-    module = f"blockstream_{name.replace('-', '_')}"
-    words = {"name": name, "module": module, "summary": chosen.summary}
-
-    def fill(text: str) -> str:
-        return Template(text).substitute(words)
-
-    words |= {field: fill(getattr(chosen, field)) for field in ("yaml", "found", "imports", "tests")}
-    return {
-        "pyproject.toml": fill(PYPROJECT),
-        "README.md": fill(README),
-        f"{module}/__init__.py": fill(chosen.module),
-        f"tests/test_{module.removeprefix('blockstream_')}.py": fill(TEST),
-    }
+    return KINDS[kind].filled(name)

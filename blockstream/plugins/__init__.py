@@ -5,7 +5,9 @@ In: entry points and names; out: choices, blamed by name when they fail.
 
 from blockstream.checkpoint.formats import Format
 from blockstream.checkpoint.read.entries import Coded, TensorEntry, Tensors
+from blockstream.engine.spans import Span
 from blockstream.plan.retention import RetentionPolicy
+from blockstream.plan.segments import Segment, Stage, Visit
 
 from .choices import Choice, ModelFamily
 from .hookspecs import hookimpl
@@ -40,8 +42,12 @@ __all__ = [
     "RunContext",
     "Sampler",
     "Scheduler",
+    "Segment",
+    "Span",
+    "Stage",
     "TensorEntry",
     "Tensors",
+    "Visit",
     "current_run",
     "hookimpl",
     "new_run",

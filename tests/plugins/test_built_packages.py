@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import pytest
 
+from blockstream.cli.new_plugin import write
+from blockstream.cli.plugin_templates import KINDS
 from tests.support import wheels
 from tests.support.imports import ROOT
 
 EXAMPLE = ROOT / "examples" / "http_backend"
 
 
-@pytest.fixture(name="site", scope="module")
-def _site(tmp_path_factory):
-    """A folder into which the example of a backend is installed from its wheel."""
+@pytest.fixture(name="built", scope="module")
+def _built(tmp_path_factory):
+    """A new package of each kind and the example of a backend, by folder: their wheels; and the site."""
     folder = tmp_path_factory.mktemp("built")
-    (wheel,) = wheels.build([EXAMPLE], folder / "wheels")
-    wheels.install(wheel, folder / "site")
-    return folder / "site"
+    sources = [write(f"my-{kind}", kind, folder) for kind in sorted(KINDS)]
+    made = dict(zip([*sources, EXAMPLE], wheels.build([*sources, EXAMPLE], folder / "wheels"), strict=True))
+    for wheel in made.values():
+        wheels.install(wheel, folder / "site")
+    return made, folder / "site"
 
 
-def test_weights_read_from_a_server_are_bit_for_bit_those_of_the_disk(site, tmp_path):
-    """The tests of the example: a server on 127.0.0.1 that fails in every way there is."""
-    pytest_ = ("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", EXAMPLE / "tests")
-    done = wheels.call(*pytest_, f"--rootdir={tmp_path}", site=site, cwd=tmp_path)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_package_passes_its_own_tests_once_it_is_installed(built, tmp_path):
+    """Those of the example ask a server on 127.0.0.1, which fails in every way there is."""
+    made, site = built
+    tests = [source / "tests" for source in made]
+    options = ("-q", "-W", "error", "-p", "no:cacheprovider", f"--rootdir={tmp_path}")
+    done = wheels.call("-m", "pytest", *options, *tests, site=site, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_installed_is_listed_and_what_is_removed_is_missed_by_its_name(built, tmp_path):
+    made, site = built
+    config = tmp_path / "mine.yaml"
+    config.write_text("pipeline: my-pipeline\nmodel: weights\n")
+    listed = wheels.blockstream("plugins", site=site, cwd=tmp_path)
+    assert all(f"my-{kind}" in listed.stdout for kind in KINDS), listed.stdout + listed.stderr
+    assert wheels.blockstream("schema", config, site=site, cwd=tmp_path).returncode == 0
+    for wheel in made.values():
+        wheels.remove(wheel, site)
+    assert not list(site.iterdir())
+    gone = wheels.blockstream("schema", config, site=site, cwd=tmp_path)
+    assert (gone.returncode, "no pipeline 'my-pipeline'" in gone.stderr) == (2, True)

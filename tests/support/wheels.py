@@ -63,7 +63,7 @@ def call(*argv: object, site: Path, cwd: Path) -> subprocess.CompletedProcess[st
         env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
