@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,8 +286,7 @@ def test_large_weights_are_told_apart_without_being_read(own, monkeypatch):
     monkeypatch.setattr(identity, "HASHED_NBYTES", 1)
     path = own["dit"] / "model.safetensors"
     before = Part("dit", own["dit"], {}).identity
-    unread = SimpleNamespace(opened=lambda path: pytest.fail(f"{path} was read"))
-    monkeypatch.setattr(identity, "regular", unread)
+    monkeypatch.setattr(identity, "contents", lambda file: pytest.fail(f"{file.path} was read"))
     assert Part("dit", own["dit"], {}).identity == before
     os.utime(path, (1, 1))
     assert Part("dit", own["dit"], {}).identity != before

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError, ConfigError, ModelError, SegmentLoadError
 from blockstream.plugins import Network
 from blockstream.run import runner
@@ -120,7 +121,7 @@ def test_operations_are_counted_without_core_ml(config, runtime, exported):
     from blockstream.module.rehearsal import rehearse
 
     made = config(attention=[])
-    run = SimpleNamespace(config=made, planning=False)
+    run = SimpleNamespace(config=made, planning=False, checkpoint=Checkpoint.open)
     network = made.backend.build().network("t5", Network(None, exported.folder), run)
     tokens = torch.ones(1, exported.manifest.text_tokens, dtype=torch.long)
     inputs = {"input_ids": tokens, "attention_mask": tokens}
