@@ -94,14 +94,16 @@ class StreamedStage:
             self._settled.append(handle)
         self._detach()
         self.settled = True
-        if watched:
-            for path in ("", *_callable_parents(self._part_at)):
-                module = self.prepared.module.get_submodule(path)
-                self._growth.append(Wake(module, self.model_name, self.unsettle, self._is_larger))
-                self._growth[-1].attach()
+        for path in ("", *_callable_parents(self._part_at)):
+            module = self.prepared.module.get_submodule(path)
+            due = partial(self._is_due, watched)
+            self._growth.append(Wake(module, self.model_name, self.unsettle, due))
+            self._growth[-1].attach()
 
-    def _is_larger(self, args: Any, kwargs: Any) -> bool:
-        return _nbytes((args, kwargs)) > LARGER * self._largest_nbytes
+    def _is_due(self, watched: bool, args: Any, kwargs: Any) -> bool:
+        """Return whether a call of a settled module is to be followed; ModelError for one that is traced."""
+        self._refuse_tracing()
+        return watched and _nbytes((args, kwargs)) > LARGER * self._largest_nbytes
 
     def wake(self) -> None:
         """Have the next forward be followed again. Any thread."""
@@ -161,6 +163,7 @@ class StreamedStage:
             self._abandon()
         outermost = not self._calls or not self._runtime.is_inside()
         if outermost:
+            self._refuse_tracing()
             self._runtime.enter(self.name, Call(args, kwargs), path)
             if path not in self._paths:  # the session began, and cut this module finer
                 self._runtime.leave()
@@ -254,6 +257,13 @@ class StreamedStage:
         self._outermost = None
         self.end_pass(complete=False)
         self._runtime.leave()
+
+    def _refuse_tracing(self) -> None:
+        if torch.jit.is_tracing():
+            raise ModelError(
+                f"{self.model_name} is streamed: a trace of it would keep memory that holds its weights only "
+                "while it streams; trace the module with its weights in memory, before it is streamed"
+            )
 
     def _refuse_gradients(self, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled():

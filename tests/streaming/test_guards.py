@@ -229,3 +229,16 @@ def test_a_stream_without_with_says_what_to_write(twins):
     for use in (lambda: model(noise()), lambda: model.generate, lambda: model.parameters):
         with pytest.raises(ModelError, match=r"write `with blockstream\.stream\(\.\.\.\) as model:`"):
             use()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.parametrize("arena", [None, "16MiB"])  # streamed, and all in memory to stay
+def test_a_trace_which_would_keep_the_memory_of_weights_is_refused_by_name(twins, arena):
+    resident, folder = twins(toys.Stack)
+    x = noise()
+    with streamed(toys.Stack, folder, arena) as m:
+        for _ in range(3):
+            m(x)
+        with pytest.raises(ModelError, match="Stack is streamed: a trace of it would keep memory"):
+            torch.jit.trace(m, x)
+        assert_same(m(x), resident(x))
