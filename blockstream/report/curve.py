@@ -104,13 +104,18 @@ def enough(points: Sequence[Point]) -> Point:
     return next(p for p in points if p.predicted_s <= target)
 
 
-def advice(points: Sequence[Point], budget_of: Callable[[int], int]) -> list[str]:
+def advice(
+    points: Sequence[Point], budget_of: Callable[[int], int], least_nbytes: int | None = None
+) -> list[str]:
     """Return what the curve says in sentences; `budget_of` turns an arena into a budget.
+
+    `least_nbytes` is the least budget, where it is known to be a little less than the curve's first.
 
     "3.3 GiB: 212 s, the least that works", "+1.0 GiB saves 31 s (the knee)", "beyond 6.1 GiB nothing".
     """
     first, last, bend = points[0], enough(points), knee(points)
-    least = f"{format_nbytes(budget_of(first.arena_nbytes), up=True)}: {seconds(first.predicted_s)}"
+    least_nbytes = budget_of(first.arena_nbytes) if least_nbytes is None else least_nbytes
+    least = f"{format_nbytes(least_nbytes, up=True)}: {seconds(first.predicted_s)}"
     if last == first:
         return [f"{least}, the least that works; more memory saves nothing"]
     said = [f"{least}, the least that works"]

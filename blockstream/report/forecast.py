@@ -47,9 +47,11 @@ def plan_account(
 
     points = budget_curve(made.schedule, policies, lookahead=made.lookahead, also=[made.arena_nbytes])
     bend, last = knee(points), enough(points)
-    said, own = advice(points, budget_of), points[0].arena_nbytes
+    own = points[0].arena_nbytes
     finest = own if finest_arena_nbytes is None else min(own, finest_arena_nbytes)
-    if budget_of(finest) < (1 - FINER) * budget_of(own):
+    is_finer = budget_of(finest) < (1 - FINER) * budget_of(own)
+    said = advice(points, budget_of, None if is_finer else budget_of(finest))
+    if is_finer:
         said.insert(1, f"{format_nbytes(budget_of(finest), up=True)} with segments cut finer")
     stages = [
         _stage_account(stage, planned, predicted, costs_from.get(stage.name, ""))

@@ -83,5 +83,10 @@ def test_the_sentences_add_up():
     ]
 
 
+def test_the_least_is_one_number():
+    said = advice(points(100, 60, 60), lambda arena: arena + 99 * MIB, least_nbytes=98 * MIB)
+    assert said[0] == "98 MiB: 100 s, the least that works"
+
+
 def test_times_are_written_for_people():
     assert [seconds(s) for s in (0.421, 12.34, 212.4, 3900)] == ["0.42 s", "12.3 s", "212 s", "1 h 05 min"]
