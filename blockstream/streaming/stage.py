@@ -259,7 +259,7 @@ class StreamedStage:
         self._runtime.leave()
 
     def _refuse_tracing(self) -> None:
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise ModelError(
                 f"{self.model_name} is streamed: a trace of it would keep memory that holds its weights only "
                 "while it streams; trace the module with its weights in memory, before it is streamed"
