@@ -42,7 +42,7 @@ PAGE = {
     "draw.js": "text/javascript",
 }
 #: Seconds that a plan and a comparison may take, and how many may wait for one to end.
-PLAN_S, COMPARE_S, MOST_ASKING = 300.0, 900.0, 4
+PLAN_S, COMPARE_S, MOST_ASKING = 900.0, 1800.0, 4
 #: A report brings its own policy, which lets its own script run and nothing else; this keeps out the rest.
 REPORT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: 'self'; "
