@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from blockstream.errors import ModelError
 
+from .adapters import asks_names, writes_adapters_alone
+
 #: The attribute by which calls are followed.
 CALL = "_call_impl"
 
@@ -145,7 +147,9 @@ class _Frozen(Guard):
 class _Unloaded(Guard):
     """In the place of `load_state_dict`."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, state_dict: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if writes_adapters_alone(self.module, state_dict):
+            return type(self.module).load_state_dict(self.module, state_dict, *args, **kwargs)
         raise ModelError(
             f"{self.what} is streamed: the next load would lose what is written to its weights; nothing was "
             "changed. Save the state dict to a file and stream the module from that"
@@ -156,6 +160,8 @@ class _Unsaved(Guard):
     """In the place of `state_dict`: only names and shapes can be given (`keep_vars=True`)."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("keep_vars") and asks_names():
+            kwargs["keep_vars"], args = True, args[:2]
         if kwargs.get("keep_vars") or (len(args) > 2 and args[2]):
             return type(self.module).state_dict(self.module, *args, **kwargs)
         raise ModelError(

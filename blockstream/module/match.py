@@ -21,6 +21,7 @@ from blockstream.checkpoint.write.rounding import SCALE
 from blockstream.errors import CheckpointError, ModelError
 from blockstream.plugins.manager import Plugins
 
+from .adapters import adapter_paths, refuse_empty
 from .conversions import Source, library_match
 from .dtypes import FLOATING, TO_TORCH
 from .gguf_names import renamed
@@ -80,7 +81,9 @@ def _unscaled(found: Matched) -> bool:
 
 def _match(module: nn.Module, checkpoint: Checkpoint, packing: bool) -> Matched:
     checkpoint = renamed(module, checkpoint)
-    groups = _tied(module)
+    kept = adapter_paths(module)
+    refuse_empty(module, kept)
+    groups = [group for group in _tied(module) if not kept.issuperset(group)]
     wanted = {name for group in groups for name in group} | set(_stored_buffers(module))
     unwrapped = _unwrapped(checkpoint, wanted)
     found = library_match(module, unwrapped, wanted) or {}

@@ -18,6 +18,7 @@ from blockstream.checkpoint.read.requests import SegmentLayout
 from blockstream.errors import CheckpointError
 from blockstream.module.layers.int8 import Int8Layers, Product, resolve
 
+from .adapters import BASE, base_of
 from .binding import Binding, Laid, Rooms, Spot
 from .dtypes import COMPUTED, FROM_TORCH, to_torch
 from .guards import guard, reopen, shut, unguard
@@ -46,6 +47,15 @@ class Cut:
     kinds: tuple[tuple[type, int], ...]
     tables: tuple[tuple[Place, ...], ...]
     declared: tuple[str, ...]
+    named: Named
+
+
+@dataclass(frozen=True)
+class Named:
+    """A module's modules and weights by the paths they have: adapters, loaded since, wrap some of them."""
+
+    modules: Mapping[str, nn.Module]
+    weights: Mapping[str, Weight]
 
 
 class Prepared:
@@ -67,6 +77,9 @@ class Prepared:
         packing: bool = False,
         int8: Product | None = None,
     ) -> None:
+        #: The module as it was given: one that peft has wrapped, or the same.
+        self.outer = module
+        module = base_of(module)
         require_parameters(module)
         reopen(module)
         self.name = name
@@ -75,7 +88,6 @@ class Prepared:
         self.synthetic = checkpoint.synthetic
         self.form = checkpoint.form
         self.matched = match(module, checkpoint, packing=packing)
-        self._modules = dict(module.named_modules())
         #: Whether it looks at which parameters require grad before it computes fused.
         self.looks_at_grad = any(
             p.requires_grad for m in module.modules() if isinstance(m, _FUSED) for p in m.parameters()
@@ -89,11 +101,15 @@ class Prepared:
         self._like = built_in(module, self._dtype)
         self._built_in = {p.dtype for p in self._like.parameters()}
         self._own = self.matched.computed
-        self._weights = {
-            path: weight_of(path, param, self.matched.sources[path], self._dtype_for(path))
-            for path, param in module.named_parameters(remove_duplicate=False)
-            if path not in self._own
-        }
+        #: The weights that each module holds, whatever its path may come to be.
+        self._held: dict[int, dict[str, Weight]] = {}
+        for prefix, owner in module.named_modules(remove_duplicate=False):
+            for key, param in owner._parameters.items():
+                path = f"{prefix}.{key}" if prefix else key
+                if param is not None and path in self.matched.sources:
+                    weight = weight_of(path, param, self.matched.sources[path], self._dtype_for(path))
+                    self._held.setdefault(id(owner), {})[key] = weight
+        self._sources = self._name().weights
         self._readers: list[TableReader] = []
         self._where = CPU
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
@@ -106,10 +122,11 @@ class Prepared:
 
         Nothing is changed: it is cut so once the cut is put to `use`.
         """
-        made = self._partition(finer)
-        layouts = {part.name: self._lay_out(part) for part in made.parts}
+        named = self._name()
+        made = self._partition(finer, named)
+        layouts = {part.name: _lay_out(part, named) for part in made.parts}
         for places in made.tables:  # not read whole, but held to the same rules
-            weight = self._weights[places[0].path]
+            weight = named.weights[places[0].path]
             lay_out(f"table.{weight.path}", weight.requests)
             read = sum(len(r.tensors) for r in weight.requests)
             if read > 1:
@@ -120,7 +137,17 @@ class Prepared:
         kinds = tuple(
             (type(self.module.get_submodule(p.entry or "")), layouts[p.name].bound_nbytes) for p in made.parts
         )
-        return Cut(made.parts, layouts, kinds, made.tables, made.order)
+        return Cut(made.parts, layouts, kinds, made.tables, made.order, named)
+
+    def _name(self) -> Named:
+        """Return the module's modules and weights by the paths they have now."""
+        modules = dict(self.module.named_modules(remove_duplicate=False))
+        weights = {
+            f"{prefix}.{name}" if prefix else name: weight
+            for prefix, owner in modules.items()
+            for name, weight in self._held.get(id(owner), {}).items()
+        }
+        return Named(modules, weights)
 
     def use(self, cut: Cut) -> None:
         """Cut the module so from the next `install` on; while it is installed it is not cut anew."""
@@ -139,18 +166,15 @@ class Prepared:
 
     def finest(self) -> list[tuple[int, bool]]:
         """Return (bytes, whether it stays) of the segments of the finest cut, in registration order."""
-        cut = self._partition(1)
-        return [(self._lay_out(part).nbytes, part.resident) for part in cut.parts]
+        named = self._name()
+        cut = self._partition(1, named)
+        return [(_lay_out(part, named).nbytes, part.resident) for part in cut.parts]
 
-    def _partition(self, finer: int | None) -> Partition:
-        weights = self._weights
+    def _partition(self, finer: int | None, named: Named) -> Partition:
+        weights = named.weights
         # What was added since (an adapter) and what is computed stays as it is.
         others = {p for p, _ in self.module.named_parameters(remove_duplicate=False) if p not in weights}
         return partition(self.module, lambda path: weights[path].nbytes, finer=finer, without=others)
-
-    def _lay_out(self, part: Part) -> SegmentLayout:
-        weights = (self._weights[places[0].path] for places in part.params)
-        return lay_out(part.name, [r for weight in weights for r in weight.requests])
 
     @property
     def outside(self) -> list[str]:
@@ -172,7 +196,7 @@ class Prepared:
         """Return the dtype a parameter has while it is bound."""
         if path in self._own:
             return self._like.get_parameter(path).dtype
-        return to_torch(self._weights[path].dtype)
+        return to_torch(self.weight(path).dtype)
 
     def empty_weight(self, path: str) -> nn.Parameter:
         """Return a parameter as it is while it is bound, of no particular values."""
@@ -180,17 +204,20 @@ class Prepared:
             own = self._own[path]
             data = torch.empty(own.shape, dtype=self.dtype_of(path), device="cpu")
             return nn.Parameter(data, requires_grad=False)
-        return self._weights[path].empty()
+        if path not in self._sources and path not in (now := self._name().weights):
+            own = self.module.get_parameter(path)  # an adapter's
+            return nn.Parameter(torch.empty(own.shape, dtype=own.dtype, device="cpu"), requires_grad=False)
+        return (self._sources.get(path) or now[path]).empty()
 
     def nbytes_of(self, path: str) -> int:
         """Return the bytes of a parameter while it is bound."""
         if path in self._own:
             return self._own[path].numel() * self.dtype_of(path).itemsize
-        return self._weights[path].nbytes
+        return self.weight(path).nbytes
 
     def weight(self, path: str) -> Weight:
-        """Return what a parameter is read as."""
-        return self._weights[path]
+        """Return what a parameter is read as, by the path it had at the start or has now."""
+        return self._sources.get(path) or self._name().weights[path]
 
     # -- changes to the module ---------------------------------------------------------------
 
@@ -221,16 +248,16 @@ class Prepared:
     ) -> dict[tuple[str, str], Binding]:
         """Return what binds each segment in some memory, by (stage, segment); `layouts` are those there."""
         layouts = self.layouts if layouts is None else layouts
-        made = {}
+        made, named = {}, self._cut.named
         for part in self.parts:
             spots = [
                 (
-                    places[0].path,
-                    [Spot(self._modules[x.module], x.name, self._absent[x]) for x in places],
+                    named.weights[places[0].path].path,
+                    [Spot(named.modules[x.module], x.name, self._absent[x]) for x in places],
                 )
                 for places in part.params
             ]
-            specs = {path: spec for path, _ in spots if (spec := self._weights[path].spec) is not None}
+            specs = {path: spec for path, _ in spots if (spec := self._sources[path].spec) is not None}
             made[self.name, part.name] = Binding(part.name, spots, layouts[part.name], rooms, specs)
         return made
 
@@ -263,20 +290,21 @@ class Prepared:
         if stays_float32(self.module, path, dtype):
             return "F32"
         if library_of(self.module) == "transformers":
-            own = FROM_TORCH.get(self._like.get_parameter(path).dtype)
+            plain = path if self._like is self.module else BASE.sub("", path)
+            own = FROM_TORCH.get(self._like.get_parameter(plain).dtype)
             return own if to_torch(dtype) in self._built_in and own in COMPUTED else dtype
         return dtype
 
     def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
         path = places[0].path
-        absent: Absent = kind.of(self._weights[path].shape, self.dtype_of(path), what, str(self._where))
+        absent: Absent = kind.of(self.weight(path).shape, self.dtype_of(path), what, str(self._where))
         for place in places:
-            self._replace(self._modules[place.module]._parameters, place.name, absent)
+            self._replace(self._cut.named.modules[place.module]._parameters, place.name, absent)
             self._absent[place] = absent
         return absent
 
     def _install_table(self, places: tuple[Place, ...]) -> None:
-        weight = self._weights[places[0].path]
+        weight = self.weight(places[0].path)
         reader = TableReader(weight.tensors[0], weight.dtype, weight.spec)
         self._readers.append(reader)
         table = self._stand_in(places, f"table {places[0].path!r}, which is read row by row and", RowTable)
@@ -347,4 +375,9 @@ class Prepared:
         for path, value in self._own.items():
             prefix, _, name = path.rpartition(".")
             own = nn.Parameter(value.to(self._where, self.dtype_of(path)), requires_grad=False)
-            self._replace(self._modules[prefix]._parameters, name, own)
+            self._replace(self._cut.named.modules[prefix]._parameters, name, own)
+
+
+def _lay_out(part: Part, named: Named) -> SegmentLayout:
+    weights = (named.weights[places[0].path] for places in part.params)
+    return lay_out(part.name, [r for weight in weights for r in weight.requests])

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from blockstream.errors import BudgetError, ModelError
+from blockstream.module.adapters import base_of
 
 
 class OpenSession(Protocol):
@@ -82,7 +83,7 @@ def refuse_claimed(module: nn.Module) -> None:
 
 def find(module: nn.Module) -> Any:
     """Return the session that streams a module; ModelError if none does."""
-    found = _of_module.get(module)
+    found = _of_module.get(base_of(module))
     alive = found() if found is not None else None
     if alive is None:
         raise ModelError(f"{type(module).__name__} is not being streamed; open it with blockstream.stream()")

@@ -22,6 +22,7 @@ from blockstream.device.protocol import Device
 from blockstream.engine.ledger import Ledger
 from blockstream.engine.store import StoreAround
 from blockstream.errors import BudgetError, ConfigError, EngineError
+from blockstream.module.adapters import base_of
 from blockstream.module.dtypes import parse_dtype
 from blockstream.module.empty import build
 from blockstream.module.faking import Call
@@ -144,21 +145,20 @@ class Session:
         if name in self._stages:
             raise ConfigError(f"there is a stage {name!r} already; give each its own name")
         prepared, opened, around = self.prepare(name, Network(model, checkpoint, dtype, around))
-        module = prepared.module
         inputs = None if example_inputs is None else Call.of(example_inputs)
         stage = Declared(prepared, opened, parse_passes(passes), inputs, around, tuple(pace))
         self._stages[name] = StreamedStage(self._driver, prepared, self.where)
         self._declared.append(stage)
         self._first = None
-        open_sessions.claim(module, self)
-        return module
+        open_sessions.claim(prepared.module, self)
+        return prepared.outer
 
     def prepare(self, name: str, network: Network) -> tuple[Prepared, Checkpoint, StoreAround | None]:
         """Return a stage's module made ready, its checkpoint and what makes its store; nothing is added."""
         if self._supply is not None:
             network = self._supply(name, network)
         module, where = build(network.module), network.checkpoint
-        open_sessions.refuse_claimed(module)
+        open_sessions.refuse_claimed(base_of(module))
         opened = where if isinstance(where, Checkpoint) else Checkpoint.open(where)
         prepared = Prepared(name, module, opened, parse_dtype(network.dtype), int8=self.int8)
         return prepared, opened, network.around

@@ -178,7 +178,7 @@ class ResidentSession(Session):
             raise ModelError(f"stage {name!r} has a store of its own: its weights cannot be held resident")
         self._residents[name] = Resident(prepared, self._make_room)
         open_sessions.claim(prepared.module, self)
-        return prepared.module
+        return prepared.outer
 
     def _make_room(self, wanted: Resident) -> None:
         """Free the stages before one that is about to be read: one at a time is in memory."""
