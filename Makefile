@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.installed-run
 STAMP := $(VENV)/.installed
 SITE := $(VENV)/.installed-docs
 
 .PHONY: run test quick lint bench fuzz docs clean
 
-run: $(STAMP)  ## make videos with the embedded model, into out/movd
+run: $(RUNS)  ## make videos with the embedded model, into out/movd
 	$(BIN)/blockstream run movd.yaml --out out/movd --overwrite
 
 test: $(STAMP)  ## run the test suite; WORKERS=2 in two processes
@@ -34,12 +35,17 @@ docs: $(SITE)  ## the documentation as a site, build/site/index.html; pages agre
 	$(BIN)/python docs/stage.py build/pages
 	$(BIN)/zensical build --strict
 
-# Python 3.11 or later, and nothing else, is needed to get here.
-$(STAMP): pyproject.toml constraints.txt
+# Python 3.11 or later, and nothing else, is needed to get here. A run needs less than the tests do.
+$(RUNS): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d; name one: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# setuptools warns of every editable install whose packages lie in several folders
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[movd,report]'
+	touch $(RUNS)
+
+# What tests, checks and benchmarks need beside it.
+$(STAMP): $(RUNS)
 	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 

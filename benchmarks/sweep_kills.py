@@ -84,23 +84,27 @@ class Nodes:
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20},
         )
-        self.alive = [self._cluster.add_node(**self._each) for _ in range(count)]
+        self._count, self.alive = count, list[Any]()
+        self._fill()
 
     @property
     def address(self) -> str:
         return str(self._cluster.address)
 
     def kill_one(self) -> None:
-        """Kill a node at random with all of its processes; another one comes."""
-        if not self.alive:
-            self.alive.append(self._cluster.add_node(**self._each))
-        node = self.alive.pop(self._random.randrange(len(self.alive)))
-        self._cluster.remove_node(node, allow_graceful=False)
-        self.killed += 1
-        try:
-            self.alive.append(self._cluster.add_node(**self._each))
-        except Exception as error:  # a busy machine: it did not come up in time
-            print(f"a node did not come: {error}", flush=True)
+        """Kill a node at random with all of its processes; others come until there are as many as before."""
+        if self.alive:
+            node = self.alive.pop(self._random.randrange(len(self.alive)))
+            self._cluster.remove_node(node, allow_graceful=False)
+            self.killed += 1
+        self._fill()
+
+    def _fill(self) -> None:
+        for _ in range(self._count - len(self.alive)):
+            try:
+                self.alive.append(self._cluster.add_node(**self._each))
+            except Exception as error:  # a busy machine: it did not come up in time; the next may
+                print(f"a node did not come: {error}", flush=True)
 
     def close(self) -> None:
         self._cluster.shutdown()
