@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import kills
-from benchmarks._results import table, write
+from benchmarks._results import load, table, write
 from benchmarks.attack_commands import BAD, OUTCOMES, Attacked
 from benchmarks.attack_inputs import damaged_headers, hostile_files, hostile_values
 from benchmarks.attack_surroundings import edge_of_memory, odd_environments
@@ -97,7 +97,9 @@ def page(found: Sequence[Attacked]) -> str:
     rows.append(["all", *(sum(counts[kind, outcome] for kind in kinds) for outcome in OUTCOMES)])
     wrong = [one for one in found if one.outcome in (*BAD, "unnamed")]
     listed = [f"* {one.outcome}: {one.kind}, {one.name}: {' '.join(one.said.split())[:300]}" for one in wrong]
-    return "\n\n".join([f"{len(found)} attacks.", table(["kind", *OUTCOMES], rows), "\n".join(listed)])
+    return "\n\n".join(
+        [f"{len(found)} attacks. {load()}", table(["kind", *OUTCOMES], rows), "\n".join(listed)]
+    )
 
 
 def main() -> int:

@@ -73,6 +73,10 @@ class HostRooms:
         return torch.frombuffer(self._arena.view(extent), dtype=torch.uint8)
 
 
+#: The attribute that tells parameters in an arena from those that somebody puts in their place.
+_OURS = "_of_arena"
+
+
 class _Views:
     """The parameters of one segment at one room of the arena."""
 
@@ -93,6 +97,8 @@ class _Views:
                 self.params[path] = Narrow.of(spec, views.pop(path), found)
             for name in list(views):
                 self.params[name] = nn.Parameter(views.pop(name), requires_grad=False)
+            for param in self.params.values():
+                setattr(param, _OURS, True)
         self._room = room
         self.begin = rooms.address + offset
         self.end = self.begin + layout.nbytes
@@ -166,10 +172,21 @@ class Binding:
         if views is None:
             views = self._by_room[offset] = _Views(self._rooms, offset, self.layout, self._specs)
         for table, name, param, _ in self._assignments:
+            self._refuse_replaced(param, table.get(name))
             table[name] = views.params[param]
         self._flatten()
         self.bound_by, self._views, self._version = by, views, views.version
         views.settle()
+
+    def _refuse_replaced(self, param: str, found: Any) -> None:
+        """Raise ModelError for what somebody has put in a stand-in's place: it would not be computed with."""
+        if found is None or isinstance(found, Absent) or hasattr(found, _OURS):
+            return
+        raise ModelError(
+            f"parameter {param!r} of segment {self.name!r} was replaced while it streams, and every load "
+            "would put its checkpoint's back; write the new one to a checkpoint and stream that, or put a "
+            "module of your own in the place of the parameter's"
+        )
 
     def unbind(self, by: object) -> None:
         """Put the stand-ins back if `by` has the segment bound."""

@@ -242,3 +242,21 @@ def test_a_trace_which_would_keep_the_memory_of_weights_is_refused_by_name(twins
         with pytest.raises(ModelError, match="Stack is streamed: a trace of it would keep memory"):
             torch.jit.trace(m, x)
         assert_same(m(x), resident(x))
+
+
+def replaced(m):
+    m.blocks[1].up.weight = nn.Parameter(torch.zeros(2 * D, D))
+    return m(noise())
+
+
+def overridden(m):
+    return torch.func.functional_call(m, {"blocks.1.up.weight": torch.zeros(2 * D, D)}, (noise(),))
+
+
+@pytest.mark.parametrize("act", [replaced, overridden])
+def test_weights_put_in_the_place_of_streamed_ones_are_refused_by_name_not_passed_over(twins, act):
+    _, folder = twins(toys.Stack)
+    with streamed(toys.Stack, folder) as m:
+        m(noise())
+        with pytest.raises(ModelError, match=r"up\.weight' of segment 'blocks\.1\S*' was replaced while"):
+            act(m)
