@@ -30,9 +30,9 @@ from .memory import held
 RUNTIME_MODULES = ("torch", "transformers.modeling_utils", "diffusers.models.modeling_utils")
 
 _MEASURE_S = 120
-#: What a run's libraries take where that was never measured, and what is left to the kernel.
+#: What a run's libraries take where that was never measured, and what planning and the kernel take beside.
 FLOOR_NBYTES = 340 << 20
-GUARD_NBYTES = 16 << 20
+GUARD_NBYTES = 80 << 20
 
 
 @dataclass(frozen=True, slots=True)
