@@ -159,7 +159,10 @@ def _transformers(
 ) -> Pretrained:
     names = [cls.__name__] if cls else config.get("architectures") or []
     if not isinstance(names, list) or not names:
-        raise ModelError(f"{path}: names no architecture; pass (class, config) to blockstream.stream()")
+        raise ModelError(
+            f"{path}: names no architecture; pass (class, config) to blockstream.stream(), or --model to "
+            "blockstream pack"
+        )
     cls = cls or _class(path, "transformers", str(names[0]))
     if getattr(cls, "config_class", None) is None:
         raise ModelError(f"{path}: names {names[0]}, which is no model but a base of models")
