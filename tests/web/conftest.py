@@ -11,10 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("starlette", reason="the extra [web] is not installed")
-pytest.importorskip("uvicorn", reason="the extra [web] is not installed")
-
 from blockstream_web.app import Site
 from blockstream_web.guard import Guard
 from blockstream_web.presets import load_presets
