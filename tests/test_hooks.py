@@ -176,6 +176,17 @@ def test_hook_schedulers():
     assert [(e.task, e.result, e.lost) for e in ended] == [("a", "A", None), ("b", "B", None)]
 
 
+def test_hook_observers(tmp_path):
+    choice = Example("observers").choice("observers")
+    made = Plugins()
+    made.register(choice.build(choice.options(path=tmp_path / "notes.txt")), "notes")
+    run = SimpleNamespace(out=Path("out"))
+    made.hook.run_failed(run=run, error=OSError("no disk"))
+    assert (tmp_path / "notes.txt").read_text() == "out: no disk\n"
+    made.hook.run_finished(run=run, report={"wall_s": 3.2})
+    assert (tmp_path / "notes.txt").read_text() == "out: 3 s\n"
+
+
 def test_hook_token_merge():
     torch = pytest.importorskip("torch")
     merge = Example("token_merge").call("token_merge", layer=TEMPORAL)

@@ -11,9 +11,10 @@ import contextlib
 import errno
 import importlib
 import os
+import reprlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -140,18 +141,36 @@ def _run(name: str, added: list[Installed], rest: list[str]) -> int:
         command: Any = importlib.import_module(module)
         command.configure(parser)
         return int(_call(command, parser.parse_args(rest)))
+    if own := [command for command in added if command.distribution == entrypoints.DISTRIBUTION]:
+        added = own  # whoever else takes a name of the engine's
     if len(added) > 1:
         providers = ", ".join(command.provider for command in added)
         raise PluginError(f"command {name!r} is registered by {providers}; uninstall all but one")
-    command = entrypoints.load(added[0], "command")
-    try:
+    who = f"command {name!r} of {added[0].provider}"
+    with contextlib.redirect_stdout(sys.stderr):  # JSON may be asked for, and an import may print
+        command = entrypoints.load(added[0], "command")
+    with _blaming(f"{who}: configure()"):
         command.configure(parser)
-        return int(_call(command, parser.parse_args(rest)) or 0)
+    args = parser.parse_args(rest)
+    with _blaming(who):
+        code = _call(command, args)
+    if code is not None and type(code) is not int:
+        raise PluginError(f"{who}: run() returned {reprlib.repr(code)}, expected an exit code")
+    return code or 0
+
+
+@contextlib.contextmanager
+def _blaming(who: str) -> Iterator[None]:
+    """Turn what a package's command raises into a PluginError, `sys.exit()` too; what is meant passes."""
+    try:
+        yield
     except (BlockstreamError, BrokenPipeError):
         raise
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         said = _of_system(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise PluginError(f"command {name!r} of {added[0].provider}: {said}") from error
+        raise PluginError(f"{who}: {said}") from error
 
 
 def _call(command: Any, args: argparse.Namespace) -> Any:

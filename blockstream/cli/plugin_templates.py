@@ -236,7 +236,7 @@ def run_finished(run, report):
     run.files.declare(["passes.csv"])
     run.files.write("passes.csv", ("\\n".join(lines) + "\\n").encode())
 ''',
-    imports="from types import SimpleNamespace\n\nfrom blockstream.plugins.manager import Plugins\n"
+    imports="from types import SimpleNamespace\n\nfrom blockstream.plugins import Plugins\n"
     "from blockstream.run.files import Files",
     found='assert "pass_finished" in plugins.hooks_of("$name")',
     tests="""

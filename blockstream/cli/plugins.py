@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from blockstream.errors import BlockstreamError
@@ -26,12 +26,16 @@ def run(args: argparse.Namespace) -> int:
     if args.hooks:
         for row in rows:
             if not row["hidden"]:
-                row.update(_inspect(row["name"]))
+                several = sum(other["name"] == row["name"] for other in rows) > 1
+                full = f"{row['distribution']}/" if several else ""
+                row.update(_inspect(full + row["name"]))
     found = {
         "schema": 1,
         "plugins": rows,
         "commands": [asdict(command) for command in entrypoints.commands()],
-        "examples": [asdict(example) for _, example in sorted(entrypoints.examples().items())],
+        "examples": [
+            asdict(replace(example, name=name)) for name, example in sorted(entrypoints.examples().items())
+        ],
     }
     if args.json:
         print_json(found)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from .common import add_config, print_json, read_document
+from .common import add_config, json_alone, print_json, read_document
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the schema with the built-in choices, those of CONFIG's plugins and of --plugin."""
+    with json_alone():
+        print_json(_schema(args))
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> dict[str, Any]:
     from blockstream.plugins.manager import Plugins
     from blockstream.run.config import choose
     from blockstream.run.json_schema import config_schema, offered_by
@@ -40,5 +47,4 @@ def run(args: argparse.Namespace) -> int:
     offered = offered_by(plugins, [*names, *args.plugins])
     if pipeline:
         offered["pipeline"] = pipeline
-    print_json(config_schema(offered))
-    return 0
+    return config_schema(offered)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from blockstream.errors import BlockstreamError, ConfigError, ModelError
+from blockstream.errors import ConfigError, ModelError, PluginError
 from blockstream.plugins.choices import ModelFamily
 from blockstream.plugins.manager import Plugins
 
@@ -83,13 +83,8 @@ def _knows(family: ModelFamily, config: Mapping[str, Any]) -> bool:
     try:
         with empty():
             return family.from_config(config) is not None
-    except BlockstreamError:
-        raise
-    except Exception as error:
-        log.warning(
-            "model family %r is passed over, its from_config() failed: %s: %s",
-            *(family.name, type(error).__name__, error),
-        )
+    except PluginError as error:
+        log.warning("%s; it is passed over", error)
         return False
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TypeVar
 
-from blockstream.errors import BlockstreamError, PluginError
+from blockstream.errors import BlockstreamError, EngineError, PluginError
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -17,16 +17,16 @@ def blaming(who: str, unless: Callable[[Exception], bool] = lambda error: False)
     """Turn what the block raises into a PluginError that begins with `who`.
 
     The package's own errors, raised on purpose, interrupts, and those of which `unless` says that they
-    are not theirs pass unchanged. `sys.exit()` is a failure like any other.
+    are not theirs pass unchanged. `sys.exit()`, and what else is no `Exception`, is a failure like any other;
+    so is the engine used out of order.
     """
     try:
         yield
-    except BlockstreamError:
+    except (KeyboardInterrupt, GeneratorExit):
         raise
-    except SystemExit as error:
-        raise PluginError(f"{who}: SystemExit: {error.code}") from error
-    except Exception as error:
-        if unless(error):
+    except BaseException as error:
+        own = isinstance(error, BlockstreamError) and not isinstance(error, EngineError)
+        if own or (isinstance(error, Exception) and unless(error)):
             raise
         raise PluginError(f"{who}: {type(error).__name__}: {error}") from error
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing a config may name: a pipeline, backend, sampler, transform or retention policy.
+    """One thing a config may name: a pipeline, backend, sampler, transform, retention policy or observer.
 
     `build(options)` makes it; `options` is its pydantic model (None: it has no options, and
     `build(None)` is called). `summary` is one line for `blockstream plugins --hooks`. What is heavy
@@ -121,6 +121,10 @@ def _is_backend(built: Any) -> bool:
     return any(callable(getattr(built, method, None)) for method in ("checkpoint", "network"))
 
 
+def _is_pipeline(built: Any) -> bool:
+    return all(callable(getattr(built, method, None)) for method in ("declare", "run"))
+
+
 def _is_something(built: Any) -> bool:
     return built is not None
 
@@ -129,7 +133,7 @@ def _is_something(built: Any) -> bool:
 KINDS: dict[str, Kind] = {
     kind.key: kind
     for kind in (
-        Kind("pipeline", "pipelines", "a Pipeline", _is_something),
+        Kind("pipeline", "pipelines", "an object with declare(session, run) and run(...)", _is_pipeline),
         Kind(
             "backend",
             "backends",
@@ -138,6 +142,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind("sampler", "samplers", "a function sample(flow, z, i=0, memory=None)", callable),
         Kind("attention", "attention_transforms", "an object with hookimpls", _is_something),
+        Kind("observers", "observers", "an object with hookimpls", _is_something),
         Kind("policy", "retention_policies", "a sequence of RetentionPolicy", _is_policies, _blamed_policies),
         Kind("scheduler", "schedulers", "an object with run(perform, tasks, needs)", _is_scheduler),
     )
@@ -184,4 +189,11 @@ class Chosen:
         """Return the choice as YAML has it: a name, or a mapping of the name and every option."""
         if self.options is None or not type(self.options).model_fields:
             return self.ref
-        return {"name": self.ref, **self.options.model_dump(mode="json", by_alias=True)}
+        return {"name": self.ref, **self.plain_options()}
+
+    def plain_options(self) -> dict[str, Any]:
+        """Return the options as JSON and YAML hold them. Raises PluginError where they cannot."""
+        if self.options is None:
+            return {}
+        with blaming(f"{self.who}: its options cannot be written"):
+            return self.options.model_dump(mode="json", by_alias=True)

@@ -29,6 +29,9 @@ PLUGINS = "blockstream"
 COMMANDS = "blockstream.commands"
 EXAMPLES = "blockstream.examples"
 
+#: The distribution of the engine itself: its names stay its own.
+DISTRIBUTION = "blockstream-engine"
+
 #: An import that takes longer is reported, in seconds.
 SLOW_IMPORT_S = 2.0
 
@@ -66,7 +69,7 @@ def plugins() -> tuple[Installed, ...]:
     found = [_marked(p, p.name in hide or p.package in hide) for p in _read(PLUGINS)]
     if not any(p.name == "builtin" for p in found):
         # A copy on the path that is not installed has no metadata, and its built-ins all the same.
-        found.append(Installed("builtin", "blockstream.plugins.builtin", "blockstream-engine"))
+        found.append(Installed("builtin", "blockstream.plugins.builtin", DISTRIBUTION))
     return tuple(sorted(found, key=lambda p: (p.name, p.distribution)))
 
 
@@ -78,8 +81,20 @@ def commands() -> tuple[Installed, ...]:
 
 
 def examples() -> dict[str, Installed]:
-    """Return the packaged configs by name."""
-    return {e.name: e for e in reversed(_read(EXAMPLES))}
+    """Return the packaged configs by the name that `run` takes.
+
+    Each by its full name, `package:file`, the distribution's; and by the file's alone where that says which:
+    one package has it, or this one does, whose names no other takes over.
+    """
+    found: dict[str, list[Installed]] = {}
+    for example in _read(EXAMPLES):
+        found.setdefault(example.name, []).append(example)
+    named = {f"{e.distribution}:{e.name}": e for same in found.values() for e in same if len(same) > 1}
+    for name, same in found.items():
+        own = [e for e in same if e.distribution == DISTRIBUTION]
+        if len(same) == 1 or own:
+            named[name] = (own or same)[0]
+    return named
 
 
 def example_file(example: Installed) -> Traversable:
@@ -97,7 +112,9 @@ def load(entry: Installed, what: str, clock: Callable[[], float] = time.perf_cou
     start = clock()
     try:
         loaded = EntryPoint(entry.name, entry.value, PLUGINS).load()
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         raise PluginError(
             f"{what} {entry.name!r} ({entry.value}, from {entry.provider}) cannot be imported: "
             f"{type(error).__name__}: {error}"

@@ -107,6 +107,15 @@ def schedulers() -> Sequence[Choice]:  # type: ignore[empty-body]
     """
 
 
+@hookspec
+def observers() -> Sequence[Choice]:  # type: ignore[empty-body]
+    """List the observers of this plugin that have options: what `observers:` may name.
+
+    `build(options)` returns an object with hookimpls of those below, `run_started` to `segment_executed`. It
+    is registered for the run and changes nothing of its results.
+    """
+
+
 # Asked once a run for each attention layer.
 
 

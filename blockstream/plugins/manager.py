@@ -9,6 +9,7 @@ Each run has a manager of its own, so nothing a run registers outlives it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import reprlib
@@ -61,7 +62,7 @@ class Plugins:
         """
         if self._manager.has_plugin(name):
             return
-        found = [p for p in self.installed if p.name == name]
+        found = self._installed(name)
         if not found:
             raise ConfigError(
                 f"no plugin {name!r} is installed{nearest(name, self.visible)} "
@@ -71,10 +72,27 @@ class Plugins:
             raise ConfigError(f"plugin {name!r} is hidden by BLOCKSTREAM_DISABLE")
         if len(found) > 1:
             raise PluginError(
-                f"plugin {name!r} is registered by {_names([p.provider for p in found])}; "
-                f"uninstall all but one"
+                f"plugin {name!r} is registered by {_names([p.provider for p in found])}; uninstall all but "
+                f"one, or write {' or '.join(f'{p.distribution}/{name}' for p in found)}"
             )
         self.register(entrypoints.load(found[0], "plugin"), name)
+
+    def _installed(self, name: str) -> list[entrypoints.Installed]:
+        """Return the plugins of a name, or of a full one, `distribution/name`.
+
+        A name of the engine's own distribution is its own, whoever else registers it, which is said once.
+        """
+        distribution, _, bare = name.rpartition("/")
+        found = [p for p in self.installed if p.name == bare and distribution in ("", p.distribution)]
+        own = [p for p in found if p.distribution == entrypoints.DISTRIBUTION]
+        if len(found) > 1 and len(own) == 1:
+            for other in (p for p in found if p not in own):
+                log.warning(
+                    "plugin %r of %s is passed over: the name is the engine's own; %s/%s is the other",
+                    *(bare, other.provider, other.distribution, bare),
+                )
+            return own
+        return found
 
     def register(self, plugin: object, name: str) -> None:
         """Register an object with hookimpls under a name that its failures are reported by."""
@@ -119,7 +137,7 @@ class Plugins:
             self.load("builtin")
             if ref in (offered := self.offers(key, "builtin")):
                 return "builtin", offered[ref]
-        if any(p.name == ref for p in self.installed):
+        if any(ref in (p.name, f"{p.distribution}/{p.name}") for p in self.installed):
             return ref, self._own_choice(key, ref)
         holders = [name for name in self.loaded if ref in self.offers(key, name)]
         if len(holders) == 1:
@@ -207,8 +225,8 @@ class Plugins:
         """Return the choice a plugin's bare name stands for: its namesake, or the only one."""
         self.load(plugin)
         offered = self.offers(key, plugin)
-        if plugin in offered:
-            return offered[plugin]
+        if (bare := plugin.rpartition("/")[2]) in offered:
+            return offered[bare]
         if len(offered) == 1:
             return next(iter(offered.values()))
         if not offered:
@@ -224,8 +242,11 @@ class Plugins:
             others = [p for name, p in self._manager.list_name_plugin() if name != plugin]
             listed = self._manager.subset_hook_caller(hook, others)()
             items = [item for part in listed for item in part]
+            _refuse_names(plugin, hook, items)
             by_name = {item.name: item for item in items}
             _refuse_other_options(plugin, hook, items)
+            if hook == "model_families":
+                by_name = {name: _blamed_family(item, plugin) for name, item in by_name.items()}
             if len(by_name) < len(items):
                 raise PluginError(
                     f"plugin {plugin!r}, hook {hook}: returned several of one name: "
@@ -245,6 +266,40 @@ def _blamed_format(row: Format, plugin: str) -> Format:
 def _listed(who: str, find: Callable[..., Any]) -> Callable[..., Any]:
     """Return a finder whose weights are all found, or its failure blamed, when it is called."""
     return blamed(who, lambda tensors: list(find(tensors)))
+
+
+def _refuse_names(plugin: str, hook: str, items: Sequence[Any]) -> None:
+    for item in items:
+        if not isinstance(item.name, str) or not item.name.strip() or set(item.name) & {":", "/"}:
+            raise PluginError(
+                f"plugin {plugin!r}, hook {hook}: returned one of the name {item.name!r}; a name is text "
+                "without : and /"
+            )
+
+
+def _blamed_family(family: ModelFamily, plugin: str) -> ModelFamily:
+    """Return a family whose functions are blamed for what they raise, or return instead of a module."""
+    who = f"plugin {plugin!r}, model family {family.name!r}"
+
+    def made(name: str, function: Callable[..., Any], optional: bool) -> Callable[..., Any]:
+        asked = blamed(f"{who}: {name}()", function)
+
+        def make(*args: Any) -> Any:
+            found = asked(*args)
+            if not hasattr(found, "named_parameters") and not (optional and found is None):
+                more = " or None" if optional else ""
+                raise PluginError(f"{who}: {name}() returned {reprlib.repr(found)}, expected a module{more}")
+            return found
+
+        return make
+
+    from_config, write_extras = family.from_config, family.write_extras
+    return replace(
+        family,
+        module=made("module", family.module, optional=False),
+        from_config=None if from_config is None else made("from_config", from_config, optional=True),
+        write_extras=None if write_extras is None else blamed(f"{who}: write_extras()", write_extras),
+    )
 
 
 def _refuse_other_options(plugin: str, hook: str, items: Sequence[Any]) -> None:
@@ -282,9 +337,22 @@ def _with_blame(result: Any, who: str) -> Any:
     if callable(result):
         call = blamed(f"{who}: its function", result)
         if hasattr(result, "density"):
-            call.density = blamed(f"{who}: density()", result.density)
+            call.density = _checked_density(f"{who}: density()", result.density)
         return call
     return result
+
+
+def _checked_density(who: str, density: Callable[[], Any]) -> Callable[[], float]:
+    """Return what tells a kernel's share of the pairs, which is a number from 0 to 1."""
+    asked = blamed(who, density)
+
+    def share() -> float:
+        found = asked()
+        if not isinstance(found, int | float) or not 0 <= found <= 1:
+            raise PluginError(f"{who}: returned {reprlib.repr(found)}, expected a share from 0 to 1")
+        return float(found)
+
+    return share
 
 
 def _guard(plugin: str, hook: str, implementation: pluggy.HookImpl) -> None:
@@ -292,17 +360,24 @@ def _guard(plugin: str, hook: str, implementation: pluggy.HookImpl) -> None:
     function: Callable[..., Any] = implementation.function
     fits, expected = _EXPECTED.get(hook, (None, ""))
     who = f"plugin {plugin!r}, hook {hook}"
+    first = hook in ("token_merge", "attention_kernel")  # of the others a wrapper sees all results at once
 
     def call(*args: object) -> Any:
         with blaming(who):
             result = function(*args)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise PluginError(f"{who}: is asynchronous; hooks are plain functions")
         if fits is not None and not fits(result):
             raise PluginError(f"{who}: returned {reprlib.repr(result)}, expected {expected}")
         return _with_blame(result, who)
 
     def wrap(*args: object) -> Generator[Any, Any, Any]:
         with blaming(who):
-            return (yield from function(*args))
+            result = yield from function(*args)
+        if first and fits is not None and not fits(result):
+            raise PluginError(f"{who}: returned {reprlib.repr(result)}, expected {expected}")
+        return _with_blame(result, who) if first else result
 
     wrapper = implementation.wrapper or implementation.hookwrapper
     # HookImpl is pluggy's record of an implementation; the multicall reads `function` each time.

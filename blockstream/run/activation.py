@@ -1,17 +1,22 @@
-"""The plugins of one run, its attention transforms among them."""
+"""The plugins of one run, its attention transforms and observers among them."""
 
 from __future__ import annotations
 
 import reprlib
 
 from blockstream.errors import PluginError
-from blockstream.plugins.manager import Plugins
+from blockstream.plugins.choices import Chosen
+from blockstream.plugins.manager import KNOWN_HOOKS, Plugins
 
 from .config import RunConfig
 
+#: The hooks of an attention transform, and those of an observer.
+TRANSFORMS = ("token_merge", "attention_kernel")
+OBSERVED = tuple(name for name in KNOWN_HOOKS if name.startswith(("run_", "stage_", "pass_", "segment_")))
+
 
 def activate(config: RunConfig, plugins: Plugins | None = None) -> Plugins:
-    """Return the plugins of a run: those its config names, and its attention transforms, built.
+    """Return the plugins of a run: those its config names, its attention transforms and observers, built.
 
     `plugins` are the ones the config was made with, where those are more than what is installed.
     """
@@ -20,11 +25,25 @@ def activate(config: RunConfig, plugins: Plugins | None = None) -> Plugins:
         plugins.load(name)
     # pluggy asks the latest registered first, a config's list the first.
     for number, chosen in reversed(list(enumerate(config.attention))):
-        name, built = f"{chosen.plugin}:{chosen.choice.name}#{number}", chosen.build()
-        plugins.register(built, name)
-        if not {"token_merge", "attention_kernel"} & set(plugins.hooks_of(name)):
-            raise PluginError(
-                f"{chosen.who}: build() returned {reprlib.repr(built)}, which has no hookimpl token_merge or "
-                "attention_kernel: mark its methods with hookimpl"
-            )
+        _register(plugins, chosen, f"{chosen.plugin}:{chosen.choice.name}#{number}", TRANSFORMS)
+    for number, chosen in reversed(list(enumerate(config.observers))):
+        _register(plugins, chosen, f"{chosen.plugin}:{chosen.choice.name}@{number}", OBSERVED)
     return plugins
+
+
+def _register(plugins: Plugins, chosen: Chosen, name: str, hooks: tuple[str, ...]) -> None:
+    """Register what a choice builds under a name. Raises PluginError where it has none of the hooks."""
+    built = chosen.build()
+    plugins.register(built, name)
+    found = plugins.hooks_of(name)
+    if not set(hooks) & set(found):
+        raise PluginError(
+            f"{chosen.who}: build() returned {reprlib.repr(built)}, which has no hookimpl "
+            f"{' or '.join(hooks) if len(hooks) == 2 else f'of an observer ({hooks[0]}, ...)'}: mark its "
+            "methods with hookimpl"
+        )
+    if hooks is OBSERVED and (acting := [name for name in TRANSFORMS if name in found]):
+        raise PluginError(
+            f"{chosen.who}: build() returned {reprlib.repr(built)} with a hookimpl {acting[0]}: an observer "
+            "changes nothing; offer it by attention_transforms"
+        )

@@ -9,6 +9,7 @@ is named. All that is wrong is reported at once, each with its key, its line and
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from blockstream.budget.amounts import parse_nbytes
-from blockstream.errors import ConfigError
+from blockstream.errors import ConfigError, PluginError
 from blockstream.plugins import entrypoints
+from blockstream.plugins.blame import blaming
 from blockstream.plugins.choices import Chosen
 from blockstream.plugins.entrypoints import nearest
 from blockstream.plugins.manager import Plugins
 
 from .validation import Problem, raise_problems, refuse_keys, validate
 from .yamlfile import Document, Keys, dump, parse, read, with_set
+
+log = logging.getLogger(__name__)
 
 
 def _amount(value: str | int) -> str | int:
@@ -106,17 +110,17 @@ class RunConfig(Settings):
     backend: Chosen | None = None
     sampler: Chosen
     attention: tuple[Chosen, ...] = ()
+    observers: tuple[Chosen, ...] = ()
     source: str = "config"
 
     def chosen(self) -> tuple[Chosen, ...]:
         """Return every choice, the pipeline first."""
         backend = () if self.backend is None else (self.backend,)
-        return (self.pipeline, self.policy, *backend, self.sampler, *self.attention)
+        return (self.pipeline, self.policy, *backend, self.sampler, *self.attention, *self.observers)
 
     def resolved(self) -> dict[str, Any]:
         """Return every key and value, defaults included, as YAML has them."""
         plain = self.model_dump(mode="json", include=set(Settings.model_fields))
-        options = self.pipeline.options
         return {
             "pipeline": self.pipeline.ref,
             **plain,
@@ -124,7 +128,8 @@ class RunConfig(Settings):
             "backend": None if self.backend is None else self.backend.written(),
             "sampler": self.sampler.written(),
             "attention": [chosen.written() for chosen in self.attention],
-            **({} if options is None else options.model_dump(mode="json", by_alias=True)),
+            "observers": [chosen.written() for chosen in self.observers],
+            **self.pipeline.plain_options(),
         }
 
     def dump(self) -> str:
@@ -133,7 +138,15 @@ class RunConfig(Settings):
 
 
 #: What the choices are when the config does not make them.
-DEFAULTS: dict[str, Any] = {"policy": "auto", "backend": None, "sampler": "euler", "attention": []}
+DEFAULTS: dict[str, Any] = {
+    "policy": "auto",
+    "backend": None,
+    "sampler": "euler",
+    "attention": [],
+    "observers": [],
+}
+#: Those of which a config makes a list.
+LISTED = tuple(key for key, default in DEFAULTS.items() if default == [])
 
 #: Every key of the engine; the others are the pipeline's.
 OWN_KEYS = ("pipeline", *Settings.model_fields, *DEFAULTS)
@@ -191,6 +204,7 @@ def make_config(document: Document | Mapping[str, Any], plugins: Plugins | None 
         backend=next(iter(resolved["backend"]), None),
         sampler=resolved["sampler"][0],
         attention=tuple(resolved["attention"]),
+        observers=tuple(resolved["observers"]),
         source=document.name,
     )
 
@@ -205,6 +219,10 @@ def choose(document: Document, plugins: Plugins, problems: list[Problem]) -> dic
     for i, name in enumerate(listed if isinstance(listed, list) else ()):
         with _noting(problems, ("plugins", i)):
             plugins.load(str(name))
+            if not plugins.hooks_of(str(name)):
+                raise PluginError(
+                    f"plugin {str(name)!r} implements no hook; mark its functions with hookimpl"
+                )
     for path, key, value in _choices_made(document, problems):
         ref = value.get("name") if isinstance(value, dict) else value
         if not isinstance(ref, str):
@@ -223,10 +241,10 @@ def _choices_made(document: Document, problems: list[Problem]) -> Iterator[tuple
         value = document.data.get(key)
         if value is None:
             value = DEFAULTS.get(key)
-        if key == "attention" and isinstance(value, list):
+        if key in LISTED and isinstance(value, list):
             for i, item in enumerate(value):
                 yield (key, i), key, item
-        elif key == "attention":
+        elif key in LISTED:
             problems.append(Problem((key,), "write a list of choices"))
         elif value is not None:
             yield (key,), key, value
@@ -246,12 +264,23 @@ def _with_options(document: Document, path: Keys, chosen: Chosen, problems: list
         given = {k: v for k, v in document.data.items() if k not in OWN_KEYS}
         path, also_known = (), OWN_KEYS
     model = chosen.choice.options
+    taken = {"name"} if path else set(OWN_KEYS)
+    if model is not None and (hidden := sorted(taken & _keys_of(model))):
+        raise PluginError(
+            f"{chosen.who}: the option {hidden[0]!r} cannot be set: configs use that key for something else"
+        )
     if model is None:
         problems += refuse_keys(given, path, also_known)
         return chosen
-    options, found = validate(model, given, path, also_known, {"base": document.base})
+    with blaming(f"{chosen.who}: its options"):
+        options, found = validate(model, given, path, also_known, {"base": document.base})
     problems += found
     return replace(chosen, options=options)
+
+
+def _keys_of(model: type[BaseModel]) -> set[str]:
+    """Return the keys that a model is read from."""
+    return {field.alias or name for name, field in model.model_fields.items()}
 
 
 def _misspelt(document: Document) -> Iterator[Problem]:
@@ -277,6 +306,9 @@ def _find(path_or_name: str | Path) -> Document:
     packaged = entrypoints.examples()
     example = packaged.get(name) or packaged.get(f"{name}.yaml")
     if example is None:
+        several = [full for full in packaged if full.endswith((f":{name}", f":{name}.yaml"))]
+        if several:
+            raise ConfigError(f"several packages have {name}; write {' or '.join(sorted(several))}")
         reason = "is not a file" if path.exists() else "does not exist"
         raise ConfigError(
             f"{name} {reason}, and no packaged example has that name{nearest(name, packaged)} "
@@ -287,5 +319,8 @@ def _find(path_or_name: str | Path) -> Document:
         text = file.read_bytes()
     except (ImportError, OSError) as error:
         raise ConfigError(f"{name}: {example.provider} lists it, but: {error}") from error
+    others = [full for full, e in packaged.items() if e.name == example.name and e != example]
+    if name.partition(":")[0] != example.distribution and others:
+        log.warning("%s: the one of %s; %s is another", name, example.provider, " or ".join(others))
     base = file.parent if isinstance(file, Path) else None
     return replace(parse(text, example.name, base), packaged=example.provider)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blockstream.errors import CheckpointError, ConfigError, EngineError
@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 
 #: The folder of what a run goes on from; gone when the run is done.
 STATE = "state"
+
+#: What the engine writes of every run: PICTURES are made anew from the ledger at any time.
+CONFIG, LEDGER, REPORT = "config.yaml", "ledger.jsonl", "report.json"
+PICTURES = ("report.html", "timeline.png", "trace.json")
+OWN = (CONFIG, LEDGER, REPORT, *PICTURES)
 
 
 class Files:
@@ -58,7 +63,12 @@ class Files:
 
         Names are relative to the run's folder, with "/"; a state is saved and loaded by its bare name.
         """
-        kept, passing = set(files), {_state(name) for name in states}
+        kept, passing = {_inside(name) for name in files}, {_inside(_state(name)) for name in states}
+        if taken := sorted(kept & {*OWN, NAME, LOCK}):
+            raise EngineError(f"{taken[0]} is written by the engine; choose another name")
+        self._declare(kept, passing)
+
+    def _declare(self, kept: set[str], passing: set[str]) -> None:
         if self._waiting is None:
             self._journal.declare(kept, passing)
         else:
@@ -178,7 +188,7 @@ class Files:
     def accept(self, *more: str) -> None:
         """Begin to write: what was declared, and `more`, is noted; what a kill left half written goes."""
         if self._waiting is None:
-            self.declare(more)
+            self._declare(set(more), set())
             return
         self.remove(self._journal.left)
         for name in self._journal.names:
@@ -192,7 +202,7 @@ class Files:
 
     def adopt(self, name: str) -> None:
         """Count a file that a pipeline has written by itself, once it is on the disk."""
-        path = self.folder / name
+        path = self.folder / _inside(name)
         if name in self._checked or path.is_symlink() or not path.is_file():
             return
         sync_file(path)
@@ -225,6 +235,16 @@ class Files:
         path = self.folder / name
         make_folder(path.parent)
         return path
+
+
+def _inside(name: str) -> str:
+    """Return a name that stays in the run's folder. Raises EngineError for any other."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or str(path) != name or ".." in path.parts or path.parts[:1] in ((), ("",)):
+        raise EngineError(
+            f"{name!r} is no name of a run's file: write one relative to its folder, with / and without .."
+        )
+    return name
 
 
 def _state(name: str) -> str:

@@ -16,16 +16,12 @@ from blockstream.system import regular
 from blockstream.system.atomic import LOCK, locked, make_folder, sync_file, sync_folder
 
 from .config import RunConfig
-from .files import Files
+from .files import CONFIG, LEDGER, OWN, PICTURES, REPORT, Files
 from .journal import NAME, Journal
 from .resume import no_run, resumed
 
 log = logging.getLogger(__name__)
 
-CONFIG, LEDGER, REPORT = "config.yaml", "ledger.jsonl", "report.json"
-#: What shows a run; made anew from the ledger at any time.
-PICTURES = ("report.html", "timeline.png", "trace.json")
-OWN = (CONFIG, LEDGER, REPORT, *PICTURES)
 _LEDGERS = re.compile(r"ledger\.\d+\.jsonl")
 
 

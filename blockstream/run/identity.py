@@ -39,6 +39,6 @@ def identity_of(checkpoint: Checkpoint, beside: str = "") -> str:
 def versions_of(config: RunConfig) -> dict[str, str | None]:
     """Return the versions of the packages that compute a run: the libraries', and those of its plugins."""
     installed = versions()
-    named = {chosen.plugin for chosen in config.chosen() if chosen.key != "policy"}
+    named = {chosen.plugin for chosen in config.chosen() if chosen.key not in ("policy", "observers")}
     plugins = {p.distribution: p.version for p in entrypoints.plugins() if p.name in named}
     return {**{k: v for k, v in plugins.items() if v}, **{name: installed[name] for name in PACKAGES}}

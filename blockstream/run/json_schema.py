@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from blockstream.plugins.choices import KINDS, Choice
 from blockstream.plugins.manager import Plugins
-from blockstream.run.config import DEFAULTS, Settings
+from blockstream.run.config import DEFAULTS, LISTED, Settings
 
 #: The choices of each kind by the name a config writes: {"sampler": {"euler": Choice(...)}}.
 Offered = Mapping[str, Mapping[str, Choice]]
@@ -65,7 +65,7 @@ def _top_level(
 ) -> dict[str, Any]:
     options = own[pipeline.options] if pipeline is not None and pipeline.options else {}
     choices = {key: _choice(offered[key], own, DEFAULTS[key]) for key in DEFAULTS}
-    choices["attention"] = {"type": "array", "items": choices["attention"], "default": []}
+    choices |= {key: {"type": "array", "items": choices[key], "default": []} for key in LISTED}
     return {
         "type": "object",
         "properties": {

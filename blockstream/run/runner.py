@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import platform
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from blockstream.budget.amounts import parse_nbytes, resolve_budget
 from blockstream.checkpoint import Checkpoint
 from blockstream.engine.ledger import Ledger
-from blockstream.errors import PluginError
+from blockstream.plugins.blame import blaming
 from blockstream.plugins.manager import Plugins
 from blockstream.plugins.network import Network
 from blockstream.plugins.protocols import Flow, FullSampler, Pipeline
@@ -38,9 +40,9 @@ from blockstream.system.memory import held
 
 from .config import RunConfig
 from .drawing import draw
-from .files import Files
+from .files import LEDGER, Files
 from .finite import Finite
-from .folder import LEDGER, RunFolder, run_folder, write_report
+from .folder import RunFolder, run_folder, write_report
 from .identity import identity_of, versions_of
 from .numerics import pinned
 from .steps import sample, saved_step
@@ -204,7 +206,7 @@ def run(
             plugins.register(energy, "energy")
         report = _run_pipeline(this, plugins, folder, begin, energy)
         ledger.compute.phase = "report"
-        plugins.hook.run_finished(run=this, report=report)
+        plugins.hook.run_finished(run=this, report=copy.deepcopy(report))
         ledger.flush(sync=True)
         write_report(folder, report)
         draw(folder, report)
@@ -241,7 +243,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
     this = RunInProgress(config, NOWHERE, Ledger(), plugins)
     with closing(this), open_session(this) as session:
         pipeline: Pipeline = config.pipeline.build()
-        pipeline.declare(session, this)
+        with _blaming(config.pipeline.who):
+            pipeline.declare(session, this)
         made = session.draft()
         return plan_account(
             made,
@@ -264,9 +267,11 @@ def _run_pipeline(
 ) -> dict[str, Any]:
     pipeline: Pipeline = this.config.pipeline.build()
     runtime, first = held().nbytes, None
-    with open_session(this, observer=plugins.hook) as session, _no_exit(this.config.pipeline.who):
+    with open_session(this, observer=plugins.hook) as session:
         this.finite.trace = session.first_not_finite
-        pipeline.declare(session, this)
+        who = this.config.pipeline.who
+        with _blaming(who):
+            pipeline.declare(session, this)
         if this.backend_identity is not None:
             this.files.identify({"backend": this.backend_identity})
         this.files.identify(_weights_of(session, this.files.identified))
@@ -280,10 +285,12 @@ def _run_pipeline(
         if session.names:
             session.start()
         folder.begun = True
-        with this.phase("run"):
+        with this.phase("run"), _blaming(who):
             output = pipeline.run(session, this)
-        for name in _results(output):
-            this.files.adopt(name)
+            for name in _results(output):
+                if not (this.out / name).is_file():
+                    raise ValueError(f"run() returned the file {name!r}, which is not there")
+                this.files.adopt(name)
         this.files.drop_states()
         this.ledger.compute.phase = "report"
         watch.sample()
@@ -347,18 +354,20 @@ def _weights_of(session: Session, known: frozenset[str]) -> dict[str, str]:
     return {name: identity_of(opened[name]) for name in opened.keys() - known}
 
 
-def _results(output: Mapping[str, Any]) -> list[str]:
+def _results(output: Any) -> list[str]:
+    """Return the files that a pipeline says it has made. Raises TypeError for what says nothing of it."""
+    if not isinstance(output, Mapping):
+        raise TypeError(f"run() returned {reprlib.repr(output)}, expected a mapping")
+    json.dumps(output)
     found = output.get("files", ())
-    return [str(name) for name in found] if isinstance(found, list | tuple) else []
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"run() returned files {reprlib.repr(found)}, expected a list of names")
+    return list(found)
 
 
-@contextmanager
-def _no_exit(who: str) -> Iterator[None]:
-    """Turn `sys.exit()` in a plugin's code into an error: a run that makes nothing has not gone well."""
-    try:
-        yield
-    except SystemExit as error:
-        raise PluginError(f"{who}: SystemExit: {error.code}") from error
+def _blaming(who: str) -> AbstractContextManager[None]:
+    """Blame a pipeline for what it raises; what the system refuses it is said as it is."""
+    return blaming(who, unless=lambda error: isinstance(error, OSError | MemoryError))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from blockstream.engine.ledger import Ledger
-from blockstream.errors import ConfigError
+from blockstream.errors import ConfigError, PluginError
 from blockstream.plan.segments import AtMost, Exactly
 from blockstream.run import runner
 from blockstream.run.activation import activate
@@ -231,7 +231,7 @@ def test_a_failure_in_the_middle_of_a_video_leaves_no_half_of_it(config, tmp_pat
         raise RuntimeError("the encoder broke")
 
     monkeypatch.setattr(pipeline, "to_frames", broken)
-    with pytest.raises(RuntimeError, match="the encoder broke"):
+    with pytest.raises(PluginError, match="RuntimeError: the encoder broke"):
         runner.run(config(), tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"config.yaml", "files.jsonl", "ledger.jsonl", "latents.safetensors", "state"}

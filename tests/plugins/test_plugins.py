@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from blockstream.errors import ConfigError, PluginError
 from blockstream.plan.retention import NONE, PREFIX, SPREAD
@@ -154,14 +155,15 @@ def test_a_plugin_may_be_an_object_in_a_module(site):
 
 def test_model_families_are_found_by_plugin_and_by_bare_name(site):
     source = """
+        import torch
         from blockstream.plugins import ModelFamily, hookimpl
 
         @hookimpl
         def model_families():
-            return [ModelFamily("tower", lambda: "a module")]
+            return [ModelFamily("tower", torch.nn.Identity)]
     """
     site.plugin("towers", source)
-    assert Plugins().family("towers:tower").module() == "a module"
+    assert isinstance(Plugins().family("towers:tower").module(), torch.nn.Identity)
     assert site.imported() == {"towers_module"}
     with pytest.raises(ConfigError, match="no model family 'towr'; did you mean 'tower'"):
         Plugins().family("towers:towr")
@@ -173,14 +175,15 @@ def test_a_bare_family_is_looked_for_in_every_visible_plugin(site, monkeypatch):
     site.plugin(
         "zzz",
         """
+        import torch
         from blockstream.plugins import ModelFamily, hookimpl
 
         @hookimpl
         def model_families():
-            return [ModelFamily("tower", lambda: "a module")]
+            return [ModelFamily("tower", torch.nn.Identity)]
     """,
     )
-    assert Plugins().family("tower").module() == "a module"
+    assert isinstance(Plugins().family("tower").module(), torch.nn.Identity)
 
 
 class Quiet:

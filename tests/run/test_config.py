@@ -62,7 +62,9 @@ class Studio:
 
     @hookimpl
     def pipelines(self):
-        return [Choice("video", lambda options: SimpleNamespace(options=options), Video)]
+        return [
+            Choice("video", lambda options: SimpleNamespace(options=options, declare=print, run=print), Video)
+        ]
 
     @hookimpl
     def samplers(self):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from blockstream.engine.ledger import read_records, unaccounted
-from blockstream.errors import BudgetError, ConfigError, EngineError, PluginError
+from blockstream.errors import BudgetError, ConfigError, PluginError
 from blockstream.module.empty import empty
 from blockstream.plugins import Choice, Plugins, hookimpl
 from blockstream.plugins.choices import Chosen
@@ -204,7 +204,7 @@ def test_a_folder_in_use_is_refused_whatever_is_removed_from_it(config, tmp_path
 
 
 def test_a_failed_run_keeps_its_ledger_and_says_how_to_go_on(config, tmp_path, caplog):
-    with pytest.raises(RuntimeError, match="the pipeline broke"):
+    with pytest.raises(PluginError, match="pipeline 'toy': RuntimeError: the pipeline broke"):
         runner.run(config(fail=True), tmp_path / "out")
     assert any(s.kind == "execute" for s in read_records(tmp_path / "out" / "ledger.jsonl").spans)
     assert not (tmp_path / "out" / "report.json").exists()
@@ -232,7 +232,7 @@ def test_a_pipeline_that_exits_has_failed(config, tmp_path, monkeypatch):
 
 def test_a_file_that_was_not_declared_is_refused_by_name(config, tmp_path, monkeypatch):
     monkeypatch.setattr(ToyPipeline, "run", lambda self, session, run: run.files.write("else", b""))
-    with pytest.raises(EngineError, match="else was not declared"):
+    with pytest.raises(PluginError, match="pipeline 'toy': EngineError: else was not declared"):
         runner.run(config(), tmp_path / "out")
 
 
@@ -281,9 +281,10 @@ class Failed:
 @pytest.mark.parametrize("raises", [False, True])
 def test_observers_hear_of_a_run_that_fails_and_cannot_hide_why(config, tmp_path, raises, caplog):
     failed = Failed(raises)
-    with pytest.raises(RuntimeError, match="the pipeline broke"):
+    with pytest.raises(PluginError, match="pipeline 'toy': RuntimeError: the pipeline broke"):
         runner.run(config(fail=True), tmp_path / "out", observers=[failed])
-    assert failed.told == [("out", "the pipeline broke")]
+    ((out, said),) = failed.told
+    assert out == "out" and said.endswith("RuntimeError: the pipeline broke")
     assert ("the observer's disk is gone" in caplog.text) == raises
 
 
