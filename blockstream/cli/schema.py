@@ -24,11 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the schema with the built-in choices, those of CONFIG's plugins and of --plugin."""
     with json_alone():
-        print_json(_schema(args))
+        print_json(_of_choices(args))
     return 0
 
 
-def _schema(args: argparse.Namespace) -> dict[str, Any]:
+def _of_choices(args: argparse.Namespace) -> dict[str, Any]:
     from blockstream.plugins.manager import Plugins
     from blockstream.run.config import choose
     from blockstream.run.json_schema import config_schema, offered_by
