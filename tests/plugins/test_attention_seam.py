@@ -233,7 +233,11 @@ def test_a_plan_follows_the_share_that_a_kernel_computes(tmp_path, monkeypatch):
     plugins = Plugins()
     plugins.register(Kernels(Sparse()), "mine")
     config = SimpleNamespace(
-        budget="1GiB", allow_nonfinite=False, sampler=SimpleNamespace(build=lambda: None, who="none")
+        budget="1GiB",
+        allow_nonfinite=False,
+        backend=None,
+        pipeline=SimpleNamespace(ref="none"),
+        sampler=SimpleNamespace(build=lambda: None, who="none"),
     )
     run = RunInProgress(config, tmp_path, Ledger(), plugins)
     layer = AttentionLayer("attn", "full", grid=(2, 2, 2), width=8, heads=2)
