@@ -23,6 +23,7 @@ def activate(config: RunConfig, plugins: Plugins | None = None) -> Plugins:
     plugins = plugins or Plugins()
     for name in [*config.plugins, *(chosen.plugin for chosen in config.chosen())]:
         plugins.load(name)
+        _refuse_acting(plugins, name, f"plugin {name!r}: its module has")
     # pluggy asks the latest registered first, a config's list the first.
     for number, chosen in reversed(list(enumerate(config.attention))):
         _register(plugins, chosen, f"{chosen.plugin}:{chosen.choice.name}#{number}", TRANSFORMS)
@@ -42,8 +43,14 @@ def _register(plugins: Plugins, chosen: Chosen, name: str, hooks: tuple[str, ...
             f"{' or '.join(hooks) if len(hooks) == 2 else f'of an observer ({hooks[0]}, ...)'}: mark its "
             "methods with hookimpl"
         )
-    if hooks is OBSERVED and (acting := [name for name in TRANSFORMS if name in found]):
+    if hooks is OBSERVED:
+        _refuse_acting(plugins, name, f"{chosen.who}: build() returned {reprlib.repr(built)} with")
+
+
+def _refuse_acting(plugins: Plugins, name: str, who: str) -> None:
+    """Refuse an observer that would change results, as no config and no record of a run would name it."""
+    if acting := [hook for hook in TRANSFORMS if hook in plugins.hooks_of(name)]:
         raise PluginError(
-            f"{chosen.who}: build() returned {reprlib.repr(built)} with a hookimpl {acting[0]}: an observer "
-            "changes nothing; offer it by attention_transforms"
+            f"{who} a hookimpl {acting[0]}: an observer changes nothing; offer it by attention_transforms, "
+            "and name it under attention:"
         )

@@ -303,6 +303,11 @@ WAYS = {
         active(observers=["stranger"]),
         "hookimpl token_merge: an observer changes nothing",
     ),
+    "a plugin of observers that merges": (
+        f"{HEAD}{BASE}@hookimpl\ndef token_merge(layer): return None\n",
+        active(plugins=["stranger"]),
+        "its module has a hookimpl token_merge: an observer changes nothing",
+    ),
     "an observer that fails": (
         made("observers", "pass_started(self)", "1 / 0"),
         active(lambda hook: hook.pass_started(stage=None, pass_index=0), observers=["stranger"]),
