@@ -144,10 +144,10 @@ def test_what_is_only_kept_for_speed_is_done_without(odd_file, tmp_path):
     files = Files(tmp_path / "run", resumed=True)
     files.folder.mkdir()
     files.begin({}, {})
-    files.declare(["report.json"])
-    files.write("report.json", b"{}")
-    make(files.folder / "report.json")
-    assert not Files(files.folder, Journal.read(files.folder), resumed=True).is_whole("report.json")
+    files.declare(["made.json"])
+    files.write("made.json", b"{}")
+    make(files.folder / "made.json")
+    assert not Files(files.folder, Journal.read(files.folder), resumed=True).is_whole("made.json")
     make(tmp_path / "floor.json")
     assert cache.cached(tmp_path / "floor.json") is None
 

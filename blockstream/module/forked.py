@@ -17,10 +17,10 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
+from blockstream.system import regular
 from blockstream.system.limits import headroom
 
 from .kept_rehearsals import Rehearsal
@@ -102,5 +102,5 @@ def _heard(read: int, child: int) -> bytes:
 
 def _computed(process: int) -> int:
     """Return the ticks that a process has computed, waits for the disk included."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    fields = regular.read_text(f"/proc/{process}/stat").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12]) + int(fields[39])

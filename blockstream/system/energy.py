@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from blockstream.plugins import hookimpl
 
+from . import regular
+
 POWERCAP = Path("/sys/class/powercap")
 #: A counter of a busy server wraps after half an hour: it is read more often than that.
 EVERY_S = 60.0
@@ -44,7 +46,7 @@ class Zone(NamedTuple):
 
     def joules(self) -> float:
         """Return where the zone's counter stands."""
-        return int((self.path / "energy_uj").read_text()) / 1e6
+        return int(regular.read_text(self.path / "energy_uj")) / 1e6
 
 
 def zones(root: Path = POWERCAP) -> list[Counter]:
@@ -52,9 +54,9 @@ def zones(root: Path = POWERCAP) -> list[Counter]:
     found: list[Counter] = []
     for path in sorted(root.glob("intel-rapl:*")):
         with suppress(OSError, ValueError):
-            kind = (path / "name").read_text().strip()
+            kind = regular.read_text(path / "name").strip()
             if kind.startswith("package") or kind == "dram":
-                wraps = int((path / "max_energy_range_uj").read_text()) / 1e6
+                wraps = int(regular.read_text(path / "max_energy_range_uj")) / 1e6
                 zone = Zone(f"{kind} ({path.name.partition(':')[2]})", path, wraps)
                 zone.joules()
                 found.append(zone)

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from blockstream.errors import BlockstreamError, ConfigError
 from blockstream.report.page import report_html
 from blockstream.report.record import read_run
+from blockstream.system import regular
 
 from .body import received
 from .hub import Hub
@@ -200,7 +201,7 @@ class Site:
         with tempfile.TemporaryDirectory(prefix="blockstream-web-") as scratch:
             page = Path(scratch) / "pairs.html"
             await self._ask("compare", *folders, "--out", str(page), "--json", wait_s=COMPARE_S)
-            text = page.read_text(encoding="utf-8")
+            text = regular.read_text(page)
         return HTMLResponse(text, headers={"content-security-policy": REPORT_POLICY})
 
     async def _ask(self, *args: str, wait_s: float) -> str:

@@ -72,10 +72,13 @@ def run(args: argparse.Namespace) -> int:
         shown = f"[{called}]" if ":" in called else called
         asks = f"?token={token}" if token else ""
         address = f"http://{shown}:{listener.getsockname()[1]}/{asks}"
-        print(f"{address}   (Ctrl-C ends it)", flush=True)
-        if args.open:
-            webbrowser.open(address)
-        serve(guarded, site.hub, listener)
+
+        def ready() -> None:
+            print(f"{address}   (Ctrl-C ends it)", flush=True)
+            if args.open:
+                webbrowser.open(address)
+
+        serve(guarded, site.hub, listener, ready)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -12,9 +13,9 @@ from .hub import Hub
 
 
 class Server(uvicorn.Server):
-    """A server whose open streams end as soon as it is told to."""
+    """A server whose open streams end as soon as it is told to; `ready` is called once it can be told."""
 
-    def __init__(self, app: ASGIApp, hub: Hub) -> None:
+    def __init__(self, app: ASGIApp, hub: Hub, ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -29,7 +30,13 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=10,
             )
         )
-        self._hub = hub
+        self._hub, self._ready = hub, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so: from here on Ctrl-C ends the server in order."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams, then the server; the application's lifespan stops the run."""
@@ -41,6 +48,6 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0)
 
 
-def serve(app: ASGIApp, hub: Hub, listener: socket.socket) -> None:
-    """Serve on a socket that listens, until Ctrl-C or SIGTERM."""
-    Server(app, hub).run(sockets=[listener])
+def serve(app: ASGIApp, hub: Hub, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a socket that listens, until Ctrl-C or SIGTERM; `ready` is called once it answers."""
+    Server(app, hub, ready).run(sockets=[listener])

@@ -44,7 +44,7 @@ def test_a_run_is_told_by_the_seconds_it_took_not_by_those_it_was_to_take(tmp_pa
     real = stage("dit", (1,) * 8, load=slower, execute=1.0, passes=AtMost(10))
     ran = make_plan(schedule(real), 3 * UNIT, POLICIES, slots=2, lookahead=1)
     ledger = write_ledger(tmp_path / "ledger.jsonl", ran)
-    accounts = stage_accounts(stage_summaries(ran, ledger.spans), plan)
+    accounts = stage_accounts(stage_summaries(ran, ledger.spans.totals), plan)
     (scaled,) = as_measured(plan.schedule, accounts).stages
     assert scaled.passes.expected == accounts[0]["passes"]
     assert scaled.segments[0].load_s == pytest.approx(slower, rel=0.05)
