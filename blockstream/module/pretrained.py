@@ -62,10 +62,11 @@ def from_folder(
     found = located(folder)
     if checkpoint is not None and checkpoint.form == "gguf":
         return _of_gguf(found, dtype, checkpoint, cls)
-    path = found / CONFIG
+    path = (found if found.is_dir() else found.parent) / CONFIG
     if not path.exists():
         raise ModelError(
-            f"{folder}: has no {CONFIG}; pass the model and the checkpoint to blockstream.stream()"
+            f"{folder}: has no {CONFIG}{'' if found.is_dir() else ' beside it'}; pass the model and the "
+            "checkpoint to blockstream.stream()"
         )
     return from_config(path, dtype, checkpoint, cls)
 

@@ -100,9 +100,12 @@ class AtMost(_Bounded):
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No bound: the stage runs until it is ended (`generate()`); `expected` is only a guess."""
+    """No bound: the stage runs until it is ended (`generate()`).
 
-    expected: int = 1
+    `expected` is only a guess: by default enough for what is kept to pay.
+    """
+
+    expected: int = 8
 
     @property
     def most(self) -> int | None:

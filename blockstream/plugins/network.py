@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 class Network(NamedTuple):
     """What a stage is made of, as `Session.stage` takes it.
 
-    `module`: a module without weights, a factory, or (class, config). `checkpoint`: where its weights lie, a
-    path or opened. `dtype`: what they are brought to, None for the files' own. `around(files)` makes the
+    `module`: a module without weights, a factory, (class, config), or the path of a folder whose config.json
+    names one. `checkpoint`: where its weights lie, a path or opened; None in such a folder. `dtype`: what they are brought to, None for the files' own. `around(files)` makes the
     store that loads its segments, None for that of files.
     """
 
     module: Any
-    checkpoint: Checkpoint | str | PathLike[str]
+    checkpoint: Checkpoint | str | PathLike[str] | None
     dtype: Any = None
     around: StoreAround | None = None

@@ -63,6 +63,7 @@ class Supply:
             if not isinstance(found, Network):
                 raise PluginError(f"{self._who('network')}: returned {found!r}, expected a Network or None")
             network = found
+        assert network.checkpoint is not None
         if not isinstance(network.checkpoint, Checkpoint):
             return network._replace(checkpoint=self.checkpoint(network.checkpoint))
         if self._has("checkpoint") and not (

@@ -44,7 +44,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passes: int = Field(1, ge=1, le=MOST_PASSES, description="forwards")
+    passes: int | None = Field(None, ge=1, le=MOST_PASSES, description="forwards; unknown without")
     budget: Amount = Field("auto", description="limit on the memory of the process")
     arena: Amount = Field("auto", description="most bytes of weights held at once")
     policy: Literal["auto", "none", "prefix", "spread"] = Field("auto", description="what stays in memory")

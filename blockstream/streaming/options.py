@@ -8,8 +8,6 @@ from blockstream.errors import ConfigError
 from blockstream.plan.retention import POLICIES, RetentionPolicy
 from blockstream.plan.segments import AtMost, Exactly, Passes, Unknown
 
-#: Passes expected of a stage that does not say: enough for what is kept to pay.
-EXPECTED_PASSES = 8
 #: A plan looks at each.
 MOST_PASSES = 100_000
 
@@ -17,7 +15,7 @@ MOST_PASSES = 100_000
 def parse_passes(passes: int | Passes | None) -> Passes:
     """Return a number of passes: exact for an int, unknown for None; ConfigError for anything else."""
     if passes is None:
-        return Unknown(EXPECTED_PASSES)
+        return Unknown()
     if isinstance(passes, Exactly | AtMost | Unknown):
         return passes
     if type(passes) is not int or not 1 <= passes <= MOST_PASSES:

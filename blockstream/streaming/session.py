@@ -23,8 +23,6 @@ from blockstream.engine.ledger import Ledger
 from blockstream.engine.store import StoreAround
 from blockstream.errors import BudgetError, ConfigError, EngineError
 from blockstream.module.adapters import base_of
-from blockstream.module.dtypes import parse_dtype
-from blockstream.module.empty import build
 from blockstream.module.faking import Call
 from blockstream.module.layers.int8 import resolve
 from blockstream.module.prepared import CPU, Prepared
@@ -43,6 +41,7 @@ from .declared import Declared
 from .driver import Driver
 from .first import First
 from .least import finest_arena_nbytes
+from .made import made_of
 from .observing import Observing
 from .options import parse_passes, parse_policies
 from .origin import first_not_finite
@@ -125,7 +124,7 @@ class Session:
         self,
         name: str,
         model: Any,
-        checkpoint: Checkpoint | str | os.PathLike[str],
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
         passes: int | Passes | None = None,
         dtype: Any = None,
         example_inputs: Any = None,
@@ -134,8 +133,9 @@ class Session:
     ) -> nn.Module:
         """Add a stage and return its module, ready to be called.
 
-        `model`: a module built under `empty()`, a factory, or (class, config). `passes`: how many forwards,
-        an int, `AtMost(n)`, or None when unknown. `example_inputs` let the first pass's order be known before
+        `model`: a module built under `empty()`, a factory, (class, config), or the folder of a model, whose
+        config.json names its class; without a `checkpoint` the weights are the folder's. `passes`: how many
+        forwards, an int, `AtMost(n)`, or None when unknown. `example_inputs` let the first pass's order be known before
         it runs. `around(files)` makes the stage's own store. `pace`: how long each pass takes beside an
         ordinary one, where that is known. Raises EngineError once a stage has begun.
         """
@@ -155,13 +155,9 @@ class Session:
 
     def prepare(self, name: str, network: Network) -> tuple[Prepared, Checkpoint, StoreAround | None]:
         """Return a stage's module made ready, its checkpoint and what makes its store; nothing is added."""
-        if self._supply is not None:
-            network = self._supply(name, network)
-        module, where = build(network.module), network.checkpoint
+        module, opened, dtype, around = made_of(name, network, self._supply)
         open_sessions.refuse_claimed(base_of(module))
-        opened = where if isinstance(where, Checkpoint) else Checkpoint.open(where)
-        prepared = Prepared(name, module, opened, parse_dtype(network.dtype), int8=self.int8)
-        return prepared, opened, network.around
+        return Prepared(name, module, opened, dtype, int8=self.int8), opened, around
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,8 +9,6 @@ from typing import Any
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
-from blockstream.module.dtypes import parse_dtype, to_torch
-from blockstream.module.pretrained import from_folder
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Passes
 
@@ -33,7 +31,7 @@ def open(
 @entered
 def stream(
     model: Any,
-    checkpoint: Checkpoint | str | os.PathLike[str],
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     *,
     budget: int | str | None = None,
     arena: int | str | None = None,
@@ -46,8 +44,8 @@ def stream(
 ) -> Iterator[nn.Module]:
     """Yield the module of `model` with its weights streamed from `checkpoint` as it runs.
 
-    `model`: a module built under `empty()`, a factory, or (class, config). `checkpoint`: a file or
-    folder of safetensors or torch zip files, or a pack. The forward is unchanged and so is its
+    `model`: a module built under `empty()`, a factory, (class, config), or a model's folder. `checkpoint`: a
+    file or folder of safetensors or torch zip files, or a pack; the model's folder without one. The forward is unchanged and so is its
     result, bit for bit; leaving the block restores the module. With `device="cuda"` it computes there:
     inputs are moved, outputs go back where inputs came from the processor alone, and `device_budget` bounds
     what is held. See `Session` for the rest.
@@ -76,15 +74,13 @@ def from_pretrained(
     is never run. Dtypes, buffers and generation settings are what that library's `from_pretrained` gives;
     `variant` ("fp16") names one of several sets of weights.
     """
-    checkpoint = Checkpoint.open(folder, variant)
-    made = from_folder(folder, parse_dtype(dtype), checkpoint)
     with stream(
-        made,
-        checkpoint,
+        folder,
+        Checkpoint.open(folder, variant),
         budget=budget,
         arena=arena,
         policy=policy,
-        dtype=made.dtype and to_torch(made.dtype),
+        dtype=dtype,
         example_inputs=example_inputs,
         passes=passes,
         device=device,

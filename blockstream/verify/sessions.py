@@ -129,7 +129,7 @@ class ResidentSession(Session):
         self._residents: dict[str, Resident] = {}
         self._modules: dict[str, nn.Module] = {}
 
-    def stage(self, name: str, model: Any, checkpoint: Any, *args: Any, **options: Any) -> nn.Module:
+    def stage(self, name: str, model: Any, checkpoint: Any = None, *args: Any, **options: Any) -> nn.Module:
         """Add a stage as `Session.stage` does and return its module; nothing is read yet."""
         if name in self._streamed:
             module = super().stage(name, model, checkpoint, *args, **options)
@@ -166,7 +166,7 @@ class ResidentSession(Session):
         self,
         name: str,
         model: Any,
-        checkpoint: Any,
+        checkpoint: Any = None,
         passes: Any = None,
         dtype: Any = None,
         example_inputs: Any = None,

@@ -43,6 +43,12 @@ def name_in_folder(folder: Path, names: list[str]) -> None:
             raise CheckpointError(
                 f"{path}: is a link to {path.readlink()}, which is not there; fetch the files again"
             )
+    if "model_index.json" in names:
+        _refuse(
+            folder,
+            "the folder of a pipeline, whose networks lie in folders inside it",
+            "name one of those, or stream them all with blockstream.pipeline()",
+        )
     for name in names:
         if (folder / name).suffix.lower() in _SUFFIXES:
             name_foreign(folder / name, b"")
