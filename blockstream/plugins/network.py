@@ -14,8 +14,9 @@ class Network(NamedTuple):
     """What a stage is made of, as `Session.stage` takes it.
 
     `module`: a module without weights, a factory, (class, config), or the path of a folder whose config.json
-    names one. `checkpoint`: where its weights lie, a path or opened; None in such a folder. `dtype`: what they are brought to, None for the files' own. `around(files)` makes the
-    store that loads its segments, None for that of files.
+    names one. `checkpoint`: where its weights lie, a path or opened; None in such a folder. `dtype`: what
+    they are brought to, None for the files' own. `around(files)` makes the store that loads its segments,
+    None for that of files.
     """
 
     module: Any

@@ -135,9 +135,9 @@ class Session:
 
         `model`: a module built under `empty()`, a factory, (class, config), or the folder of a model, whose
         config.json names its class; without a `checkpoint` the weights are the folder's. `passes`: how many
-        forwards, an int, `AtMost(n)`, or None when unknown. `example_inputs` let the first pass's order be known before
-        it runs. `around(files)` makes the stage's own store. `pace`: how long each pass takes beside an
-        ordinary one, where that is known. Raises EngineError once a stage has begun.
+        forwards, an int, `AtMost(n)`, or None when unknown. `example_inputs` let the first pass's order be
+        known before it runs. `around(files)` makes the stage's own store. `pace`: how long each pass takes
+        beside an ordinary one, where that is known. Raises EngineError once a stage has begun.
         """
         if self._closed or self._tier is not None:
             when = "is closed" if self._closed else "has begun"

@@ -45,10 +45,10 @@ def stream(
     """Yield the module of `model` with its weights streamed from `checkpoint` as it runs.
 
     `model`: a module built under `empty()`, a factory, (class, config), or a model's folder. `checkpoint`: a
-    file or folder of safetensors or torch zip files, or a pack; the model's folder without one. The forward is unchanged and so is its
-    result, bit for bit; leaving the block restores the module. With `device="cuda"` it computes there:
-    inputs are moved, outputs go back where inputs came from the processor alone, and `device_budget` bounds
-    what is held. See `Session` for the rest.
+    file or folder of safetensors or torch zip files, or a pack; the model's folder without one. The forward
+    is unchanged and so is its result, bit for bit; leaving the block restores the module. With
+    `device="cuda"` it computes there: inputs are moved, outputs go back where inputs came from the processor
+    alone, and `device_budget` bounds what is held. See `Session` for the rest.
     """
     with Session(budget, arena, policy, device=device, device_budget=device_budget) as s:
         yield s.stage("model", model, checkpoint, passes, dtype, example_inputs)
