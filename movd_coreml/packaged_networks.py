@@ -23,7 +23,7 @@ from movd_coreml.segments_vae import SPATIAL, TEMPORAL
 
 
 class PackagedT5(PackagedStage):
-    """transformers' T5EncoderModel, as far as `movd.t5.embed` uses it."""
+    """movd's T5 encoder, as far as `movd.t5.embed` uses it."""
 
     def __init__(self, export: Export, preset: Preset, predict: Predict) -> None:
         super().__init__(export, export.stages["t5"], preset, predict)

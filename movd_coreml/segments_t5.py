@@ -20,7 +20,7 @@ EMBEDDING = "shared.weight"
 
 
 def t5_stage(encoder: Any, tokens: int) -> StageRecipe:
-    """Return the stage of transformers' T5EncoderModel for texts of `tokens` tokens.
+    """Return the stage of movd's T5 encoder for texts of `tokens` tokens.
 
     Inputs: x [1, tokens, d_model], the tokens' rows of the embedding; mask [1, tokens], 1 for real ones.
     Output: x, the encoder's last hidden state.

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import T5EncoderModel
 
 from examples.train_tiny import data, text, train_temporal
 from movd.rflow import OpenSoraFlow
 from movd.stdit3 import STDiT3, STDiT3Config
-from movd.t5 import embed, t5_encoder
+from movd.t5 import T5Encoder, embed, t5_encoder
 from movd.tokenizer import Tokenizer, load_tokenizer
 from movd.vae import OpenSoraVAE
 
@@ -24,7 +23,7 @@ class Tiny:
     """Hold the models of one folder: t5/, dit/, vae/."""
 
     tokenizer: Tokenizer
-    encoder: T5EncoderModel
+    encoder: T5Encoder
     dit: STDiT3
     vae: OpenSoraVAE
 

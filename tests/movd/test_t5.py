@@ -154,7 +154,28 @@ def test_a_released_config_is_accepted_whole():
         assert t5_encoder(json.loads(json.dumps(config))).config.d_ff == 10240
 
 
+@pytest.mark.parametrize("form", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_encoder_has_the_names_and_bits_of_the_librarys(form, dtype):
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {**tiny.T5, "num_layers": 3, "feed_forward_proj": form}
+    theirs = T5EncoderModel(T5Config(**sizes, attn_implementation="eager")).eval().to(dtype)
+    filled = {name: tiny.noise(*p.shape).to(dtype) for name, p in theirs.state_dict().items()}
+    theirs.load_state_dict(filled)
+    ours = t5_encoder(sizes).to(dtype)
+    assert list(ours.state_dict()) == list(filled)
+    ours.load_state_dict(filled)
+    ids = torch.arange(2 * 150).reshape(2, 150) % sizes["vocab_size"]
+    with torch.no_grad():
+        for mask in (None, torch.arange(150)[None] < torch.tensor([[150], [9]])):
+            given = {"input_ids": ids, "attention_mask": None if mask is None else mask.long()}
+            assert torch.equal(ours(**given).last_hidden_state, theirs(**given).last_hidden_state)
+
+
 def test_another_model_is_refused():
+    with pytest.raises(ConfigError, match="feed_forward_proj 'swish'"):
+        t5_encoder({**tiny.T5, "feed_forward_proj": "swish"})
     with pytest.raises(ConfigError, match="'umt5' is not 't5'"):
         t5_encoder({"model_type": "umt5"})
     with pytest.raises(ConfigError, match=r"needs \['vocab_size'"):
