@@ -22,6 +22,7 @@ from movd.rflow import OpenSoraFlow
 from movd.stdit3 import STDiT3
 from movd.t5 import embed
 from movd.text_to_video.family import Embedding, Leg, OneFlow, TextStage, Way
+from movd.text_to_video.part import computed_on
 from movd.tokenizer import UNKNOWN
 from movd.weights import Weights
 
@@ -89,8 +90,7 @@ class OpenSora:
             "length": self.length,
             "dtype": self.options.t5.dtype,
             "threads": run.config.threads,
-            "device": run.config.device,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
+            **computed_on(run),
             "versions": [installed["torch"], installed["transformers"]],
             **({"int8": run.config.int8} if self.weights.t5.checkpoint.scales else {}),
             **({} if run.backend_identity is None else {"backend": run.backend_identity}),

@@ -15,8 +15,7 @@ import torch
 
 import blockstream
 from blockstream.cli.main import BUILT_IN
-from blockstream.device import choose
-from blockstream.device.fake import FakeDevice
+from tests.support.fake_cuda import fake_cuda
 from tests.support.models import llama, save
 from tests.support.stable_diffusion import save_stable_diffusion
 
@@ -66,7 +65,7 @@ def _given(tmp_path_factory):
 @pytest.mark.parametrize("block", HERE)
 def test_the_python_of_a_page_runs(block, given, monkeypatch, tmp_path):
     monkeypatch.chdir(given["folder"].parent)
-    monkeypatch.setattr(choose, "CudaDevice", lambda index=0: FakeDevice())
+    fake_cuda(monkeypatch)
     names = {**given, "blockstream": blockstream}
     code = compile(PYTHON[block], block, "exec")
     if "pipeline(" in PYTHON[block]:

@@ -55,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--batch {args.batch}: 1 to {MOST_BATCH:,} prompts a run")
     document = read_document(args.config, args.sets)
     from blockstream.sweep.drive import Sweep
+    from blockstream.sweep.processes import Processes
     from blockstream.sweep.tasks import grid_cells, read_prompts
 
     scheduler = _scheduler(args.on)
     prompts, digest = read_prompts(args.prompts)
-    sweep = Sweep(document, prompts, digest, args.out, grid_cells(args.grid), args.batch)
+    away = not isinstance(scheduler, Processes)
+    sweep = Sweep(document, prompts, digest, args.out, grid_cells(args.grid), args.batch, away)
     if not sweep.place.is_shared:
         raise ConfigError(
             f"--out {args.out}: no other process sees this one's memory; name a folder or a URL"

@@ -1,37 +1,60 @@
-"""Which device a user means."""
+"""Which device a user means, and whether it is here."""
 
 from __future__ import annotations
-
-import re
 
 import torch
 
 from blockstream.errors import ConfigError
 
-from .cuda import CudaDevice
+from .cuda import CudaDevice, count
+from .imagined import ImaginedDevice
+from .names import index_of, parse_device
 from .protocol import Device
 
-#: Devices of torch that have no tier of ours, and what one would need.
-_WITHOUT = {
-    "mps": "unified memory would be one tier whose extents both processors see; set device: cpu",
-    "xpu": "it would need streams, events and registered memory as cuda has them; set device: cpu",
-}
+
+def devices_here() -> int:
+    """Return how many CUDA devices torch can use here."""
+    return count()
 
 
-def choose_device(device: str | Device | None) -> Device | None:
+def resolve(device: str, planning: bool = False) -> str:
+    """Return what a name comes to here: "auto" is "cuda" where torch has one, else "cpu".
+
+    Nothing is opened. Raises ConfigError for a device that is not here, unless it is `planning` alone, and
+    for what there is no tier for.
+    """
+    try:
+        device = parse_device(device)
+    except ConfigError as error:
+        raise ConfigError(f"device: {error}") from error
+    there = devices_here()
+    if device == "auto":
+        return "cuda" if there else "cpu"
+    if device == "cpu" or index_of(device) < there or (planning and not there):
+        return device
+    if there:
+        raise ConfigError(f"device: {device}: torch has {there} here, cuda:0 to cuda:{there - 1}")
+    if torch.version.cuda is None:
+        next_step = (
+            f"this torch ({torch.__version__}) is built without CUDA; install one with (pip install torch)"
+        )
+    else:
+        next_step = "nvidia-smi says whether the driver sees one; mend that"
+    raise ConfigError(
+        f"device: {device}: torch finds no CUDA device here: {next_step}, or write cpu, or auto"
+    )
+
+
+def choose_device(device: str | Device | None, planning: bool = False) -> Device | None:
     """Return the device that compute is to run on; None for the processor.
 
-    "auto" takes cuda where torch has one. Raises ConfigError for what there is no tier for.
+    Where it is not here, `planning` has one that is imagined. Raises ConfigError as `resolve` does.
     """
-    if device is None or device == "cpu":
+    if device is None:
         return None
     if not isinstance(device, str):
         return device
-    if device == "auto":
-        return CudaDevice() if torch.cuda.is_available() else None
-    if match := re.fullmatch(r"cuda(?::(\d+))?", device):
-        return CudaDevice(int(match[1] or 0))
-    kind = device.split(":")[0]
-    if kind in _WITHOUT:
-        raise ConfigError(f"device {device!r}: blockstream does not compute there yet: {_WITHOUT[kind]}")
-    raise ConfigError(f"device {device!r}: write cpu, cuda, cuda:1 or auto")
+    name = resolve(device, planning)
+    if name == "cpu":
+        return None
+    return CudaDevice(index_of(name)) if devices_here() else ImaginedDevice(name)

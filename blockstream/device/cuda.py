@@ -146,6 +146,11 @@ class CudaDevice:
                 cuda.synchronize(self.where)
 
 
+def count() -> int:
+    """Return how many devices torch can use here."""
+    return int(cuda.device_count()) if cuda.is_available() else 0
+
+
 def warm_up(where: torch.device) -> None:
     """Multiply small matrices: what libraries take for themselves is taken before anything is planned."""
     for dtype in (torch.bfloat16, torch.float32):

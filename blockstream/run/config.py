@@ -10,7 +10,6 @@ is named. All that is wrong is reported at once, each with its key, its line and
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from blockstream.budget.amounts import parse_nbytes
+from blockstream.device.names import PATTERN, parse_device
 from blockstream.errors import ConfigError, PluginError
 from blockstream.plugins import entrypoints
 from blockstream.plugins.blame import blaming
@@ -49,9 +49,10 @@ def _no_percentage(value: str | int) -> str | int:
 
 
 def _device(value: Any) -> Any:
-    if not isinstance(value, str) or not re.match(DEVICE, value):
-        raise ValueError(f"{value!r} is no device; write auto, cpu, mps, cuda or cuda:1")
-    return value
+    try:
+        return parse_device(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 #: More than any machine computes with.
@@ -64,7 +65,6 @@ def _threads(value: Any) -> Any:
     return value
 
 
-DEVICE = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$"
 Amount = Annotated[int | str, BeforeValidator(_amount)]
 
 
@@ -84,7 +84,12 @@ class Settings(BaseModel):
         "auto", description='most bytes of weights held at once: "96MiB", or auto: what is left'
     )
     device: Annotated[str, BeforeValidator(_device)] = Field(
-        "auto", pattern=DEVICE, description="where to compute: auto, cpu, mps, cuda or cuda:1"
+        "auto",
+        pattern=PATTERN,
+        description="where to compute: cpu, cuda, cuda:1, or auto: cuda where torch has one",
+    )
+    device_budget: Amount = Field(
+        "auto", description='limit on what is held on the device: "8GB", "80%" of what is free there, auto'
     )
     threads: Annotated[Literal["auto"] | int, BeforeValidator(_threads)] = Field(
         "auto", description="threads that compute; changes the last bits of a result"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+from blockstream.budget.amounts import headroom_part
 from blockstream.errors import ConfigError
 from blockstream.system.limits import cpu_count
 
@@ -12,20 +13,38 @@ from .config import RunConfig
 
 log = logging.getLogger(__name__)
 
-#: What `device:` may name; the rest is refused by name.
-DEVICES = ("auto", "cpu")
 
+def pinned(config: RunConfig, planning: bool = False) -> RunConfig:
+    """Return the config with its numerics written out: device, compute threads and products of int8.
 
-def pinned(config: RunConfig) -> RunConfig:
-    """Return the config with its numerics written out: compute threads and products of int8."""
+    Raises ConfigError for a device that is not here, unless it is `planning` alone, and for a device's budget
+    without a device.
+    """
+    from blockstream.device import choose
     from blockstream.module.layers.int8 import resolve
 
-    if config.device not in DEVICES:
+    device, device_budget = choose.resolve(config.device, planning), config.device_budget
+    if device == "cpu" and device_budget != "auto":
+        if config.device == "cpu":
+            raise ConfigError(
+                f"device_budget: {device_budget}: device is cpu, and nothing is held elsewhere; name a "
+                "device, such as cuda, or leave device_budget out"
+            )
+        log.warning("there is no device here: device_budget %s bounds nothing", device_budget)
+        device_budget = "auto"
+    if device != "cpu" and headroom_part(device_budget) is not None and not choose.devices_here():
         raise ConfigError(
-            f"device: {config.device}: a run computes on {' or '.join(DEVICES)} here; leave device out"
+            f"device_budget: {device_budget}: a part of what is free on {device}, and none is here to ask; "
+            "write an amount, such as 8GB"
         )
     threads = _threads() if config.threads == "auto" else config.threads
-    return config.model_copy(update={"threads": threads, "int8": resolve(config.int8)})
+    found = {
+        "device": device,
+        "device_budget": device_budget,
+        "threads": threads,
+        "int8": resolve(config.int8, on_device=device != "cpu"),
+    }
+    return config.model_copy(update=found)
 
 
 def _threads() -> int:

@@ -15,9 +15,11 @@ from .journal import NAME, Journal
 
 #: Keys of the engine that never change a bit of the result. An option of a pipeline that does not either
 #: says so: `Field(..., json_schema_extra={"numerics": False})`.
-FREE = frozenset({"plugins", "observers", "budget", "arena", "policy", "output", "allow_nonfinite"})
+FREE = frozenset(
+    {"plugins", "observers", "budget", "device_budget", "arena", "policy", "output", "allow_nonfinite"}
+)
 #: Numerics that a run writes out as what their `auto` meant when it began.
-PINNED = ("threads", "int8")
+PINNED = ("device", "threads", "int8")
 
 
 def config_of(folder: Path) -> str | yamlfile.Document:

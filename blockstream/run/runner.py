@@ -238,7 +238,7 @@ def _begin(folder: RunFolder, config: RunConfig, found: Mapping[str, str | None]
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return what `plan --json` prints: the plan as it would be made now. Nothing is read but headers."""
-    config = pinned(config)
+    config = pinned(config, planning=True)
     plugins = activate(config)
     this = RunInProgress(config, NOWHERE, Ledger(), plugins)
     with closing(this), open_session(this) as session:
@@ -329,12 +329,14 @@ def _run_pipeline(
 
 def open_session(this: RunInProgress, kind: type[Session] | None = None, **options: Any) -> Session:
     """Return the session of a run, of another `kind` if named; compute threads are set."""
+    from blockstream.device.choose import choose_device
     from blockstream.module.threads import use_threads
     from blockstream.streaming.session import Session
 
     config = this.config
     assert isinstance(config.threads, int)
     use_threads(config.threads)
+    device = choose_device(config.device, this.planning)
     chosen = [*config.attention, *([] if config.backend is None else [config.backend])]
     return (kind or Session)(
         config.budget,
@@ -344,6 +346,8 @@ def open_session(this: RunInProgress, kind: type[Session] | None = None, **optio
         int8=config.int8,
         ledger=this.ledger,
         supply=this.network,
+        device=device,
+        device_budget=None if device is None else config.device_budget,
         **options,
     )
 

@@ -98,7 +98,7 @@ class Session:
         self._asked = Asked(parse_policies(policy), limits[0], slots, lookahead, limits[1])
         #: What execution times depend on besides models and inputs: attention transforms, a backend.
         self.variant = variant
-        self.int8 = resolve(int8)
+        self.int8 = resolve(int8, on_device=chosen is not None)
         self.ledger = ledger if ledger is not None else Ledger()
         self._declared: list[Declared] = []
         self._first: First | None = None

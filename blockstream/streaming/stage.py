@@ -234,7 +234,7 @@ class StreamedStage:
         if found <= {self._where}:
             return None
         self.moves_inputs = True
-        moved: tuple[Any, Any] = tree_map_only(torch.Tensor, lambda t: t.to(self._where), (args, kwargs))
+        moved: tuple[Any, Any] = sent_to(self._where, (args, kwargs))
         return moved
 
     def _sent(self, output: Any) -> Any:
@@ -242,7 +242,7 @@ class StreamedStage:
         if not self._is_away or self._calls:
             return output
         self._is_away = False
-        return tree_map_only(torch.Tensor, lambda t: t.to(CPU), output)
+        return sent_to(CPU, output)
 
     def _is_running(self) -> bool:
         """Return whether the outermost call is still on the stack; an interrupt may end it unseen."""
@@ -274,6 +274,24 @@ class StreamedStage:
                     f"an input of {self.model_name} ({path}) requires grad: the graph would keep weights "
                     "that are about to be replaced; call it under torch.no_grad() or detach the input"
                 )
+
+
+def sent_to(where: torch.device, value: Any) -> Any:
+    """Return a value with its tensors on a device.
+
+    A container that has none elsewhere stays the same object: a cache that a forward fills is the caller's.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(where)
+    if type(value) in (list, tuple):
+        made = [sent_to(where, x) for x in value]
+        return value if all(a is b for a, b in zip(made, value, strict=True)) else type(value)(made)
+    if type(value) is dict:
+        found = {key: sent_to(where, x) for key, x in value.items()}
+        return value if all(found[key] is x for key, x in value.items()) else found
+    if all(t.device == where for t in tree_leaves(value) if isinstance(t, torch.Tensor)):
+        return value
+    return tree_map_only(torch.Tensor, lambda t: t.to(where), value)
 
 
 def _nbytes(inputs: Any) -> int:

@@ -26,6 +26,8 @@ from .work import Work
 
 RECORD, REPORT = "sweep.json", "report.json"
 SCHEMA = 1
+#: A part of a device's memory is counted as if it had so much: nobody has asked it.
+DEVICE_NBYTES = 1 << 40
 #: When so many runs have failed and none has gone well, the rest would fail too.
 FIRST = 10
 
@@ -33,7 +35,8 @@ FIRST = 10
 class Sweep:
     """One sweep: its config in every cell of a grid, its prompts, its place. Nothing is written before `run`.
 
-    Numerics that are `auto` are pinned to what they come to here: every machine computes alike.
+    Numerics that are `auto` are pinned to what they come to here: every machine computes alike. Where runs
+    are `elsewhere` a device that is named need not be here.
     Raises ConfigError for a config, a cell or a first prompt that cannot be used.
     """
 
@@ -45,6 +48,7 @@ class Sweep:
         where: str,
         cells: Sequence[dict[str, Any]] = ({},),
         batch: int = 1,
+        elsewhere: bool = False,
     ) -> None:
         self.prompts, self.digest, self.cells, self.batch = prompts, digest, list(cells), batch
         self.place = Place(where)
@@ -52,7 +56,8 @@ class Sweep:
         if self.key == "prompt" and batch > 1:
             raise ConfigError(f"--batch {batch}: this pipeline takes one prompt a run; leave it out")
         first = prompts[:batch]
-        configs = [pinned(make_config(_with_prompts(document, self.key, first, c))) for c in self.cells]
+        made = [make_config(_with_prompts(document, self.key, first, c)) for c in self.cells]
+        configs = [pinned(config, planning=elsewhere) for config in made]
         if (was := self._record()) is not None:
             pairs = zip(configs, was["configs"], strict=True)
             configs = [resumed(config, old, Path(where)) for config, old in pairs]
@@ -187,11 +192,14 @@ def _plain(config: RunConfig) -> dict[str, Any]:
 
 def _needs(configs: Sequence[RunConfig]) -> Needs:
     """Return what the largest of some configs takes."""
+    on_device = [c for c in configs if c.device != "cpu"]
     amounts = [None if headroom_part(c.budget) is not None else parse_nbytes(c.budget) for c in configs]
+    amounts += [None for c in on_device if headroom_part(c.device_budget) is not None]
     explicit = [nbytes for nbytes in amounts if nbytes is not None]
     return Needs(
         threads=max(c.threads for c in configs if isinstance(c.threads, int)),
         nbytes=max(explicit) if len(explicit) == len(amounts) else None,
+        device_nbytes=max((parse_nbytes(c.device_budget, DEVICE_NBYTES) for c in on_device), default=0),
     )
 
 

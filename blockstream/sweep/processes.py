@@ -69,7 +69,9 @@ class Processes:
 
 
 def room_for(needs: Needs) -> int:
-    """Return how many runs this machine has room for at a time, one at least."""
+    """Return how many runs this machine has room for at a time, one at least; one on a device."""
+    if needs.device_nbytes:
+        return 1
     by_processors = cpu_count().threads // needs.threads
     by_memory = 1 if needs.nbytes is None else headroom().nbytes // needs.nbytes
     return max(1, min(by_processors, by_memory))

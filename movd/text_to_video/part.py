@@ -166,6 +166,14 @@ def _config(name: str, path: Path, released: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
+def computed_on(run: Run) -> dict[str, str]:
+    """Return what a result's bits follow from of what computes it."""
+    device = run.config.device
+    if device not in ("auto", "cpu") and torch.cuda.is_available():
+        device = torch.cuda.get_device_name(torch.device(device))
+    return {"device": device, "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
 def about_text(run: Run, part: NetworkPart, tokenizer: Callable[[], str], length: int) -> dict[str, Any]:
     """Return what the embeddings of a text encoder follow from beside the text; `length` in tokens."""
     installed = versions()
@@ -176,8 +184,7 @@ def about_text(run: Run, part: NetworkPart, tokenizer: Callable[[], str], length
         "length": length,
         "dtype": part.dtype,
         "threads": run.config.threads,
-        "device": run.config.device,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        **computed_on(run),
         "versions": [installed["torch"], installed["transformers"]],
         **({"int8": run.config.int8} if part.dtype == "int8" else {}),
         **({} if run.backend_identity is None else {"backend": run.backend_identity}),

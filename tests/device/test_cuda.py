@@ -192,5 +192,5 @@ def test_memory_that_the_device_has_not_is_refused_by_name(made, monkeypatch):
 
 def test_a_device_that_is_not_there_is_refused_by_number(made):
     made()
-    with pytest.raises(ConfigError, match="cuda:1: there are 1"):
+    with pytest.raises(ConfigError, match="cuda:1: torch has 1 here"):
         choose_device("cuda:1")

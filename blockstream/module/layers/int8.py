@@ -32,6 +32,8 @@ PRODUCTS: Mapping[str, Product] = {
     "avx2": "fp32",
     "other": "fp32",
 }
+#: The product that is fastest on devices.
+ON_DEVICE: Product = "bf16"
 #: Up to so many rows of x the kernel that reads int8 is the fastest in bfloat16. It reads past rows of other
 #: lengths than multiples of this.
 FEW_ROWS = 16
@@ -51,19 +53,24 @@ def instructions() -> str:
     return "avx2" if level == "AVX2" else "other"
 
 
-def resolve(product: str) -> Product:
-    """Return the product that "auto" means on this processor, or the one that is named."""
+def resolve(product: str, on_device: bool = False) -> Product:
+    """Return the product that "auto" means on this processor, or on a device, or the one that is named."""
     if product == "auto":
-        return PRODUCTS[instructions()]
+        return ON_DEVICE if on_device else PRODUCTS[instructions()]
     if product not in PRODUCTS.values():
         raise ConfigError(f"int8 {product!r}: write auto, bf16 or fp32")
     return cast(Product, product)
 
 
-def way_of(product: Product, dtype: torch.dtype, rows: int, columns: int) -> Way:
-    """Return how a layer computes for x [rows, columns]; bfloat16 would round float16."""
+def way_of(product: Product, dtype: torch.dtype, rows: int, columns: int, kind: str = "cpu") -> Way:
+    """Return how a layer computes for x [rows, columns] on a `kind` of device.
+
+    bfloat16 would round float16; the kernel that reads int8 is the processor's.
+    """
     if product == "fp32" or dtype == torch.float16:
         return "fp32"
+    if kind != "cpu":
+        return "bf16"
     return "packed" if rows <= FEW_ROWS and columns % PACKED_COLUMNS == 0 else "bf16"
 
 
@@ -72,7 +79,7 @@ def int8_linear(
 ) -> Tensor:
     """Return [..., out] of x [..., in] in the dtype of x; weight int8 [out, in], scale float32 [out]."""
     rows = x.reshape(-1, x.shape[-1])
-    way = way_of(product, x.dtype, *rows.shape)
+    way = way_of(product, x.dtype, *rows.shape, kind=x.device.type)
     if way == "packed":
         few = rows.to(torch.bfloat16).contiguous()
         y = torch._weight_int8pack_mm(few, weight, scale.to(torch.bfloat16)).to(x.dtype)
