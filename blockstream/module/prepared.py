@@ -215,6 +215,15 @@ class Prepared:
             return self._own[path].numel() * self.dtype_of(path).itemsize
         return self.weight(path).nbytes
 
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """Return what parameters are read as, by the paths that they have now."""
+        return self._name().weights
+
+    def owner(self, place: Place) -> nn.Module:
+        """Return the module that has a place of a part, whatever wraps it now."""
+        return self._cut.named.modules[place.module]
+
     def weight(self, path: str) -> Weight:
         """Return what a parameter is read as, by the path it had at the start or has now."""
         return self._sources.get(path) or self._name().weights[path]

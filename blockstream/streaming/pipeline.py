@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from blockstream.errors import ModelError
 from blockstream.module.dtypes import FROM_TORCH, parse_dtype, to_torch
 from blockstream.module.pretrained import from_folder
 from blockstream.plan.retention import RetentionPolicy
+from blockstream.plan.segments import Passes
 
 from .entered import entered
 from .session import Session
@@ -33,6 +34,7 @@ _TURNS = (
     "vae",
     "vqvae",
     "vocoder",
+    "safety_checker",
 )
 
 
@@ -58,13 +60,26 @@ def pipeline(
     """
     with Session(budget, arena, policy, device=device, device_budget=device_budget) as session:
         if isinstance(folder_or_pipe, str | os.PathLike):
-            yield _of_folder(session, located(folder_or_pipe), dtype, variant)
+            yield assemble(session, folder_or_pipe, dtype, variant)
         else:
             yield _of_pipe(session, folder_or_pipe, dtype, variant)
 
 
-def _of_folder(session: Session, folder: Path, dtype: Any, variant: str | None) -> Any:
-    """Build a folder's pipeline, its networks as stages."""
+def assemble(
+    session: Session,
+    folder: str | os.PathLike[str],
+    dtype: Any = None,
+    variant: str | None = None,
+    *,
+    opened: Callable[[Path], Checkpoint] | None = None,
+    passes: Callable[[str], Passes | None] | None = None,
+) -> Any:
+    """Return a folder's pipeline, each of its networks a stage of a session that has not begun.
+
+    `opened` opens the checkpoint of a network's folder where that is not as `variant` says; `passes` tells by
+    a network's name how often it will run, unknown without. See `pipeline` for the rest.
+    """
+    folder = located(folder)
     path = folder / INDEX
     if not path.is_file():
         raise ModelError(f"{folder}: has no {INDEX}; for one model use blockstream.from_pretrained()")
@@ -88,10 +103,14 @@ def _of_folder(session: Session, folder: Path, dtype: Any, variant: str | None) 
         else:
             parts[name] = kind.from_pretrained(folder / name, local_files_only=True)
     for name in sorted(networks, key=_turn):
-        checkpoint = Checkpoint.open(folder / name, variant)
+        checkpoint = Checkpoint.open(folder / name, variant) if opened is None else opened(folder / name)
         made = from_folder(folder / name, _dtype_of(dtype, name) or "F32", checkpoint, networks[name])
         parts[name] = session.stage(
-            name, made, checkpoint, passes=None, dtype=made.dtype and to_torch(made.dtype)
+            name,
+            made,
+            checkpoint,
+            passes=None if passes is None else passes(name),
+            dtype=made.dtype and to_torch(made.dtype),
         )
     try:
         return cls(**parts)

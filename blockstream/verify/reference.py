@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from blockstream.checkpoint import TensorEntry
 from blockstream.errors import ModelError
+from blockstream.module.dtypes import to_torch
 from blockstream.module.narrow import Narrow
 from blockstream.module.partition import Place
 from blockstream.module.prepared import Prepared
@@ -32,8 +33,6 @@ class Reference:
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._sources = prepared.matched.sources
-        params = prepared.module.named_parameters(remove_duplicate=False)
-        self._shapes = {path: tuple(param.shape) for path, param in params}
         self._files = ExitStack()
         self._by_path: dict[Path, Callable[[str], Tensor]] = {}
 
@@ -49,9 +48,9 @@ class Reference:
                     dict(zip(weight.parts, read[1:], strict=True)),
                 )
                 return made
-            value = _aligned(self._shapes[path], self._prepared.dtype_of(path))
+            value = _aligned(weight.shape, to_torch(weight.dtype))
             flat, at = value.view(-1), 0
-            for entry in self._sources[path].tensors:
+            for entry in weight.tensors:
                 stored = self._stored(entry).reshape(-1)
                 flat[at : at + stored.numel()].copy_(stored)
                 at += stored.numel()
@@ -68,11 +67,12 @@ class Reference:
 
     def rows(self, path: str, ids: Tensor) -> Tensor:
         """Return rows of a table, as `functional.embedding` does; nothing but them is read."""
-        (entry,) = self._sources[path].tensors
-        if self._prepared.weight(path).spec is not None:
+        weight = self._prepared.weight(path)
+        (entry,) = weight.tensors
+        if weight.spec is not None:
             return nn.functional.embedding(ids, self.parameter(path))
         rows = nn.functional.embedding(ids, self._stored(entry))
-        return rows.to(self._prepared.dtype_of(path))
+        return rows.to(to_torch(weight.dtype))
 
     def fill_buffers(self) -> None:
         """Write what the files hold for them into the module's stored buffers."""
@@ -134,8 +134,10 @@ def bound(module: nn.Module, params: Mapping[tuple[Place, ...], nn.Parameter]) -
 
 
 def nbytes_of(prepared: Prepared) -> int:
-    """Return the bytes of all of a module's parameters, in the dtypes they stream in."""
-    return sum(prepared.nbytes_of(path) for path, _ in prepared.module.named_parameters())
+    """Return the bytes of all that is read for a module's parameters, in the dtypes they stream in."""
+    weights = prepared.weights
+    paths = (path for path, _ in prepared.module.named_parameters())
+    return sum(weights[path].nbytes for path in paths if path in weights)
 
 
 def _aligned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

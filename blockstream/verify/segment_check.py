@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.module.binding import tensors_in
-from blockstream.module.partition import Part
+from blockstream.module.partition import Part, Place
 from blockstream.module.prepared import Prepared
 from blockstream.module.standins import RowTable
 from blockstream.verify.difference import Difference, DifferenceError
@@ -42,6 +42,14 @@ class SegmentCheck:
         self._module = prepared.module
         self._reference = Reference(prepared)
         self._resident = [part for part in prepared.parts if part.resident]
+        paths = {id(module): path for path, module in prepared.module.named_modules()}
+        #: Where places are in the module as it is now: adapters wrap some.
+        self._now = {
+            place: Place(paths[id(prepared.owner(place))], place.name)
+            for part in prepared.parts
+            for places in part.params
+            for place in places
+        }
         self._first: str | None = None
         self._undo = ExitStack()
         self._undo.callback(self._reference.close)
@@ -114,8 +122,9 @@ class SegmentCheck:
         """Compare what is bound of a part with the reference; return the reference."""
         params = {}
         for places in part.params:
-            want = params[places] = self._reference.parameter(places[0].path)
-            for place in places:
+            now = tuple(self._now[place] for place in places)
+            want = params[now] = self._reference.parameter(now[0].path)
+            for place in now:
                 got = self._module.get_submodule(place.module)._parameters[place.name]
                 assert got is not None
                 if not same(got, want):

@@ -200,7 +200,6 @@ class Resident:
         self.prepared = prepared
         self._make_room = make_room
         self._reference = Reference(prepared)
-        self._places = [at for at in _places(prepared.module) if at[0].path in prepared.matched.sources]
         self._loaded = ExitStack()
         self._is_loaded = False
         prepared.install()
@@ -230,7 +229,9 @@ class Resident:
     def _before(self, args: Any, kwargs: Any) -> None:
         if not self._is_loaded:
             self._make_room(self)
-            params = {places: self._reference.parameter(places[0].path) for places in self._places}
+            weights = self.prepared.weights  # by the paths that they have now: adapters wrap some
+            places = [at for at in _places(self.prepared.module) if at[0].path in weights]
+            params = {at: self._reference.parameter(at[0].path) for at in places}
             self._loaded.enter_context(bound(self.prepared.module, params))
             self._is_loaded = True
 

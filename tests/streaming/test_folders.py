@@ -16,7 +16,8 @@ transformers = pytest.importorskip("transformers")
 
 IDS = torch.arange(3, 12)[None]
 BERT = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 48
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64,
+    "vocab_size": 48,
 }  # fmt: skip
 
 
