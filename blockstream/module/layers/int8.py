@@ -79,7 +79,7 @@ def int8_linear(
 ) -> Tensor:
     """Return [..., out] of x [..., in] in the dtype of x; weight int8 [out, in], scale float32 [out]."""
     rows = x.reshape(-1, x.shape[-1])
-    way = way_of(product, x.dtype, *rows.shape, kind=x.device.type)
+    way = way_of(product, x.dtype, len(rows), rows.shape[1], x.device.type)
     if way == "packed":
         few = rows.to(torch.bfloat16).contiguous()
         y = torch._weight_int8pack_mm(few, weight, scale.to(torch.bfloat16)).to(x.dtype)
