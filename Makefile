@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.installed-run
 STAMP := $(VENV)/.installed
@@ -12,7 +13,7 @@ SITE := $(VENV)/.installed-docs
 run: $(RUNS)  ## make videos with the embedded model, into out/movd
 	$(BIN)/blockstream run movd.yaml --out out/movd --overwrite
 
-test: $(STAMP)  ## run the test suite; WORKERS=2 in two processes
+test: $(STAMP)  ## run the test suite in two processes; WORKERS= in one
 	$(BIN)/python -m pytest -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
 quick: $(STAMP)  ## the pure core and the engine on fakes, a tenth of the examples: seconds

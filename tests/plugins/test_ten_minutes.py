@@ -9,7 +9,7 @@ import subprocess
 import sysconfig
 import time
 import venv
-from importlib.util import find_spec
+from importlib import metadata
 
 import pytest
 
@@ -53,7 +53,9 @@ def test_the_script_has_all_of_the_page():
 def _fresh(tmp_path):
     """An environment that has what this one has, and what is installed into it: variables for a shell."""
     for needed in ("pip", "setuptools"):
-        if find_spec(needed) is None:
+        try:  # looking for the module `pip` would have setuptools replace distutils in this process
+            metadata.version(needed)
+        except metadata.PackageNotFoundError:
             pytest.skip(f"the page installs a package, which needs {needed} here")
     venv.create(tmp_path / "fresh", symlinks=True)
     ours, theirs = sysconfig.get_path("purelib"), tmp_path / "fresh" / "lib"
