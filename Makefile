@@ -13,6 +13,9 @@ SITE := $(VENV)/.installed-docs
 run: $(RUNS)  ## make videos with the embedded model, into out/movd
 	$(BIN)/blockstream run movd.yaml --out out/movd --overwrite
 
+# Beside other work, threads that spin while they wait take the cores of those they wait for.
+test quick: export OMP_WAIT_POLICY ?= PASSIVE
+
 test: $(STAMP)  ## run the test suite in two processes; WORKERS= in one
 	$(BIN)/python -m pytest -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
