@@ -1,4 +1,4 @@
-"""OpenSoraVAE v1.2: diffusers' AutoencoderKL on frames, then a causal VAE over time.
+"""OpenSoraVAE v1.2: an image autoencoder on frames, then a causal VAE over time.
 
 Key names are those of hpcai-tech/OpenSora-VAE-v1.2. Time goes in micro chunks of 17 frames = 5 latent frames;
 group norms see a whole chunk, so the chunk length is part of the model.
@@ -6,7 +6,6 @@ group norms see a whole chunk, so the chunk length is part of the model.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from blockstream.errors import ConfigError
 from movd.official import BOOKKEEPING, OfficialConfig
+from movd.vae_frames import FrameVAE, FrameVAEConfig
 from movd.vae_temporal import TemporalVAE, TemporalVAEConfig
 
 #: Hard-coded in the original, whatever `scaling_factor` the 2-D VAE's own configuration names.
@@ -86,13 +86,11 @@ class OpenSoraVAEConfig(OfficialConfig):
     @field_validator("spatial")
     @classmethod
     def _spatial_keys(cls, spatial: Mapping[str, Any]) -> Mapping[str, Any]:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        known = inspect.signature(AutoencoderKL.__init__).parameters
         kept = {key: value for key, value in spatial.items() if key not in BOOKKEEPING}
-        foreign = sorted(kept.keys() - known.keys())
-        if foreign:
-            raise ConfigError(f"{cls.__name__}: AutoencoderKL has no {foreign}")
+        try:
+            FrameVAEConfig.of(kept)
+        except ConfigError as error:
+            raise ConfigError(f"{cls.__name__}: {error}") from error
         return kept
 
     @property
@@ -115,13 +113,11 @@ class OpenSoraVAEConfig(OfficialConfig):
 
 
 class SpatialVAE(nn.Module):
-    """diffusers' AutoencoderKL under the key prefix `module.`."""
+    """The VAE of frames under the key prefix `module.`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        self.module = AutoencoderKL(**config)
+        self.module = FrameVAE(config)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, 4, H/8, W/8] of frames [N, 3, H, W] in -1..1."""

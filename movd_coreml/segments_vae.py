@@ -100,7 +100,7 @@ def temporal_units(vae: OpenSoraVAE) -> list[Unit]:
 
 
 def spatial_units(vae: OpenSoraVAE) -> list[Unit]:
-    """Return the steps of the 2-D decoder, which is diffusers'."""
+    """Return the steps of the 2-D decoder."""
     net, at = vae.spatial_vae.module, "spatial_vae.module"
     decoder: Any = net.decoder
     return [

@@ -13,12 +13,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     also = "; or one model: its folder, a config.json, a checkpoint's file, a model family's name"
     add_config(parser, metavar="CONFIG|MODEL", more=also)
+    parser.add_argument(
+        "--no-measure",
+        action="store_true",
+        help="run nothing: predict by what is known already, and by operations and bytes",
+    )
     add_json(parser, "the plan")
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan a config, or one model, and print what stays, the times, the peak and the budget curve."""
-    plan = _plan(args.config, args.sets)
+    plan = _plan(args.config, args.sets, not args.no_measure)
     if args.json:
         print_json(plan)
         return 0
@@ -28,13 +33,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(ref: str, sets: list[str]) -> dict[str, Any]:
+def _plan(ref: str, sets: list[str], measure: bool) -> dict[str, Any]:
     if is_config(ref):
         config = load_config(ref, sets)
 
         from blockstream.run import runner
 
-        return runner.plan(config)
+        return runner.plan(config, measure)
     from blockstream.streaming.model_plan import plan_model
 
     return plan_model(ref, sets)

@@ -23,7 +23,7 @@ import torch
 from blockstream.system import regular
 from blockstream.system.limits import headroom
 
-from .kept_rehearsals import Rehearsal
+from .kept_rehearsals import Rehearsal, as_json, from_json
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,10 @@ def in_fork(run: Callable[[], Rehearsal | None]) -> Rehearsal | None:
         with suppress(ChildProcessError):
             os.waitpid(child, 0)
     try:
-        calls, flops, peak, small = json.loads(told)
-    except ValueError:  # it said nothing, or was ended while it did
+        return from_json(json.loads(told))
+    except (ValueError, KeyError, TypeError, IndexError):  # it said nothing, or was ended while it did
         log.info("a forward is learnt from its first pass: it cannot be rehearsed apart")
         return None
-    return Rehearsal(tuple((where, bool(begins)) for where, begins in calls), flops, peak, small)
 
 
 def _tell(write: int, run: Callable[[], Rehearsal | None]) -> None:
@@ -79,9 +78,8 @@ def _tell(write: int, run: Callable[[], Rehearsal | None]) -> None:
         torch.set_num_threads(1)  # those of the pool are not in this process
         found = run()
         if found is not None:
-            told = [list(found.calls), dict(found.flops), found.peak_nbytes, found.small_nbytes]
             with os.fdopen(write, "w") as pipe:
-                json.dump(told, pipe)
+                json.dump(as_json(found), pipe)
     finally:
         os._exit(0)
 

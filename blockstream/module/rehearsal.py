@@ -20,7 +20,8 @@ from .binding import tensors_in
 from .chunks import left_out, sizing
 from .faking import Call, faked
 from .fingerprint import fingerprint
-from .kept_rehearsals import Rehearsal, find, keep
+from .kept_rehearsals import Rehearsal, find, keep, times_of
+from .recorded import Written
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_val: Any = None, **__:
 
 #: What torch's own table lacks: attention as it runs on processors.
 _FLOPS = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+#: What takes memory and computes nothing.
+_EMPTY = {getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_strided", "new_empty")}
 
 
 def needs_imports() -> bool:
@@ -106,7 +111,8 @@ def _run(
         failed(error)
         return None
     peak = alive.peak_nbytes + WORKSPACE_NBYTES
-    return Rehearsal(tuple(calls), counts.flops, peak, alive.small_peak_nbytes)
+    work = alive.written.work(times_of(calls))
+    return Rehearsal(tuple(calls), counts.flops, peak, alive.small_peak_nbytes, work)
 
 
 class _Counts:
@@ -129,9 +135,11 @@ class _Counts:
         def before(_: nn.Module, args: Any) -> None:
             self._calls.append((path, True))
             began.append(self._alive.flops)
+            self._alive.written.enter(path)
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
             self._calls.append((path, False))
+            self._alive.written.leave()
             self._total[path] += self._alive.flops - began.pop()
             self._times[path] += 1
 
@@ -147,8 +155,9 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         #: Alive now and at most, the work space of kernels included; the same of what the heap may keep.
         self.nbytes = self.peak_nbytes = 0
         self.small_nbytes = self.small_peak_nbytes = 0
-        #: Floating-point operations so far.
+        #: Floating-point operations so far, and every operation by the module that called it.
         self.flops = 0.0
+        self.written = Written()
         self._known: set[int] = set()
 
     def know(self, inputs: Any) -> None:
@@ -168,8 +177,14 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._count(t.untyped_storage())
         if func in _REORDERING:
             self.peak_nbytes = max(self.peak_nbytes, self.nbytes + given[0].nbytes + result.nbytes)
-        if (flops := _FLOPS.get(func._overloadpacket)) is not None:
-            self.flops += left_out() * flops(*args, **(kwargs or {}), out_val=result)
+        flops, times = 0.0, left_out()
+        if (counted := _FLOPS.get(func._overloadpacket)) is not None:
+            flops = counted(*args, **(kwargs or {}), out_val=result)
+            self.flops += times * flops
+        made = [t for t in tree_iter(result) if isinstance(t, torch.Tensor)]
+        computes = func._schema.is_mutable or any(_key(t) not in before for t in made)
+        if computes and func.overloadpacket not in _EMPTY:
+            self.written.add(func, args, kwargs or {}, flops, made, times)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:

@@ -201,8 +201,7 @@ def run(
         ledger.note("budget", this.budget_nbytes)
         stack.push(partial(_tell_failed, plugins, this))
         stack.enter_context(new_run())
-        energy = EnergyMeter()
-        if energy.measures:
+        if (energy := EnergyMeter()).measures:
             plugins.register(energy, "energy")
         report = _run_pipeline(this, plugins, folder, begin, energy)
         ledger.compute.phase = "report"
@@ -236,12 +235,15 @@ def _begin(folder: RunFolder, config: RunConfig, found: Mapping[str, str | None]
         ledger.write_to(folder.path / LEDGER)
 
 
-def plan(config: RunConfig) -> dict[str, Any]:
-    """Return what `plan --json` prints: the plan as it would be made now. Nothing is read but headers."""
+def plan(config: RunConfig, measure: bool = True) -> dict[str, Any]:
+    """Return what `plan --json` prints; nothing is read but headers.
+
+    With `measure`, operations that will run are run on random operands, once a machine, to predict by.
+    """
     config = pinned(config, planning=True)
     plugins = activate(config)
     this = RunInProgress(config, NOWHERE, Ledger(), plugins)
-    with closing(this), open_session(this) as session:
+    with closing(this), open_session(this, measure="plan" if measure else "") as session:
         pipeline: Pipeline = config.pipeline.build()
         with _blaming(config.pipeline.who):
             pipeline.declare(session, this)
@@ -267,7 +269,7 @@ def _run_pipeline(
 ) -> dict[str, Any]:
     pipeline: Pipeline = this.config.pipeline.build()
     runtime, first = held().nbytes, None
-    with open_session(this, observer=plugins.hook) as session:
+    with open_session(this, measure="run", observer=plugins.hook) as session:
         this.finite.trace = session.first_not_finite
         who = this.config.pipeline.who
         with _blaming(who):
@@ -327,10 +329,13 @@ def _run_pipeline(
     }
 
 
-def open_session(this: RunInProgress, kind: type[Session] | None = None, **options: Any) -> Session:
-    """Return the session of a run, of another `kind` if named; compute threads are set."""
+def open_session(
+    this: RunInProgress, kind: type[Session] | None = None, measure: str = "", **options: Any
+) -> Session:
+    """Return the session of a run, of another `kind` if named; `measure` as a "plan" or a "run" may."""
     from blockstream.device.choose import choose_device
     from blockstream.module.threads import use_threads
+    from blockstream.streaming.op_costs import MAY, Measuring
     from blockstream.streaming.session import Session
 
     config = this.config
@@ -348,6 +353,7 @@ def open_session(this: RunInProgress, kind: type[Session] | None = None, **optio
         supply=this.network,
         device=device,
         device_budget=None if device is None else config.device_budget,
+        measuring=Measuring(*MAY[measure]),
         **options,
     )
 

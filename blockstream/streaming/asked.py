@@ -1,14 +1,16 @@
-"""What a session was asked for: policies, a limit on weights, slots, how far ahead is loaded."""
+"""What a session was asked for: policies, a limit on weights, slots, lookahead, what may be measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from blockstream.plan.planner import Observed, Plan, make_plan
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Schedule
+
+from .op_costs import Measuring
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Asked:
     slots: int | None = None
     lookahead: int | None = None
     device_arena_nbytes: int | None = None
+    measuring: Measuring = field(default_factory=Measuring)
 
     def room(self, nbytes: int) -> int:
         """Return so many bytes for weights, or as many as were asked for."""

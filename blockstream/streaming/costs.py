@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from .stage_facts import Facts
 
 #: Bytes a second, before anything has been measured: half as slow as a common disk reads.
 COMPUTE_SPEED = 2.4e9
+#: What following a visit takes: its weights are bound, looked after and let go.
+VISIT_S = 1e-4
 #: Loads of a segment from which on its own times say more than those of all segments of its size.
 ENOUGH = 5
 
@@ -24,16 +27,16 @@ def default_costs(facts: Facts) -> Stage:
     """Return a stage with the costs known before it runs."""
     cut = facts.cut
     known = facts.known.of_cut({name: layout.nbytes for name, layout in cut.layouts.items()})
-    outside = _outside_flops(facts)
+    outside = _outside_s(facts)
     visits = len(facts.full_order) - len(facts.order)  # of what is resident, in a pass
     segments = []
     for part in cut.parts:
         layout = cut.layouts[part.name]
         if part.name in known.execute_s:
             execute_s = known.execute_s[part.name] / (2 if part.resident else 1)  # held between two visits
-        elif known.flops and known.compute_speed:
-            flops = known.flops.get(part.entry, 0.0) if part.entry else outside / max(1, visits)
-            execute_s = flops / known.compute_speed
+        elif known.call_s:
+            execute_s = known.call_s.get(part.entry, 0.0) if part.entry else outside / max(1, visits)
+            execute_s += VISIT_S
         else:
             execute_s = layout.bound_nbytes / COMPUTE_SPEED
         load_s = known.load_s.get(part.name, layout.read_nbytes / known.read_speed)
@@ -44,13 +47,13 @@ def default_costs(facts: Facts) -> Stage:
     return _with_outside(made, known.execute_s.get(OUTSIDE, 0.0))
 
 
-def _outside_flops(facts: Facts) -> float:
-    """Return the operations of a forward that no streamed segment does."""
-    flops = facts.known.flops
-    if not flops:
+def _outside_s(facts: Facts) -> float:
+    """Return what a forward computes that no streamed segment does."""
+    call_s = facts.known.call_s
+    if not call_s:
         return 0.0
-    inside = sum(flops.get(facts.cut.parts[i].entry or "", 0.0) for i in facts.order)
-    return max(0.0, flops.get("", 0.0) - inside)
+    inside = sum(call_s.get(facts.cut.parts[i].entry or "", 0.0) for i in facts.order)
+    return max(0.0, call_s.get("", 0.0) - inside)
 
 
 def measured_costs(stage: Stage, index: int, ledger: Ledger) -> Stage:
@@ -125,6 +128,19 @@ class Seen:
             begin, end = min(begin, span.start_s), max(end, span.end_s)
         outside = max(0.0, end - begin - busy) / len(passes) if passes else 0.0
         return cls(loads, executes, outside)
+
+    def load(self) -> float:
+        """Return the part of the processors that other work took: how far visits are above the shortest.
+
+        Segments whose names differ in a number are taken for one kind; 0 where there are too few visits.
+        """
+        kinds: dict[str, list[float]] = defaultdict(list)
+        for name, times in self.executes.items():
+            kinds[re.sub(r"\d+", "*", name)] += times
+        enough = [sorted(times) for times in kinds.values() if len(times) >= ENOUGH]
+        spent = sum(map(sum, enough))
+        quiet = sum(len(times) * times[len(times) // 10] for times in enough)
+        return max(0.0, 1 - quiet / spent) if spent > 0 else 0.0
 
     def load_s(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, float]:
         """Return what a load of each segment takes, where any of its size (bytes read, bytes held) was seen.

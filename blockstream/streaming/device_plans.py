@@ -139,7 +139,7 @@ def first_on_device(
     for s in stages:
         if s.around is not None:
             raise ConfigError(f"stage {s.name!r} has a store of its own and computes on no device")
-    facts = [known_facts(stage, variant) for stage in stages]
+    facts = [known_facts(stage, variant, asked.measuring) for stage in stages]
     activations = _activations(facts)
     outside, beside = ceiling.outside_nbytes, budget.device.host_nbytes
     host_room = asked.room(ceiling.weights_nbytes(outside + beside))
@@ -186,10 +186,11 @@ def device_costs(facts: Facts) -> Stage:
     """Return a stage with what it costs on a device, as far as is known before it runs."""
     costs = default_costs(facts)
     layouts = {name: DeviceLayout.of(x) for name, x in facts.cut.layouts.items()}
-    speed = facts.known.compute_speed
+    counted = {} if facts.rehearsal is None else facts.rehearsal.flops
+    entries = {part.name: part.entry for part in facts.cut.parts}
     segments = []
     for s in costs.segments:
-        flops = s.execute_s * speed if speed else 0.0
+        flops = counted.get(entry, 0.0) if (entry := entries[s.name]) else 0.0
         copied = layouts[s.name].nbytes
         execute_s = flops / DEVICE_FLOPS if flops else copied / (2 * LINK_SPEED)
         segments.append(replace(s, execute_s=execute_s, copied_nbytes=copied, copy_s=copied / LINK_SPEED))

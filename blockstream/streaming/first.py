@@ -21,6 +21,7 @@ from .asked import Asked
 from .costs import default_costs
 from .cuts import cut_to_fit, cut_to_gain
 from .declared import Declared
+from .op_costs import Measuring
 from .remembered import known_costs
 from .stage_facts import Facts
 
@@ -62,7 +63,7 @@ def first_plan(
     `called`: the stage whose forward is about to begin, and with what: the inputs of one that has no example
     inputs. Raises BudgetError, naming the least that would do, when nothing fits.
     """
-    facts = [known_facts(stage, variant) for stage in stages]
+    facts = [known_facts(stage, variant, asked.measuring) for stage in stages]
     facts, runtime = _beside(stages, facts, ceiling, asked, variant, called)
     activations = expected_activations(facts)
     outside = runtime + activations
@@ -99,13 +100,13 @@ def floor_nbytes() -> int:
         return 0
 
 
-def known_facts(stage: Declared, variant: str) -> Facts:
+def known_facts(stage: Declared, variant: str, measuring: Measuring) -> Facts:
     """Return what a stage's example inputs and earlier runs tell of it."""
     facts = Facts.of(stage)
     reasons: list[Exception] = []
     if stage.inputs is not None:
         facts = facts.rehearsed(stage.prepared, stage.inputs, reasons.append)
-    known = known_costs(facts, variant, stage.prepared.int8)
+    known = known_costs(facts, variant, measuring)
     for error in reasons:
         why = f"its example inputs do not run ({f'{type(error).__name__}: {error}'.splitlines()[0][:200]})"
         known = replace(known, source=f"{known.source}; {why}")
@@ -139,7 +140,7 @@ def _beside(
         for i, (stage, known) in enumerate(zip(stages, facts, strict=True)):
             if stage.name == called[0] and stage.inputs is None:
                 shown = known.rehearsed(stage.prepared, called[1], apart=apart)
-                facts[i] = replace(shown, known=known_costs(shown, variant, stage.prepared.int8))
+                facts[i] = replace(shown, known=known_costs(shown, variant, asked.measuring))
     if tight and any(f.rehearsal is not None for f in facts):
         gc.collect()  # what a rehearsal left in cycles would be there in one start and not in another
         ceiling.relieve()

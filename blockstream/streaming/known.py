@@ -16,15 +16,15 @@ OUTSIDE = "(outside)"
 class Known:
     """What is known of a stage's costs before it runs; `source` says in words where from.
 
-    `load_s`, `execute_s` in seconds by segment, what earlier runs measured. `flops` of one call by module
-    path, None when they could not be counted. Speeds in bytes and operations a second.
+    `load_s`, `execute_s` in seconds by segment, what earlier runs measured. `call_s`: what one call of a
+    module takes, by path, as its operations add up to; None where they are not known. The speed is in bytes a
+    second.
     """
 
     load_s: Mapping[str, float] = field(default_factory=dict)
     execute_s: Mapping[str, float] = field(default_factory=dict)
-    flops: Mapping[str, float] | None = None
+    call_s: Mapping[str, float] | None = None
     read_speed: float = READ_SPEED
-    compute_speed: float = 0.0
     source: str = "guessed from sizes"
 
     def of_cut(self, sizes: Mapping[str, int]) -> Known:

@@ -2,51 +2,57 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache
-from statistics import median
+from dataclasses import replace
+from statistics import fmean
 
 import torch
 
 from blockstream.checkpoint.read.requests import SegmentLayout
-from blockstream.module.dtypes import to_torch
 from blockstream.system import calibration
 
 from .costs import Seen
 from .known import OUTSIDE, READ_SPEED, Known
+from .op_costs import Measuring, beside, op_seconds, stretched
 from .stage_facts import Facts
 
-#: What a load reads, and a visit computes, at the least to tell a speed.
+#: What a load reads at the least to tell a speed.
 LARGE_NBYTES = 8 << 20
-LARGE_FLOPS = 1e9
-#: The part of a large matrix product's speed that the rest of a network reaches.
-EFFICIENCY = 0.6
-#: The dtype that layers with int8 weights multiply in.
-_MULTIPLIED = {"bf16": "BF16", "fp32": "F32"}
 
 
-def known_costs(facts: Facts, variant: str, int8: str) -> Known:
-    """Return what earlier runs measured of a stage, and what its operations say where they did not.
+def known_costs(facts: Facts, variant: str, measuring: Measuring) -> Known:
+    """Return what earlier runs measured of a stage, and what its operations add up to where they did not.
 
-    `variant`: what else execution depends on, such as attention transforms; `int8`: how such
-    layers multiply.
+    `variant`: what else execution depends on, such as attention transforms. What a run measured beside more
+    other work than there is now is set aside, where operations can be measured.
     """
     about = _About(facts, variant)
     load_s = calibration.read(about.loads)
-    execute_s = calibration.read(about.executes) if about.shapes is not None else {}
     read_speed = calibration.read(about.reading).get("bytes_per_s") or READ_SPEED
-    if execute_s:
-        return Known(load_s, execute_s, None, read_speed, source="measured in earlier runs")
-    if facts.rehearsal is None or not facts.rehearsal.flops:
-        return Known(load_s, {}, None, read_speed)
-    speed = calibration.read(about.computing).get("flops_per_s") or 0.0
-    source = "operations at the speed of earlier runs"
-    if not speed:
-        speed = matmul_speed(_MULTIPLIED[int8] if about.dtype == "I8" else about.dtype)
-        source = "operations at a share of a matrix product's speed"
-    return Known(load_s, {}, facts.rehearsal.flops, read_speed, speed, source)
+    kept = None if about.shapes is None else calibration.believed(about.executes, measuring.load)
+    if kept is not None and abs(kept.load - measuring.load) <= calibration.ALIKE:
+        return Known(load_s, kept.numbers, None, read_speed, source="measured in earlier runs")
+    known = _added_up(facts, Known(load_s, {}, None, read_speed), measuring)
+    if kept is None or (known.call_s is not None and measuring.most_s):
+        return known
+    quiet = {name: s * (1 - kept.load) for name, s in kept.numbers.items()}
+    said = f"measured in earlier runs beside other work{beside(measuring.load)}"
+    return replace(known, execute_s=stretched(quiet, measuring.load), call_s=None, source=said)
+
+
+def _added_up(facts: Facts, known: Known, measuring: Measuring) -> Known:
+    """Return the same with what the operations of a forward take, where they are known."""
+    if facts.rehearsal is None or not facts.rehearsal.work.ops:
+        return known
+    work = facts.rehearsal.work
+    op_s, part = op_seconds(work, measuring)
+    call_s = stretched(work.seconds(op_s), measuring.load)
+    if part >= 0.5:
+        source = f"operations of each kind of block, run here on random weights ({part:.0%} of the time)"
+    else:
+        source = "operations and bytes, at the speed of a product of matrices and of memory"
+    return replace(known, call_s=call_s, source=f"{source}{beside(measuring.load)}")
 
 
 class _About:
@@ -60,7 +66,6 @@ class _About:
         self.shapes = None if shapes is None else f"{shapes}{variant and f'; {variant}'}"
         self.loads = calibration.load_costs_of(files, self.dtype)
         self.executes = calibration.execute_costs_of(files, self.dtype, threads, self.shapes)
-        self.computing = calibration.compute_speed_of(threads, self.dtype)
         first = min(files, key=lambda f: str(f.path), default=None)
         self.reading = calibration.read_speed_of("" if first is None else calibration.disk_of(first))
 
@@ -74,41 +79,19 @@ def main_dtype(layouts: Mapping[str, SegmentLayout]) -> str:
     return nbytes.most_common(1)[0][0] if nbytes else "F32"
 
 
-@lru_cache
-def matmul_speed(dtype: str) -> float:
-    """Return the operations a second a network is expected to reach, from a product of two matrices."""
-    kind = to_torch(dtype)
-    n = 1024 if kind is torch.float32 else 512
-    a = torch.ones(n, n, dtype=kind if kind.is_floating_point else torch.float32)
-    spent = []
-    for _ in range(4):  # the first sets the library up, and whatever else runs may delay another
-        begin = time.perf_counter()
-        a @ a
-        spent.append(time.perf_counter() - begin)
-    return EFFICIENCY * 2 * n**3 / max(min(spent), 1e-6)
-
-
 def remember(facts: Facts, variant: str, seen: Seen) -> None:
-    """Keep what a run measured of a stage for the plans to come."""
-    about = _About(facts, variant)
+    """Keep what a run measured of a stage for the plans to come, and how much other work ran beside it."""
+    about, load = _About(facts, variant), seen.load()
     layouts = facts.cut.layouts
     sizes = {n: (layout.read_nbytes, layout.nbytes) for n, layout in layouts.items()}
-    calibration.write(about.loads, seen.load_s(sizes))
-    # Small loads and visits are mostly overhead: they say nothing of the speed of large ones.
+    calibration.write(about.loads, seen.load_s(sizes), load=load)
+    # Small loads are mostly overhead: they say nothing of the speed of large ones.
     large = {n: x for n, x in seen.loads.items() if n in layouts and layouts[n].read_nbytes >= LARGE_NBYTES}
     read = sum(layouts[n].read_nbytes * len(x) for n, x in large.items())
     spent = sum(map(sum, large.values()))
     if spent > 0:
-        calibration.write(about.reading, {"bytes_per_s": read / spent})
+        calibration.write(about.reading, {"bytes_per_s": read / spent}, load=load)
     if about.shapes is None:
         return
-    executes = {n: median(x) for n, x in seen.executes.items() if x}
-    calibration.write(about.executes, {**executes, OUTSIDE: seen.outside_s})
-    flops = {} if facts.rehearsal is None else facts.rehearsal.flops
-    entries = {p.name: p.entry for p in facts.cut.parts if p.entry is not None}
-    counted = {n: flops.get(entry, 0.0) for n, entry in entries.items()}
-    heavy = {n: x for n, x in seen.executes.items() if counted.get(n, 0.0) >= LARGE_FLOPS}
-    done = sum(counted[n] * len(x) for n, x in heavy.items())
-    took = sum(map(sum, heavy.values()))
-    if done > 0 and took > 0:
-        calibration.write(about.computing, {"flops_per_s": done / took})
+    executes = {n: fmean(x) for n, x in seen.executes.items() if x}
+    calibration.write(about.executes, {**executes, OUTSIDE: seen.outside_s}, load=load)

@@ -43,6 +43,7 @@ from .first import First
 from .least import finest_arena_nbytes
 from .made import made_of
 from .observing import Observing
+from .op_costs import Measuring
 from .options import parse_passes, parse_policies
 from .origin import first_not_finite
 from .plans import Plans
@@ -68,7 +69,8 @@ class Session:
     `int8` how layers with int8 weights multiply (auto, bf16, fp32), which is numerics. On a `device`
     ("cuda", "cuda:1"; "auto" where torch has one) weights go on from host memory into `device_budget`, of
     which they take `device_arena` at most. `supply(stage, network)` returns what a stage is made of: a
-    run's backend has another network for it.
+    run's backend has another network for it. `measuring`: the operations that may be run before the first
+    plan, to predict by; nothing is measured otherwise.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Session:
         device: str | Device | None = None,
         device_budget: int | str | None = None,
         device_arena: int | str | None = None,
+        measuring: Measuring | None = None,
     ) -> None:
         chosen = choose_device(device)
         for key, value in (("device_budget", device_budget), ("device_arena", device_arena)):
@@ -95,7 +98,8 @@ class Session:
         self._on = None if chosen is None else DeviceBudget(chosen, device_budget)
         self.budget = budget
         limits = [None if x is None else parse_nbytes(x) for x in (arena, device_arena)]
-        self._asked = Asked(parse_policies(policy), limits[0], slots, lookahead, limits[1])
+        measuring = Measuring() if measuring is None else measuring
+        self._asked = Asked(parse_policies(policy), limits[0], slots, lookahead, limits[1], measuring)
         #: What execution times depend on besides models and inputs: attention transforms, a backend.
         self.variant = variant
         self.int8 = resolve(int8, on_device=chosen is not None)

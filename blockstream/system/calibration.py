@@ -1,7 +1,8 @@
 """What was measured here before: seconds a load and a visit took, for the next plan to start from.
 
 One small JSON file a fact in the cache folder, named by a hash of what the fact depends on. Loads
-depend on machine, disk and checkpoint; execution on machine, model, dtype, threads and input shapes.
+depend on machine, disk and checkpoint; execution on machine, torch, model, dtype, threads and input shapes;
+operations on machine, torch, threads, dtype and shapes. A measurement has its time and what else ran then.
 Nothing here changes a result: only what is planned and predicted.
 """
 
@@ -13,47 +14,96 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockstream.system import regular
 from blockstream.system.cache import cache_folder, write_cached
-from blockstream.system.machine import cpu_name
+from blockstream.system.machine import cpu_name, version
 from blockstream.system.mounts import file_system
 
 if TYPE_CHECKING:
     from blockstream.checkpoint.read.entries import FileStamp
 
-SCHEMA = 1
+SCHEMA = 2
 #: A fact has a few numbers a block.
 MOST_NBYTES = 16_000_000
+#: Measurements of a fact that are kept, the newest, and the days that one is believed.
+MOST_KEPT, BELIEVED_DAYS = 5, 90
+#: Two measurements are of one state of the machine when the parts of it that other work took differ by less.
+ALIKE = 0.15
+#: Two that were made in like states and differ by more than this are not both true.
+DISAGREE = 1.5
 
 #: What a fact depends on: plain JSON.
 About = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Numbers by name, measured at one time; `load`: the part of the processors that other work took then."""
+
+    numbers: Mapping[str, float]
+    when: float = 0.0
+    load: float = 0.0
+
+
 def read(about: About, folder: Path | None = None) -> dict[str, float]:
-    """Return the numbers kept of a fact by name; {} when there are none, or the file cannot be read."""
+    """Return the numbers kept of a fact by name, the newest of each; {} when there are none."""
+    found: dict[str, float] = {}
+    for one in measurements(about, folder):
+        found |= one.numbers
+    return found
+
+
+def believed(about: About, load: float, folder: Path | None = None) -> Measured | None:
+    """Return what to believe of a fact while other work takes `load` of the processors; None: nothing.
+
+    Of several measurements it is the newest of those made in the state most like this one. Where those of
+    like states differ by more than half, it is the one in the middle.
+    """
+    found = measurements(about, folder)
+    if not found:
+        return None
+    nearest = min(abs(one.load - load) for one in found)
+    alike = [one for one in found if abs(one.load - load) <= nearest + ALIKE / 2]
+    totals = sorted(alike, key=lambda one: sum(one.numbers.values()))
+    least, most = (sum(one.numbers.values()) for one in (totals[0], totals[-1]))
+    return totals[(len(totals) - 1) // 2] if most > DISAGREE * least else alike[-1]
+
+
+def measurements(about: About, folder: Path | None = None) -> list[Measured]:
+    """Return the measurements kept of a fact, oldest first, but for those that are too old."""
     try:
         found = regular.read_json(_file(about, folder), MOST_NBYTES)
         if found["schema"] != SCHEMA:
-            return {}
-        numbers = {str(name): float(value) for name, value in found["numbers"].items()}
+            return []
+        kept = [_measured(one) for one in found["measured"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return {name: value for name, value in numbers.items() if math.isfinite(value) and value >= 0}
+        return []
+    oldest = time.time() - 86400 * BELIEVED_DAYS
+    return [one for one in kept if one.numbers and one.when >= oldest]
 
 
-def write(about: About, numbers: Mapping[str, float], folder: Path | None = None) -> None:
-    """Keep numbers of a fact, over what was kept of the same names; all or nothing.
+def _measured(one: Mapping[str, Any]) -> Measured:
+    numbers = {str(name): float(value) for name, value in one["numbers"].items()}
+    true = {name: value for name, value in numbers.items() if math.isfinite(value) and value >= 0}
+    return Measured(true, float(one["when"]), min(max(float(one["load"]), 0.0), 1.0))
 
-    A cache that refuses is done without.
+
+def write(about: About, numbers: Mapping[str, float], folder: Path | None = None, load: float = 0.0) -> None:
+    """Keep numbers of a fact as measured now, over what the last measurement has of the same names.
+
+    `load` is the part of the processors that other work took. A cache that refuses is done without.
     """
     if not numbers:
         return
-    merged = {**read(about, folder), **numbers}
-    value = {"schema": SCHEMA, "about": dict(about), "when": time.time(), "numbers": merged}
+    before = measurements(about, folder)
+    last = dict(before[-1].numbers) if before else {}
+    kept = [*before[1 - MOST_KEPT :], Measured({**last, **numbers}, time.time(), load)]
+    value = {"schema": SCHEMA, "about": dict(about), "measured": [asdict(one) for one in kept]}
     write_cached(_file(about, folder), value)
 
 
@@ -76,12 +126,19 @@ def execute_costs_of(
         "dtype": dtype,
         "threads": threads,
         "shapes": shapes,
+        "torch": version("torch"),
     }
 
 
-def compute_speed_of(threads: int, dtype: str) -> About:
-    """Return what the operations a second depend on, whatever the model: {"flops_per_s": ...}."""
-    return {"fact": "flops_per_s", "machine": machine(), "threads": threads, "dtype": dtype}
+def operation_of(spec: str, threads: int) -> About:
+    """Return what the seconds of one operation depend on, whatever the model: {"s": ...}."""
+    return {
+        "fact": "operation_s",
+        "machine": machine(),
+        "threads": threads,
+        "torch": version("torch"),
+        "operation": spec,
+    }
 
 
 def disk_speed_of(path: Path | str) -> About:

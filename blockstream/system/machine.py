@@ -62,11 +62,12 @@ def cpu_name() -> str:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of the distributions that matter to a run, None where not installed."""
-    return {name: _version(name) for name in PACKAGES}
+    return {name: version(name) for name in PACKAGES}
 
 
 @lru_cache
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Return the version of a distribution, None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

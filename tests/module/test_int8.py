@@ -273,7 +273,7 @@ def test_what_a_forward_needs_is_known_before_it_runs(made):
         s.stage("m", case.make, dst, example_inputs=(ids,))
         facts = s.facts["m"]
         assert facts.activations_nbytes is not None
-        assert facts.known.flops is None or facts.known.flops[""] > 0
+        assert facts.known.call_s is None or facts.known.call_s[""] > 0
         assert not facts.guessed
 
 

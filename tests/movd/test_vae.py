@@ -158,9 +158,33 @@ def test_the_released_config_is_accepted_whole():
     assert config == OPENSORA_VAE_V1_2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_vae_of_frames_has_the_names_and_bits_of_the_librarys(dtype):
+    from diffusers import AutoencoderKL
+
+    from movd.vae_frames import FrameVAE
+
+    shape = {
+        "block_out_channels": (8, 16, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "layers_per_block": 2,
+        "norm_num_groups": 4,
+    }
+    theirs, ours = AutoencoderKL(**shape).eval().to(dtype), FrameVAE(shape).eval().to(dtype)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x, z = torch.linspace(-1, 1, 2 * 3 * 24 * 16), torch.linspace(-2, 2, 2 * 4 * 6 * 4)
+    x, z = x.reshape(2, 3, 24, 16).to(dtype), z.reshape(2, 4, 6, 4).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(ours.encoder(x), theirs.encoder(x))
+        assert torch.equal(ours.decoder(z), theirs.decoder(z))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"spatial": {"act_fn": "relu"}}, "act_fn 'relu' is not supported, 'silu' is"),
         ({"micro_frame": 17}, "'micro_frame'; did you mean 'micro_frame_size'"),
         ({"micro_z_frame_size": 4}, "micro_z_frame_size = 4.*make 5 latent"),
         ({"vae_temporal": {"type": "VAE_Temporal"}}, "vae_temporal.type = 'VAE_Temporal'"),

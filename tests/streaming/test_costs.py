@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +15,7 @@ from blockstream.engine.ledger import Ledger
 from blockstream.engine.spans import Span
 from blockstream.module.rehearsal import rehearse, shapes_of
 from blockstream.plan.segments import Exactly, Segment, Stage, Visit
-from blockstream.streaming import remembered
+from blockstream.streaming import op_costs, remembered
 from blockstream.streaming.costs import ENOUGH, OUTSIDE, Seen, measured_costs
 from blockstream.streaming.session import Session
 from blockstream.system import calibration
@@ -98,18 +101,79 @@ def test_without_inputs_costs_are_guessed_from_sizes(folder):
         assert session.costs_from == {"net": "guessed from sizes"}
 
 
-def test_with_inputs_costs_follow_their_operations(folder):
-    times = []
-    for rows in (64, 640):
-        session, _ = declared(folder, torch.empty(rows, 32))
-        with session:
-            (stage,) = session.draft().schedule.stages
-            assert session.costs_from["net"].startswith("operations")
-            times.append(stage.segments[1].execute_s)
-            calibration.write(
-                calibration.compute_speed_of(torch.get_num_threads(), "F32"), {"flops_per_s": 1e9}
+@pytest.fixture
+def clocked(monkeypatch):
+    """Have each operation take what it would at 1e9 operations and bytes a second, and count what is run."""
+    ran = []
+
+    def seconds(self, op):
+        ran.append(op.spec)
+        return (op.flops or op.nbytes) / 1e9
+
+    monkeypatch.setattr(op_costs.Measuring, "seconds", seconds)
+    monkeypatch.setattr(op_costs.Measuring, "load", 0.0)
+    return ran
+
+
+def planned(folder, rows, most_s=1.0, **more):
+    session, _ = declared(folder, torch.empty(rows, 32), measuring=op_costs.Measuring(most_s), **more)
+    with session:
+        (stage,) = session.draft().schedule.stages
+        return stage.segments[1].execute_s, session.costs_from["net"]
+
+
+def test_with_inputs_costs_are_those_of_their_operations_run_here_once(folder, clocked):
+    small, source = planned(folder, 64)
+    assert source.startswith("operations of each kind of block, run here on random weights")
+    large, _ = planned(folder, 6400)
+    products = 6400 * 4 * 32 * 32 / 1e9
+    assert products < large < 1.3 * products and small < large / 50
+    ran = len(clocked)
+    assert planned(folder, 6400)[0] == large
+    assert len(clocked) == ran, "what is known is not run again"
+
+
+def test_what_is_not_measured_follows_from_operations_and_bytes(folder):
+    small, source = planned(folder, 64, most_s=0.0)
+    assert source.startswith("operations and bytes")
+    assert planned(folder, 640_000, most_s=0.0)[0] > 100 * small
+
+
+def test_polluted_calibrations_move_no_prediction(folder, clocked, monkeypatch):
+    inputs = torch.ones(6400, 32)
+    before, _ = planned(folder, 6400)
+    run(folder, torch.ones(2, 32))  # a tiny network's run
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration, "version", lambda name: "0.0")
+        patch.setattr(op_costs.Measuring, "seconds", lambda self, op: 7.0)
+        assert planned(folder, 6400)[0] > 3.0, "another torch has calibrations of its own"
+    assert planned(folder, 6400)[0] == before
+    session, _ = declared(folder, inputs)
+    with session, torch.inference_mode():  # a run beside other work
+        seen = Seen({}, {f"blocks.{i}": [1.0, 9.0, 9.0, 9.0, 9.0] for i in range(3)}, 0.0)
+        assert seen.load() == pytest.approx(1 - 1 / 7.4)
+        session.draft()
+        remembered.remember(session.facts["net"], "", seen)
+    assert planned(folder, 6400)[0] == pytest.approx(before, rel=0.1)
+
+
+def test_an_operation_measured_beside_other_work_is_measured_again_when_that_is_gone(
+    folder, clocked, monkeypatch
+):
+    before, _ = planned(folder, 64)
+    for kept in (folder.parent / "cache" / "calibration").iterdir():
+        about = json.loads(kept.read_text())["about"]
+        calibration.write(about, {"s": 1.0}, load=0.6)
+        kept.write_text(
+            json.dumps(
+                {
+                    **json.loads(kept.read_text()),
+                    "measured": [{"numbers": {"s": 1.0}, "when": time.time(), "load": 0.6}],
+                }
             )
-    assert times[1] == pytest.approx(640 * 4 * 32 * 32 / 1e9)
+        )
+    assert planned(folder, 64)[0] == before
+    assert planned(folder, 64, most_s=0.0)[0] == before
 
 
 def run(folder, inputs, **more):
@@ -136,22 +200,17 @@ def test_the_next_plan_starts_from_what_a_run_measured(folder):
 
 
 @pytest.mark.parametrize("change", ["shape", "variant"])
-def test_another_shape_or_variant_is_not_what_was_measured(folder, change, monkeypatch):
-    monkeypatch.setattr(remembered, "LARGE_FLOPS", 1)
+def test_another_shape_or_variant_is_not_what_was_measured(folder, change):
     run(folder, torch.ones(8, 32), variant="tdtm")
     inputs = torch.ones(9 if change == "shape" else 8, 32)
     session, _ = declared(folder, inputs, variant="tdtm" if change == "shape" else "")
     with session:
         session.draft()
-        assert session.costs_from["net"] == "operations at the speed of earlier runs"
+        assert session.costs_from["net"].startswith("operations and bytes")
 
 
-def test_small_loads_and_visits_say_nothing_of_the_speed_of_large_ones(folder):
+def test_small_loads_say_nothing_of_the_speed_of_large_ones(folder):
     run(folder, torch.ones(8, 32))
-    session, _ = declared(folder, torch.ones(9, 32))
-    with session:
-        session.draft()
-        assert session.costs_from["net"] == "operations at a share of a matrix product's speed"
     assert calibration.read(calibration.read_speed_of(file_system(folder).source)) == {}
 
 

@@ -89,6 +89,6 @@ def test_a_stage_counts_and_times_nothing_when_it_is_declared(twins, monkeypatch
         raise AssertionError("nothing is planned, rehearsed or timed yet")
 
     monkeypatch.setattr("blockstream.streaming.stage_facts.rehearse", refuse)
-    monkeypatch.setattr("blockstream.streaming.remembered.matmul_speed", refuse)
+    monkeypatch.setattr("blockstream.streaming.remembered.op_seconds", refuse)
     with blockstream.Session(arena="1MiB") as s:
         s.stage("m", toys.Stack, folder, example_inputs=(noise(),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,30 @@ def test_a_write_leaves_no_draft_behind(tmp_path):
     calibration.write(ABOUT, {"a": 1.0}, tmp_path)
     (name,) = os.listdir(tmp_path / "calibration")
     assert name.endswith(".json") and not name.startswith(".")
+
+
+def test_what_was_measured_in_the_state_most_like_this_one_is_believed(tmp_path):
+    for load, value in ((0.0, 1.0), (0.6, 2.0), (0.05, 1.1), (0.62, 2.1)):
+        calibration.write(ABOUT, {"a": value}, tmp_path, load=load)
+    assert calibration.believed(ABOUT, 0.0, tmp_path).numbers == {"a": 1.1}
+    assert calibration.believed(ABOUT, 0.7, tmp_path).numbers == {"a": 2.1}
+
+
+def test_measurements_that_disagree_by_more_than_half_give_way_to_the_one_in_the_middle(tmp_path):
+    for value in (1.0, 1.1, 9.0):
+        calibration.write(ABOUT, {"a": value}, tmp_path)
+    assert calibration.believed(ABOUT, 0.0, tmp_path).numbers == {"a": 1.1}
+
+
+def test_a_measurement_is_believed_for_some_months(tmp_path, monkeypatch):
+    calibration.write(ABOUT, {"a": 1.0}, tmp_path)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86400 * (calibration.BELIEVED_DAYS + 1))
+    assert calibration.believed(ABOUT, 0.0, tmp_path) is None
+
+
+def test_the_newest_measurements_are_kept(tmp_path):
+    for n in range(calibration.MOST_KEPT + 3):
+        calibration.write(ABOUT, {"a": float(n)}, tmp_path)
+    kept = calibration.measurements(ABOUT, tmp_path)
+    assert [one.numbers["a"] for one in kept] == [3.0, 4.0, 5.0, 6.0, 7.0]
