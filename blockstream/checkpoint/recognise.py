@@ -13,6 +13,8 @@ from .read.catalog import Checkpoint
 from .read.entries import TensorEntry, Tensors, unreadable
 from .read.quantised import quantisation, refuse_quantised
 
+#: What weights that are not coded are in.
+COMPUTED = ("F64", "F32", "F16", "BF16")
 #: The most bytes that are read of a tensor that says how others are coded.
 MOST_READ_NBYTES = 1 << 16
 
@@ -41,7 +43,8 @@ def recognised(checkpoint: Checkpoint, formats: Sequence[Format]) -> Checkpoint:
             entries[entry.name] = replace(entry, dtype=row.name, coded=replace(entry.coded, row=row))
             found += row in known
     if settings is not None and not found:
-        raise refuse_quantised(checkpoint.root, settings)
+        plain = all(entry.dtype in COMPUTED for entry in checkpoint.entries.values())
+        raise refuse_quantised(checkpoint.root, settings, plain)
     return (
         replace(checkpoint, entries=entries)
         if len(entries) < len(checkpoint.entries) or found

@@ -105,6 +105,11 @@ def _match(module: nn.Module, checkpoint: Checkpoint, packing: bool) -> Matched:
     for name in missing:
         if name in checkpoint.absent:
             checkpoint[name]  # says where the index places it
+    if missing and (packed := next((n for n in checkpoint.entries if n.endswith(".qweight")), None)):
+        raise CheckpointError(
+            f"{checkpoint.root}: holds {packed!r} and others like it, as GPTQ and AWQ write, which are not "
+            "read; name the original checkpoint, or write it dequantised with the library that quantised it"
+        )
     if missing:
         raise CheckpointError(
             f"{checkpoint.root}: has no tensor for {len(missing)} of {len(groups)} parameters of "

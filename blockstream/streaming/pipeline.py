@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
 from blockstream.checkpoint import Checkpoint
+from blockstream.checkpoint.read.dduf import Archive, is_dduf
 from blockstream.checkpoint.read.index import read_json
 from blockstream.checkpoint.read.locate import located
 from blockstream.errors import ModelError
@@ -52,11 +55,11 @@ def pipeline(
 ) -> Iterator[Any]:
     """Yield a pipeline of diffusers whose networks are streamed as it calls them.
 
-    `folder_or_pipe`: a folder that has a model_index.json, a hub's id in the local cache, or a pipeline made
-    from one. Every network is a stage that runs as often as the pipeline calls it; schedulers, tokenizers,
-    callbacks, tiling and the call's own arguments are the pipeline's. `dtype` is one for all networks, or a
-    mapping by their names with "default" for the rest; without one they are loaded as the library does. Code
-    in the folder is never run. See `stream` for the rest.
+    `folder_or_pipe`: a folder that has a model_index.json, a hub's id in the local cache, a DDUF file, or a
+    pipeline made from a folder. Every network is a stage that runs as often as the pipeline calls it;
+    schedulers, tokenizers, callbacks, tiling and the call's own arguments are the pipeline's. `dtype` is one
+    for all networks, or a mapping by their names with "default" for the rest; without one they are loaded as
+    the library does. Code in the folder is never run. See `stream` for the rest.
     """
     with Session(budget, arena, policy, device=device, device_budget=device_budget) as session:
         if isinstance(folder_or_pipe, str | os.PathLike):
@@ -74,12 +77,31 @@ def assemble(
     opened: Callable[[Path], Checkpoint] | None = None,
     passes: Callable[[str], Passes | None] | None = None,
 ) -> Any:
-    """Return a folder's pipeline, each of its networks a stage of a session that has not begun.
+    """Return the pipeline of a folder, or a DDUF file, its networks stages of a session that has not begun.
 
     `opened` opens the checkpoint of a network's folder where that is not as `variant` says; `passes` tells by
     a network's name how often it will run, unknown without. See `pipeline` for the rest.
     """
-    folder = located(folder)
+    found = located(folder)
+    if is_dduf(found):
+        archive = Archive.open(found)
+        with TemporaryDirectory() as small:  # settings and tokenizers: weights are read in place
+            archive.extract(Path(small))
+            return _built(
+                session, Path(small), dtype, lambda path: archive.checkpoint(path.name, variant), passes
+            )
+    if opened is None:
+        opened = partial(Checkpoint.open, variant=variant)
+    return _built(session, found, dtype, opened, passes)
+
+
+def _built(
+    session: Session,
+    folder: Path,
+    dtype: Any,
+    opened: Callable[[Path], Checkpoint],
+    passes: Callable[[str], Passes | None] | None,
+) -> Any:
     path = folder / INDEX
     if not path.is_file():
         raise ModelError(f"{folder}: has no {INDEX}; for one model use blockstream.from_pretrained()")
@@ -103,7 +125,7 @@ def assemble(
         else:
             parts[name] = kind.from_pretrained(folder / name, local_files_only=True)
     for name in sorted(networks, key=_turn):
-        checkpoint = Checkpoint.open(folder / name, variant) if opened is None else opened(folder / name)
+        checkpoint = opened(folder / name)
         made = from_folder(folder / name, _dtype_of(dtype, name) or "F32", checkpoint, networks[name])
         parts[name] = session.stage(
             name,

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from blockstream.errors import EngineError
+from blockstream.module.lora import identities, load_loras
 from blockstream.plan.segments import AtMost, Exactly, Passes
 from blockstream.plugins import Network, Run
 from blockstream.system import regular
@@ -57,6 +58,7 @@ class TextToVideo:
         family.open(run)
         if not run.planning:
             files.identify(family.identity())
+            files.identify(identities(self.options.lora_paths))
         self.legs = family.legs()
         self.results = [self._named(n, IMAGE if o.frames == 1 else VIDEO) for n in self.indices]
         self.to_decode = [n for n in self.indices if not files.is_whole(self.results[n])]
@@ -145,6 +147,7 @@ class TextToVideo:
                 pace += [share for share in rows[k][index:] for _ in range(a_step)] if rows else []
         passes = AtMost(max(1, left))
         self.denoiser = _stage(session, DENOISER, network, passes, family.denoiser_inputs(), pace)
+        load_loras(self.denoiser, [(lora.path, lora.scale) for lora in self.options.lora])
 
     def _begun(self, run: Run, n: int) -> tuple[int, Mapping[str, Any] | None]:
         """Return the leg that a prompt goes on with, and the state of its way there."""

@@ -51,6 +51,20 @@ def _steps(value: object) -> object:
     return value
 
 
+class LoraOptions(BaseModel):
+    """Low-rank adapters of the denoiser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path = Field(description="a safetensors file, or the folder of one")
+    scale: float = Field(1.0, description="what they are multiplied by")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _absolute(cls, path: object, info: ValidationInfo) -> object:
+        return found_path(path, info) if isinstance(path, str) else path
+
+
 class PromptOptions(BaseModel):
     """Prompts, seed, the cache of embeddings, how often a run is saved."""
 
@@ -62,6 +76,9 @@ class PromptOptions(BaseModel):
         description="several prompts, or a text file with one a line; each gets a folder 0000, 0001, ...",
     )
     seed: int = Field(42, ge=0, lt=1 << 63, description="the same seed and numerics give the same bits")
+    lora: tuple[LoraOptions, ...] = Field(
+        (), description="adapters beside the denoiser, unmerged: [{path, scale}]"
+    )
     frames: int = Field(1, ge=1, description="frames of the video; 1 for an image")
     fps: int = Field(24, ge=1, le=120, description="frames a second")
     cache: int | str = Field(
@@ -133,6 +150,11 @@ class PromptOptions(BaseModel):
     def steps_a_save(self) -> int | None:
         """Return the steps between saves; None: by the seconds that they take."""
         return None if self.save_every == "auto" else self.save_every
+
+    @property
+    def lora_paths(self) -> list[Path]:
+        """Return where adapters are."""
+        return [lora.path for lora in self.lora]
 
     @property
     def cache_nbytes(self) -> int:

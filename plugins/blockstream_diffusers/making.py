@@ -205,7 +205,9 @@ def _rate(pipe: Any) -> int:
 
 
 def _small_files(folder: Path) -> dict[str, str]:
-    """Return what tells the folder's small files (settings, tokenizers) from others."""
+    """Return what tells the folder's small files (settings, tokenizers) from others; of a DDUF file, all."""
+    if folder.is_file():
+        return {"pipeline": _hash(folder)}
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in _SMALL and p.is_file()):
         if not path.name.endswith(".index.json"):

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from blockstream.errors import BlockstreamError, ConfigError, NonFiniteError
 from blockstream.plugins import Plugins
 from blockstream.report.frames import read_frames
-from blockstream.run import runner
+from blockstream.run import drawing, runner
+from blockstream.run import folder as run_folder
 from blockstream.run.config import make_config
 from blockstream.run.json_schema import config_schema, offered_by
 from blockstream.verify.comparison import verify
@@ -27,6 +28,16 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PICTURE = {"num_inference_steps": 2, "height": 16, "width": 16}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def undrawn():
+    """Runs neither measure the disk nor draw: that takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for drawn_by in (drawing, run_folder):
+            patch.setattr(drawn_by, "draw_finished", lambda path: None)
+        patch.setattr(runner, "disk_account", lambda stages, wall_s: {})
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 import torch
 
 import blockstream
-from blockstream.errors import ModelError
+from blockstream.checkpoint import Checkpoint
+from blockstream.errors import CheckpointError, ModelError
 from tests.support.stable_diffusion import save_stable_diffusion
 
 diffusers = pytest.importorskip("diffusers")
@@ -89,3 +91,36 @@ def test_what_is_no_pipeline_is_refused_by_name(folder, tmp_path):
     pipe = blockstream.pipeline(folder)
     with pytest.raises(ModelError, match=r"`with blockstream\.pipeline\(\.\.\.\) as model:`"):
         pipe(prompt="a star")
+
+
+def dduf(folder, path, how=zipfile.ZIP_STORED):
+    """Pack a pipeline's folder as a DDUF file."""
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder).as_posix())
+    return path
+
+
+def test_a_dduf_file_is_read_in_place(folder, tmp_path):
+    with blockstream.pipeline(folder, arena="1MiB") as pipe:
+        want = image(pipe)
+    with blockstream.pipeline(dduf(folder, tmp_path / "sd.dduf"), arena="1MiB") as pipe:
+        checkpoint = blockstream.session(pipe.unet).checkpoints["unet"]
+        assert {file.path for file in checkpoint.files} == {tmp_path / "sd.dduf"}
+        assert torch.equal(image(pipe), want)
+    with pytest.raises(CheckpointError, match=r"a DDUF file.*blockstream\.pipeline\(\)"):
+        Checkpoint.open(tmp_path / "sd.dduf")
+    (tmp_path / "no.dduf").write_bytes(b"no archive")
+    for path, said in (
+        (dduf(folder, tmp_path / "small.dduf", zipfile.ZIP_DEFLATED), "is compressed"),
+        (dduf(folder / "unet", tmp_path / "unet.dduf"), r"has no model_index\.json"),
+        (tmp_path / "no.dduf", "is no archive"),
+    ):
+        with pytest.raises(CheckpointError, match=said), blockstream.pipeline(path):
+            pass
+    with (
+        pytest.raises(CheckpointError, match="holds no weights of variant 'fp16'"),
+        blockstream.pipeline(tmp_path / "sd.dduf", variant="fp16"),
+    ):
+        pass

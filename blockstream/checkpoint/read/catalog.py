@@ -25,6 +25,7 @@ from .gguf_header import MAGIC, read_gguf
 from .index import read_index, read_json
 from .locate import located
 from .manifest import JOURNAL_NAME, MANIFEST_NAME, open_pack
+from .quantised import quantisation, refuse_quantised
 from .safetensors_header import read_header
 
 #: "raw": files of no such form, whose entries were given and not found by `open`.
@@ -89,7 +90,12 @@ class Checkpoint:
         if _is_gguf(file):
             header = read_gguf(file)
             return cls(path, "gguf", header.entries, synthetic, {}, header.architecture)
-        form, entries, absent = _open_plain(file)
+        try:
+            form, entries, absent = _open_plain(file)
+        except CheckpointError as error:
+            if file.suffix in _TORCH_SUFFIXES and (settings := quantisation(file)) is not None:
+                raise refuse_quantised(path, settings) from error  # its objects are no tensors
+            raise
         return cls(path, form, entries, synthetic, absent)
 
     @property

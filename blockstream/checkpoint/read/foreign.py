@@ -16,13 +16,19 @@ _MAGIC = (
     (b"\x89HDF", "an HDF5 file, as Keras and TensorFlow write", "fetch the safetensors of the same model"),
 )
 #: The same by name, for formats without a mark of their own.
+DDUF = ".dduf"
 _SUFFIXES = {
-    ".dduf": "a DDUF file, a whole pipeline in one archive",
     ".msgpack": "a flax checkpoint",
     ".h5": "a TensorFlow checkpoint",
     ".onnx": "an ONNX graph",
     ".distcp": "a shard of torch's distributed checkpoints",
     ".nemo": "a NeMo archive",
+}
+#: Ways out of their own.
+_WAYS = {
+    ".distcp": "write it as one file with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+    "FOLDER FILE.pt`",
+    ".msgpack": "fetch the safetensors of the same model, or write them with the library that reads it",
 }
 
 
@@ -31,8 +37,14 @@ def name_foreign(path: Path, head: bytes) -> None:
     for magic, what, way in _MAGIC:
         if head[: len(magic)].lower() == magic.lower():
             _refuse(path, what, way)
+    if path.suffix.lower() == DDUF:
+        _refuse(
+            path,
+            "a DDUF file, a whole pipeline in one archive",
+            "stream it with blockstream.pipeline(), or `pipeline: diffusers` in a config",
+        )
     if what := _SUFFIXES.get(path.suffix.lower(), ""):
-        _refuse(path, what, "fetch or write the model as safetensors")
+        _refuse(path, what, _WAYS.get(path.suffix.lower(), "fetch or write the model as safetensors"))
 
 
 def name_in_folder(folder: Path, names: list[str]) -> None:
@@ -49,8 +61,14 @@ def name_in_folder(folder: Path, names: list[str]) -> None:
             "the folder of a pipeline, whose networks lie in folders inside it",
             "name one of those, or stream them all with blockstream.pipeline()",
         )
+    if "zero_to_fp32.py" in names:
+        _refuse(
+            folder,
+            "a checkpoint of DeepSpeed, its weights cut up among processes",
+            "write them whole with `python zero_to_fp32.py . OUT`, the file that lies in it",
+        )
     for name in names:
-        if (folder / name).suffix.lower() in _SUFFIXES:
+        if (folder / name).suffix.lower() in (*_SUFFIXES, DDUF):
             name_foreign(folder / name, b"")
 
 

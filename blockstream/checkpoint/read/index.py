@@ -30,9 +30,17 @@ def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Return the value of a small JSON file; CheckpointError names the file and the cause."""
     try:
-        return json.loads(regular.read_text(path, MOST_INDEX_NBYTES), object_pairs_hook=unique)
+        return parsed(regular.read_text(path, MOST_INDEX_NBYTES), path)
     except OSError as error:
         raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is not JSON ({error}); fetch it again") from error
+
+
+def parsed(text: str, path: Path) -> Any:
+    """Return the value of JSON that a path holds; raises as `read_json`."""
+    try:
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); fetch it again") from error
 
@@ -60,8 +68,12 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Path]:
     Raises CheckpointError for an index that is not one, or that names files outside its folder.
     """
     path = Path(path)
-    value = read_json(path)
+    return {tensor: path.parent / name for tensor, name in weight_map(read_json(path), path).items()}
+
+
+def weight_map(value: Any, path: Path) -> dict[str, str]:
+    """Return tensor name -> name of its shard, of the value of an index; raises as `read_index`."""
     table = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(table, dict) or not table:
         raise CheckpointError(f"{path}: has no table weight_map of tensors and files; fetch it again")
-    return {tensor: path.parent / safe_name(name, path) for tensor, name in table.items()}
+    return {tensor: safe_name(name, path) for tensor, name in table.items()}

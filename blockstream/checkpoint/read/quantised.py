@@ -25,9 +25,14 @@ def quantisation(root: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def refuse_quantised(root: Path, settings: dict[str, Any]) -> CheckpointError:
-    """Return the error for a checkpoint quantised in a way that is not read."""
+def refuse_quantised(root: Path, settings: dict[str, Any], held_plain: bool = False) -> CheckpointError:
+    """Return the error for a checkpoint quantised in a way that is not read, or not at all (`held_plain`)."""
     method = settings.get("quant_method", "?")
+    if held_plain:
+        return CheckpointError(
+            f"{root}: its config.json has quantization_config.quant_method {method!r}, and it holds no "
+            "weights so quantised; take quantization_config out of config.json to stream them as they are"
+        )
     return CheckpointError(
         f"{root}: its config.json has quantization_config.quant_method {method!r}, and weights so quantised "
         "are not read; name the original checkpoint (`blockstream pack --dtype int8` makes that smaller), or "

@@ -35,31 +35,39 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: str | os.PathLike[str], at: int = 0, nbytes: int | None = None) -> Header:
     """Return the validated header of a safetensors file, reading no tensor.
+
+    The file is all of `path`, or the `nbytes` bytes from `at` of it, where it lies inside another.
 
     Raises CheckpointError for anything the specification forbids; nothing stays open.
     """
     path = Path(path)
     try:
         with regular.opened(path) as stream:
-            file_nbytes = os.fstat(stream.fileno()).st_size
+            whole = os.fstat(stream.fileno()).st_size
+            file_nbytes = whole if nbytes is None else min(nbytes, whole - at)
+            stream.seek(at)
             head = stream.read(64)
-            name_foreign(path, head)
+            if nbytes is None:
+                name_foreign(path, head)
             n = length_of_header(path, head[:8], file_nbytes)
-            stream.seek(8)
+            stream.seek(at + 8)
             text = stream.read(n)
-            stamp = FileStamp.take(stream, path, 0, 8 + n)
+            stamp = FileStamp.take(stream, path, at, 8 + n)
     except OSError as error:
         raise unreadable(path, error) from error
     if len(text) != n:
         raise CheckpointError(f"{path}: the header has {n} bytes, {len(text)} could be read; {_AGAIN}")
-    return parse_header(text, stamp)
+    return parse_header(text, stamp, at, at + file_nbytes)
 
 
-def parse_header(text: bytes, stamp: FileStamp) -> Header:
-    """Return the header given its JSON and the file's stamp; raises as `read_header` does."""
-    path, start = stamp.path, 8 + len(text)
+def parse_header(text: bytes, stamp: FileStamp, at: int = 0, end: int | None = None) -> Header:
+    """Return the header given its JSON, the file's stamp and where in it the bytes begin and end.
+
+    Raises as `read_header` does.
+    """
+    path, start = stamp.path, at + 8 + len(text)
     try:
         table = json.loads(
             text.decode("utf-8"),
@@ -73,7 +81,7 @@ def parse_header(text: bytes, stamp: FileStamp) -> Header:
     if not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         _refuse(path, "has a __metadata__ that is not a table of strings")
     entries = {name: _entry(name, row, start, stamp) for name, row in table.items()}
-    check_extents(path, ((e.name, e.offset, e.end) for e in entries.values()), start, stamp.nbytes)
+    check_extents(path, ((e.name, e.offset, e.end) for e in entries.values()), start, end or stamp.nbytes)
     return Header(stamp, start, entries, metadata)
 
 
