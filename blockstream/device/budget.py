@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blockstream.budget.amounts import AUTO_PERCENT, format_nbytes, headroom_part, parse_nbytes
-from blockstream.errors import BudgetError
+from blockstream.errors import BudgetError, ConfigError
 
 from .protocol import Device
 
@@ -74,6 +74,18 @@ class DeviceBudget:
         self._outside_nbytes = max(self._outside_nbytes, now.outside_nbytes)
         self._peak_nbytes = max(self._peak_nbytes, now.peak_nbytes + now.outside_nbytes)
 
+    def forecast(self, weights_nbytes: int, activations_nbytes: int | None) -> dict[str, Any]:
+        """Return what `plan` says of the device: what is expected to be held there, by cause."""
+        causes = {
+            "runtime": self.base_nbytes,
+            "weights": weights_nbytes,
+            "activations": self.expected(activations_nbytes) + MARGIN_NBYTES,
+        }
+        return {
+            "name": self.device.name,
+            "budget": {"nbytes": self.nbytes, "peak_nbytes": sum(causes.values()), "by_cause": causes},
+        }
+
     def report(self) -> dict[str, Any]:
         """Return what report.json says of the device and its budget."""
         now = self.device.memory()
@@ -93,6 +105,16 @@ class DeviceBudget:
                 },
             },
         }
+
+
+def budget_on(
+    device: Device | None, budget: int | str | None, arena: int | str | None
+) -> DeviceBudget | None:
+    """Return the budget on a device, None without one. Raises ConfigError for amounts of none."""
+    for key, value in (("device_budget", budget), ("device_arena", arena)):
+        if device is None and value is not None:
+            raise ConfigError(f"{key} {value!r} without a device; name one, such as cuda")
+    return None if device is None else DeviceBudget(device, budget)
 
 
 def _held(device: Device) -> int:

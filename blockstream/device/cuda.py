@@ -15,7 +15,7 @@ from torch import Tensor
 from blockstream.engine.store import Fence
 from blockstream.errors import BudgetError, ConfigError
 
-from .protocol import DeviceMemory
+from .protocol import DeviceMemory, Speeds
 
 #: Untyped in torch.
 cuda: Any = torch.cuda
@@ -60,6 +60,7 @@ class CudaDevice:
         torch.backends.cudnn.benchmark = False
         self.where = torch.device("cuda", index)
         self.host_nbytes = HOST_NBYTES
+        self.speeds = Speeds(50e9, 400e12)
         self.name: str = cuda.get_device_name(index)
         with cuda.device(self.where):
             self._copies = cuda.Stream(self.where)

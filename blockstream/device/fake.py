@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blockstream.engine.store import Fence
 
-from .protocol import DeviceMemory
+from .protocol import DeviceMemory, Speeds
 
 POISON = 0xAB
 
@@ -78,6 +78,7 @@ class FakeDevice:
         self.name = "fake"
         self.where = torch.device("cpu")
         self.host_nbytes = 32 << 20
+        self.speeds = Speeds(50e9, 400e12)
         self.lock = threading.RLock()
         self.registered: dict[int, int] = {}
         #: Bytes copied.

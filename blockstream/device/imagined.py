@@ -11,10 +11,12 @@ from torch import Tensor
 from blockstream.engine.store import Fence
 from blockstream.errors import ConfigError
 
-from .protocol import DeviceMemory
+from .protocol import DeviceMemory, Speeds
 
 #: What a process holds on a CUDA device beside its allocator: 0.53 to 0.6 GiB were measured on an H100.
 OUTSIDE_NBYTES = 600 << 20
+#: A link of PCIe 4 x8, and the products of a card of 8 GB.
+SPEEDS = Speeds(12e9, 40e12)
 #: No device has more.
 MOST_NBYTES = 1 << 42
 
@@ -26,6 +28,7 @@ class ImaginedDevice:
         self.name = f"{name} (none is here)"
         self.where = torch.device("cpu")
         self.host_nbytes = 160 << 20
+        self.speeds = SPEEDS
 
     def memory(self) -> DeviceMemory:
         """Return what is assumed."""

@@ -31,6 +31,14 @@ class DeviceMemory:
     others_nbytes: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What a device is taken for before it is measured: bytes a second of its link, operations a second."""
+
+    link: float
+    flops: float
+
+
 class Device(Protocol):
     """Memory and two queues: copies into it, one after the other, and what computes. The host waits for none.
 
@@ -41,6 +49,7 @@ class Device(Protocol):
     name: str
     where: torch.device
     host_nbytes: int
+    speeds: Speeds
 
     def empty(self, nbytes: int) -> Tensor:
         """Return uint8 [nbytes] on the device, its address a multiple of `TENSOR_ALIGN`."""

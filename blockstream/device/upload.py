@@ -16,12 +16,10 @@ from blockstream.engine.store import Fence, Handle
 from blockstream.plan.loads import Load
 from blockstream.plan.planner import Plan
 from blockstream.plan.segments import Extent, Visit
+from blockstream.plan.simulate_tiers import IN_FLIGHT
 
 from .protocol import Device
 from .rooms import DeviceArena, DeviceLayout, PinnedArena
-
-#: Copies that may be under way at once; the thread waits for the first of more.
-IN_FLIGHT = 16
 
 
 class UploadHandle:
@@ -98,7 +96,7 @@ class UploadStore:
         self._land(load)
         visit, handle = self.host.fetch(load.visit, load.key[1])
         try:
-            fence = self._copy(load, handle)
+            fence = self.queue(load, handle)
         except BaseException:
             self.host.release(visit)
             raise
@@ -118,7 +116,7 @@ class UploadStore:
             self.host.close()
             self.pinned.unregister()
 
-    def _copy(self, load: Load, handle: Handle) -> Fence:
+    def queue(self, load: Load, handle: Handle) -> Fence:
         """Queue the copies of a segment, behind whoever still reads where it goes."""
         assert isinstance(handle, FileHandle), "the engine below loads files"
         layout = self._layouts[load.stage, load.segment.name]

@@ -90,6 +90,22 @@ def bound_s(stage: Stage, retained: Collection[int] = (), passes: int | None = N
     return max(computed, read)
 
 
+def tiers_dynamic_s(b: int, d: int, h: int, l: float, c: float, e: float) -> float:
+    """Return the seconds of a pass of Eq. 9 on two tiers: d e + h max(c, e) + (b - d - h) max(l, c, e).
+
+    Of b blocks d stay on the device and h in host memory; c is the seconds of a copy over the link. A block
+    from disk is copied while the next one is read. d = h = 0 is Eq. 8.
+    """
+    if d < 0 or h < 0 or d + h > b:
+        raise ValueError(f"d = {d} blocks on the device and h = {h} in host memory cannot be of b = {b}")
+    return d * e + h * max(c, e) + (b - d - h) * max(l, c, e)
+
+
+def tiers_bound_s(b: int, d: int, h: int, l: float, c: float, e: float) -> float:
+    """Return what a pass on two tiers cannot beat: all compute, all copies, all reads."""
+    return max(b * e, (b - d) * c, (b - d - h) * l)
+
+
 def overlap(load_s: float, stall_s: float) -> float:
     """Return the share of load time that compute hid: load time less stalls, over load time, 0..1."""
     return max(0.0, 1.0 - stall_s / load_s) if load_s else 0.0

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from .arrangement import Arrangement
 from .loads import Load
 from .scheduler import Scheduler
-from .segments import AtMost, Exactly, Segment, Stage, Unknown, Visit
+from .segments import AtMost, Exactly, Schedule, Segment, Stage, Unknown, Visit
 
 #: More visits than this are predicted from their first passes, as later ones repeat; where a stage's passes
 #: differ in time, more than the second number.
@@ -32,7 +33,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class StagePrediction:
-    """What one stage will take. `stall_s` is compute waiting for loads."""
+    """What one stage will take. `stall_s` is compute waiting for loads; copies are those to a device."""
 
     name: str
     passes: int
@@ -41,6 +42,8 @@ class StagePrediction:
     load_s: float
     stall_s: float
     read_nbytes: int
+    copy_s: float = 0.0
+    copied_nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,28 @@ def simulate(plan: Arrangement) -> list[Event]:
 
 def predict(plan: Arrangement) -> Prediction:
     """Return the simulated timeline summed by stage; long schedules from their first passes."""
-    visits = sum(len(s.order) * s.passes.expected for s in plan.schedule.stages)
-    paced = any(s.pace for s in plan.schedule.stages)
+
+    def summed(shorter: Shorter) -> Prediction:
+        fewer = shorter(plan)
+        return _sum(fewer, simulate(fewer))
+
+    return extrapolated(plan.schedule, summed)
+
+
+#: What makes fewer passes of an arrangement.
+Shorter = Callable[[Arrangement], Arrangement]
+
+
+def extrapolated(schedule: Schedule, summed: Callable[[Shorter], Prediction]) -> Prediction:
+    """Return what `summed` predicts of arrangements of a schedule; of many passes from the first few."""
+    visits = sum(len(s.order) * s.passes.expected for s in schedule.stages)
+    paced = any(s.pace for s in schedule.stages)
     if visits <= (SIMULATED_PACED_VISITS if paced else SIMULATED_VISITS):
-        return _sum(plan, simulate(plan))
-    fewer, more = (_sum(p, simulate(p)) for p in (_shortened(plan, 4), _shortened(plan, 5)))
+        return summed(lambda plan: plan)
+    fewer, more = (summed(partial(_shortened, passes=n)) for n in (4, 5))
     stages = tuple(
         _extrapolate(stage.passes.expected, a, b)
-        for stage, a, b in zip(plan.schedule.stages, fewer.stages, more.stages, strict=True)
+        for stage, a, b in zip(schedule.stages, fewer.stages, more.stages, strict=True)
     )
     return Prediction(sum(s.wall_s for s in stages), stages)
 
@@ -148,6 +165,8 @@ def _extrapolate(passes: int, a: StagePrediction, b: StagePrediction) -> StagePr
         b.load_s + k * (b.load_s - a.load_s),
         max(0.0, b.stall_s + k * (b.stall_s - a.stall_s)),
         b.read_nbytes + k * (b.read_nbytes - a.read_nbytes),
+        b.copy_s + k * (b.copy_s - a.copy_s),
+        b.copied_nbytes + k * (b.copied_nbytes - a.copied_nbytes),
     )
 
 

@@ -7,19 +7,42 @@ streams there in every pass after.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from .layout import ALIGN
 from .planner import Plan, make_plan
 from .retention import POLICIES, RetentionPolicy
 from .segments import Schedule, Segment, Stage
+from .simulate import Prediction
+from .simulate_tiers import predict_tiers
+
+
+@dataclass(frozen=True)
+class TopPlan(Plan):
+    """The plan of a device over that of the host memory below: `whole` is the schedule both are made of.
+
+    What it is predicted to take is what both take together.
+    """
+
+    host: Plan = field(kw_only=True)
+    whole: Schedule = field(kw_only=True)
+
+    @cached_property
+    def predicted(self) -> Prediction:
+        """Return the predicted timeline of disk, link and compute, summed per stage."""
+        return predict_tiers(self, self.host)
+
+    def over(self, host: Plan) -> Prediction:
+        """Return what this plan would take over another one of host memory."""
+        return joined(self.whole, self, host).device.predicted
 
 
 @dataclass(frozen=True)
 class Tiers:
     """The plans of a device and of the host memory below it; visits of both have the same numbers."""
 
-    device: Plan
+    device: TopPlan
     host: Plan
 
 
@@ -41,14 +64,20 @@ def make_tiers(
     above = device_schedule(schedule, frozenset())
     device = make_plan(above, device_nbytes, policies, slots=slots, lookahead=lookahead, align=align)
     below = host_schedule(schedule, device)
-    host = make_plan(below, host_nbytes, policies, slots=slots, align=align)
+    return joined(schedule, device, make_plan(below, host_nbytes, policies, slots=slots, align=align))
+
+
+def joined(schedule: Schedule, device: Plan, host: Plan) -> Tiers:
+    """Return the plans of both tiers as one: what host memory does not keep is as slow as the disk above."""
     missed = frozenset(
         (s, i)
         for s, (stage, planned) in enumerate(zip(host.schedule.stages, host.stages, strict=True))
         for i in stage.visited
         if i not in planned.layout.retained
     )
-    return Tiers(replace(device, schedule=device_schedule(schedule, missed)), host)
+    above = device_schedule(schedule, missed)
+    top = TopPlan(above, device.stages, device.arena_nbytes, device.lookahead, host=host, whole=schedule)
+    return Tiers(top, host)
 
 
 def device_schedule(schedule: Schedule, missed: frozenset[tuple[int, int]]) -> Schedule:

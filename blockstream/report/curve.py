@@ -11,9 +11,10 @@ from itertools import pairwise
 
 from blockstream.budget.amounts import format_nbytes
 from blockstream.plan.layout import ALIGN, align_up
-from blockstream.plan.planner import least_arena, make_plan
+from blockstream.plan.planner import Plan, least_arena, make_plan
 from blockstream.plan.retention import POLICIES, RetentionPolicy
 from blockstream.plan.segments import Schedule
+from blockstream.plan.simulate import Prediction
 
 #: Arenas the planner is asked at; each costs it a simulation or four.
 POINTS = 14
@@ -38,11 +39,12 @@ def budget_curve(
     lookahead: int | None = None,
     points: int = POINTS,
     also: Iterable[int] = (),
+    predicted: Callable[[Plan], Prediction] = lambda plan: plan.predicted,
 ) -> list[Point]:
     """Return the curve in growing arenas; time and reads never grow with memory.
 
-    `also` are arenas to ask at besides. More memory than a point's may be planned worse by a rule of
-    thumb, but the smaller plan still fits.
+    `also` are arenas to ask at besides, `predicted` says what a plan of one comes to.
+    More memory than a point's may be planned worse by a rule of thumb, but the smaller plan still fits.
     """
     whole = sorted(sum(align_up(s.segments[i].nbytes) for i in s.visited) for s in schedule.stages)
     least, most = least_arena(schedule, slots), whole[-1]
@@ -51,7 +53,8 @@ def budget_curve(
     def ask(arena: int) -> None:
         if arena not in asked:
             plan = make_plan(schedule, arena, policies, slots=slots, lookahead=lookahead)
-            asked[arena] = Point(arena, plan.predicted.wall_s, plan.predicted.read_nbytes)
+            shown = predicted(plan)
+            asked[arena] = Point(arena, shown.wall_s, shown.read_nbytes)
 
     for arena in [least, *(w for w in (*whole, *also) if w > least), *_between(least, most, points // 3)]:
         ask(arena)

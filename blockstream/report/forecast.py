@@ -14,9 +14,10 @@ from blockstream.plan.planner import Plan
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Stage
 from blockstream.plan.simulate import StagePrediction
+from blockstream.plan.tiers import TopPlan
 
-from .curve import advice, budget_curve, enough, knee
-from .larger import a_year, larger_budgets
+from .curve import advice, enough, knee
+from .larger import a_year, curve_of, larger_budgets
 
 SCHEMA = 1
 
@@ -33,19 +34,22 @@ def plan_account(
     budget_nbytes: int | None = None,
     arena_nbytes: int | None = None,
     finest_arena_nbytes: int | None = None,
+    device: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what `plan --json` prints.
 
     `costs_from` says by stage where its costs come from, `runtime_nbytes` what the process holds before
     any weight, `activations_beside(arena)` the bytes kept free beside an arena. `budget_nbytes` and
     `arena_nbytes` are the limits asked for, None where there is none, `finest_arena_nbytes` the least that
-    segments could be cut for. Asks the planner some 15 times.
+    segments could be cut for. `device` is what is planned to be held there: budgets and arenas are
+    host memory's, and the curve is for the device's plan as it is. Asks the planner some 15 times.
     """
+    host = made.host if isinstance(made, TopPlan) else made
 
     def budget_of(arena: int) -> int:
         return runtime_nbytes + arena + activations_beside(arena)
 
-    points = budget_curve(made.schedule, policies, lookahead=made.lookahead, also=[made.arena_nbytes])
+    points = curve_of(made, policies, [host.arena_nbytes])
     bend, last = knee(points), enough(points)
     own = points[0].arena_nbytes
     finest = own if finest_arena_nbytes is None else min(own, finest_arena_nbytes)
@@ -54,15 +58,18 @@ def plan_account(
     if is_finer:
         said.insert(1, f"{format_nbytes(budget_of(finest), up=True)} with segments cut finer")
     stages = [
-        _stage_account(stage, planned, predicted, costs_from.get(stage.name, ""))
-        for stage, planned, predicted in zip(
-            made.schedule.stages, made.stages, made.predicted.stages, strict=True
+        {
+            **_stage_account(stage, planned, predicted, costs_from.get(stage.name, "")),
+            **({} if host is made else _tiers_account(predicted, host.schedule.stages[i], host.stages[i])),
+        }
+        for i, (stage, planned, predicted) in enumerate(
+            zip(made.schedule.stages, made.stages, made.predicted.stages, strict=True)
         )
     ]
     causes = {
         "runtime": runtime_nbytes,
-        "weights": made.arena_nbytes,
-        "activations": activations_beside(made.arena_nbytes),
+        "weights": host.arena_nbytes,
+        "activations": activations_beside(host.arena_nbytes),
     }
     return {
         "schema": SCHEMA,
@@ -87,7 +94,18 @@ def plan_account(
         "enough_nbytes": budget_of(last.arena_nbytes),
         "least_nbytes": budget_of(finest),
         "advice": said,
-        "larger": larger_budgets(points, made.arena_nbytes, budget_of),
+        "larger": larger_budgets(points, host.arena_nbytes, budget_of),
+        **({} if device is None else {"device": dict(device)}),
+    }
+
+
+def _tiers_account(predicted: StagePrediction, stage: Stage, planned: StagePlan) -> dict[str, Any]:
+    """Return what goes over the link, and what host memory keeps of a stage."""
+    retained = [stage.segments[i] for i in planned.retained]
+    return {
+        "copy_s": predicted.copy_s,
+        "copied_nbytes": predicted.copied_nbytes,
+        "host": {"retained": len(retained), "retained_nbytes": sum(align_up(s.nbytes) for s in retained)},
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,20 @@ from blockstream.budget.amounts import format_nbytes
 from blockstream.plan.planner import Plan
 from blockstream.plan.retention import RetentionPolicy
 from blockstream.plan.segments import Exactly, Schedule, Stage
+from blockstream.plan.tiers import TopPlan
 
 from .curve import NOTHING, Point, budget_curve, enough, knee, seconds
 
 #: A schedule of more visits is not planned again when its run is over: that would take long.
 MOST_VISITS = 20_000
 YEAR_S = 365 * 86_400
+
+
+def curve_of(made: Plan, policies: Sequence[RetentionPolicy], also: Iterable[int]) -> list[Point]:
+    """Return the curve of a plan's schedule; of a device's plan that of the host memory below it."""
+    if isinstance(made, TopPlan):
+        return budget_curve(made.host.schedule, policies, also=also, predicted=made.over)
+    return budget_curve(made.schedule, policies, lookahead=made.lookahead, also=also)
 
 
 def larger_budgets(
@@ -57,9 +65,10 @@ def larger_for_run(
     """Return what a larger budget would have saved a run, by the seconds it was measured to take.
 
     `plan` is the first plan, `stages` and `summary` what report.json has of the run; budgets leave out what
-    the runtime takes. None for a run that computed nothing, or that is too long to be planned again.
+    the runtime takes. None for a run that computed nothing, that is too long to be planned again, or that was
+    on a device, where two budgets would have to grow.
     """
-    if plan is None or not stages:
+    if plan is None or not stages or isinstance(plan, TopPlan):
         return None
     schedule = as_measured(plan.schedule, stages)
     if sum(len(s.order) * s.passes.expected for s in schedule.stages) > MOST_VISITS:

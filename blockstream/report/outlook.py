@@ -49,6 +49,9 @@ def _reasons(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, bo
     for s in stages:
         yield s["name"], in_words(s["kinds"]), False
         yield "", f"stays: {_staying(s) or 'nothing'}", False
+        if host := s.get("host"):
+            below = f"{host['retained']} segments, {format_nbytes(host['retained_nbytes'])}"
+            yield "", f"in host memory: {below}; copied {format_nbytes(s['copied_nbytes'])}", False
         if s["costs_from"]:
             yield "", f"costs: {s['costs_from']}", False
 
@@ -60,12 +63,25 @@ def _sums(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     over = limit is not None and peak > limit
     of = "" if limit is None else f" of a budget of {format_nbytes(limit)}"
     yield "peak", f"{format_nbytes(peak)}{of}: {causes}", over
+    if device := plan.get("device"):
+        yield from _device_lines(device)
     time = f"{seconds(plan['predicted_s'])}, {seconds(plan['stall_s'])} of it waiting for loads"
     read = f"{format_nbytes(plan['read_nbytes'])} are read"
     if plan["read_nbytes"] and plan["read_a_year_nbytes"]:
         read += f", {a_year_text(plan['read_a_year_nbytes'])}"
     yield "in all", f"{time}; {read}", False
     yield "more", larger_text(plan["larger"]), False
+
+
+def _device_lines(device: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Yield lines about a device: what is held there, what its link is taken for."""
+    budget, link = device["budget"], device["link"]
+    causes = ", ".join(f"{format_nbytes(n)} {cause}" for cause, n in budget["by_cause"].items())
+    held = f"{format_nbytes(budget['peak_nbytes'])} of {format_nbytes(budget['nbytes'])}: {causes}"
+    yield "device", f"{device['name']}: {held}", budget["peak_nbytes"] > budget["nbytes"]
+    sure = "measured" if link["measured"] else "assumed"
+    speeds = f"{link['bytes_per_s'] / 1e9:.0f} GB/s, its arithmetic {device['flops'] / 1e12:.0f} TFLOP/s"
+    yield "", f"its link: {speeds}, {sure}", False
 
 
 def _staying(stage: Mapping[str, Any]) -> str:

@@ -257,6 +257,7 @@ def plan(config: RunConfig, measure: bool = True) -> dict[str, Any]:
             budget_nbytes=this.budget_nbytes,
             arena_nbytes=None if config.arena == "auto" else parse_nbytes(config.arena),
             finest_arena_nbytes=session.finest_arena_nbytes,
+            device=session.device_forecast(),
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from blockstream.budget.ceiling import Ceiling
 from blockstream.device.budget import DeviceBudget
+from blockstream.device.protocol import Speeds
 from blockstream.device.rooms import DeviceLayout
 from blockstream.engine.ledger import Ledger
 from blockstream.errors import ConfigError
@@ -20,7 +21,7 @@ from blockstream.plan.plain import plan_record
 from blockstream.plan.planner import Observed, least_arena, make_plan
 from blockstream.plan.retention import NONE
 from blockstream.plan.segments import Schedule, Stage
-from blockstream.plan.tiers import Tiers, device_schedule, host_schedule, make_tiers
+from blockstream.plan.tiers import Tiers, TopPlan, device_schedule, host_schedule, joined, make_tiers
 
 from .asked import Asked
 from .costs import default_costs
@@ -30,16 +31,16 @@ from .first import First, known_facts
 from .stage_facts import Facts
 from .tower import TowerTier
 
-#: Bytes a second over a link, and operations a second, before anything has been measured.
-LINK_SPEED = 50e9
-DEVICE_FLOPS = 400e12
-
 
 @dataclass(frozen=True)
 class FirstOnDevice(First):
-    """The first plans of both tiers; `plan` is the device's."""
+    """The first plans of both tiers; `plan` is the device's.
+
+    `device_activations_nbytes` is what a forward is known to need there, None where one is not known of.
+    """
 
     tiers: Tiers
+    device_activations_nbytes: int | None
 
 
 class DevicePlans:
@@ -115,18 +116,21 @@ class DevicePlans:
 
         device, host = self._store.arena.nbytes, self._store.pinned.arena.nbytes
         policies, slots = self._asked.policies, self._asked.slots
+        before = self._engine.plan
+        assert isinstance(before, TopPlan)
+        whole = reordered(before.whole)
         above = make_plan(
-            reordered(self._engine.plan.schedule),
+            reordered(before.schedule),
             device,
             policies,
             slots=slots,
             lookahead=self._asked.lookahead,
-            observed=Observed(self._engine.plan, index, left, self._engine.kept(), device),
+            observed=Observed(before, index, left, self._engine.kept(), device),
         )
         below = self._store.host
         schedule = host_schedule(reordered(below.plan.schedule), above)
         seen = Observed(below.plan, index, left, below.kept(), host)
-        return Tiers(above, make_plan(schedule, host, policies, slots=slots, observed=seen))
+        return joined(whole, above, make_plan(schedule, host, policies, slots=slots, observed=seen))
 
 
 def first_on_device(
@@ -140,13 +144,14 @@ def first_on_device(
         if s.around is not None:
             raise ConfigError(f"stage {s.name!r} has a store of its own and computes on no device")
     facts = [known_facts(stage, variant, asked.measuring) for stage in stages]
+    speeds = budget.device.speeds
     activations = _activations(facts)
     outside, beside = ceiling.outside_nbytes, budget.device.host_nbytes
     host_room = asked.room(ceiling.weights_nbytes(outside + beside))
     rooms = budget.room(activations, asked.device_arena_nbytes), host_room
     for i, s in enumerate(stages):
-        facts[i] = _cut_to_fit(facts[i], s.prepared, rooms, asked.slots)
-    schedule = Schedule.of([device_costs(f) for f in facts])
+        facts[i] = _cut_to_fit(facts[i], s.prepared, rooms, asked.slots, speeds)
+    schedule = Schedule.of([device_costs(f, speeds) for f in facts])
     largest = max((s for x in schedule.stages for s in x.segments), key=lambda s: s.nbytes)
     above = device_schedule(schedule, frozenset())
     least = least_arena(above, asked.slots)
@@ -161,13 +166,15 @@ def first_on_device(
     tiers = make_tiers(
         schedule, (rooms[0], room), asked.policies, slots=asked.slots, lookahead=asked.lookahead
     )
-    return FirstOnDevice(tiers.device, tuple(facts), room, False, outside, beside, tiers)
+    return FirstOnDevice(tiers.device, tuple(facts), room, False, outside, beside, tiers, activations)
 
 
-def _cut_to_fit(facts: Facts, prepared: Prepared, rooms: tuple[int, int], slots: int | None) -> Facts:
+def _cut_to_fit(
+    facts: Facts, prepared: Prepared, rooms: tuple[int, int], slots: int | None, speeds: Speeds
+) -> Facts:
     """Return a stage cut finer when two of its segments do not fit one of the two memories."""
     for parts in (2, 4, None):
-        whole = Schedule.of([device_costs(facts)])
+        whole = Schedule.of([device_costs(facts, speeds)])
         segments = whole.stages[0].segments
         below = replace(
             whole.stages[0],
@@ -182,7 +189,7 @@ def _cut_to_fit(facts: Facts, prepared: Prepared, rooms: tuple[int, int], slots:
     return facts
 
 
-def device_costs(facts: Facts) -> Stage:
+def device_costs(facts: Facts, speeds: Speeds) -> Stage:
     """Return a stage with what it costs on a device, as far as is known before it runs."""
     costs = default_costs(facts)
     layouts = {name: DeviceLayout.of(x) for name, x in facts.cut.layouts.items()}
@@ -192,8 +199,8 @@ def device_costs(facts: Facts) -> Stage:
     for s in costs.segments:
         flops = counted.get(entry, 0.0) if (entry := entries[s.name]) else 0.0
         copied = layouts[s.name].nbytes
-        execute_s = flops / DEVICE_FLOPS if flops else copied / (2 * LINK_SPEED)
-        segments.append(replace(s, execute_s=execute_s, copied_nbytes=copied, copy_s=copied / LINK_SPEED))
+        execute_s = flops / speeds.flops if flops else copied / (2 * speeds.link)
+        segments.append(replace(s, execute_s=execute_s, copied_nbytes=copied, copy_s=copied / speeds.link))
     return replace(costs, segments=tuple(segments))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from blockstream.budget.amounts import parse_nbytes
 from blockstream.budget.governor import Governor, margin_nbytes
 from blockstream.checkpoint import Checkpoint
-from blockstream.device.budget import DeviceBudget
+from blockstream.device.budget import budget_on
 from blockstream.device.choose import choose_device
 from blockstream.device.protocol import Device
 from blockstream.engine.ledger import Ledger
@@ -91,18 +91,14 @@ class Session:
         device_arena: int | str | None = None,
         measuring: Measuring | None = None,
     ) -> None:
-        chosen = choose_device(device)
-        for key, value in (("device_budget", device_budget), ("device_arena", device_arena)):
-            if chosen is None and value is not None:
-                raise ConfigError(f"{key} {value!r} without a device; name one, such as cuda")
-        self._on = None if chosen is None else DeviceBudget(chosen, device_budget)
+        self._on = budget_on(choose_device(device), device_budget, device_arena)
         self.budget = budget
         limits = [None if x is None else parse_nbytes(x) for x in (arena, device_arena)]
         measuring = Measuring() if measuring is None else measuring
         self._asked = Asked(parse_policies(policy), limits[0], slots, lookahead, limits[1], measuring)
         #: What execution times depend on besides models and inputs: attention transforms, a backend.
         self.variant = variant
-        self.int8 = resolve(int8, on_device=chosen is not None)
+        self.int8 = resolve(int8, on_device=self._on is not None)
         self.ledger = ledger if ledger is not None else Ledger()
         self._declared: list[Declared] = []
         self._first: First | None = None
@@ -309,6 +305,10 @@ class Session:
         first = self._draft()
         beside = first.runtime_nbytes + first.activations_nbytes
         return first.activations_nbytes + margin_nbytes(beside + arena_nbytes)
+
+    def device_forecast(self) -> dict[str, Any] | None:
+        """Return what is planned to be held on a device, and what its link is taken for; None without one."""
+        return self._starter.forecast(self._draft())
 
     def budget_report(self) -> dict[str, Any]:
         """Return whether the budget is held, and the peak by cause."""

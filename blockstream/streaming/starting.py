@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from blockstream.budget.governor import Governor
 from blockstream.device.budget import DeviceBudget
@@ -44,6 +45,16 @@ class Starter:
         if self._on is not None:
             return first_on_device(stages, self._governor, self._on, self._asked, self._variant)
         return first_plan(stages, self._governor, self._asked, self._variant, called)
+
+    def forecast(self, first: First) -> dict[str, Any] | None:
+        """Return what a first plan expects to be held on a device, and of its link; None without one."""
+        if self._on is None or not isinstance(first, FirstOnDevice):
+            return None
+        return {
+            **self._on.forecast(first.plan.arena_nbytes, first.device_activations_nbytes),
+            "link": {"bytes_per_s": self._on.device.speeds.link, "measured": False},
+            "flops": self._on.device.speeds.flops,
+        }
 
     def open(self, first: First, stages: Sequence[Declared]) -> Plans:
         """Return what holds a tier made for the first plan; nothing is read until it is started."""

@@ -198,13 +198,13 @@ class Over:
 
 def forget_the_copy(patch):
     """Give host memory back to the disk before the copy out of it has ended."""
-    copy = UploadStore._copy
+    copy = UploadStore.queue
 
     def read(handle):
         handle._store.device.compute_waits(handle.ready.fence)
         handle.is_read = True
 
-    patch.setattr(UploadStore, "_copy", lambda self, load, handle: Over(copy(self, load, handle)))
+    patch.setattr(UploadStore, "queue", lambda self, load, handle: Over(copy(self, load, handle)))
     patch.setattr(UploadHandle, "read", read)
 
 

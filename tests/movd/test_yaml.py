@@ -60,7 +60,9 @@ def test_the_file_loads_by_its_name_from_anywhere(tmp_path, monkeypatch):
     assert load_config("movd", ["prompt=a blue star"]).pipeline.options.texts == ("a blue star",)
 
 
-@pytest.mark.parametrize(("name", "budget"), [("phone.yaml", "3.3GiB"), ("laptop.yaml", "8GiB")])
+@pytest.mark.parametrize(
+    ("name", "budget"), [("phone.yaml", "3.3GiB"), ("laptop.yaml", "8GiB"), ("gpu.yaml", "14GiB")]
+)
 def test_the_full_size_configs_load_from_anywhere_and_name_the_folder_that_is_not_there(
     name, budget, tmp_path, monkeypatch
 ):
@@ -72,6 +74,11 @@ def test_the_full_size_configs_load_from_anywhere_and_name_the_folder_that_is_no
     for part in ("t5", "dit", "vae"):  # folders in the working folder serve
         Path("weights", Path(getattr(config.pipeline.options, part).path).name).mkdir(parents=True)
     assert Path(load_config(name).pipeline.options.t5.path).parent == tmp_path / "weights"
+
+
+def test_the_small_gpus_config_has_two_budgets():
+    config = load_config("gpu.yaml")
+    assert (config.device, config.device_budget) == ("cuda", "7.2GB")
 
 
 def test_the_phones_video_is_the_papers():

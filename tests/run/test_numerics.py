@@ -1,12 +1,15 @@
 """What is accepted is obeyed, or refused by its name: threads, device."""
 
+import io
 import logging
 
 import pytest
 import torch
+from rich.console import Console
 
 from blockstream.device import choose
 from blockstream.errors import ConfigError
+from blockstream.report.outlook import print_plan
 from blockstream.run import runner
 from blockstream.run.config import RunConfig
 from blockstream.run.numerics import pinned
@@ -96,4 +99,12 @@ def test_a_run_on_a_device_gives_what_one_on_the_processor_does_within_both_budg
 def test_a_plan_for_a_device_needs_none(toy, monkeypatch):
     monkeypatch.setattr(choose, "devices_here", lambda: 0)
     plan = runner.plan(config(toy, device="cuda", device_budget="2GB", arena="auto"))
+    device = plan["device"]
+    assert device["name"] == "cuda (none is here)" and not device["link"]["measured"]
+    assert device["budget"]["nbytes"] == 2_000_000_000 >= device["budget"]["peak_nbytes"]
+    weights = sum(s["nbytes"] for s in plan["stages"])
     assert [s["name"] for s in plan["stages"]] == ["text", "net"]
+    assert all(s["copied_nbytes"] == s["nbytes"] and s["copy_s"] > 0 for s in plan["stages"])
+    assert plan["by_cause"]["weights"] < weights  # what stays on the device only passes through
+    print_plan(plan, Console(file=(shown := io.StringIO()), width=200))
+    assert "its link: 12 GB/s, its arithmetic 40 TFLOP/s, assumed" in shown.getvalue()
