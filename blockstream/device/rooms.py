@@ -17,17 +17,29 @@ from blockstream.plan.segments import Extent
 from .protocol import TENSOR_ALIGN, Device
 
 
-class DeviceArena:
-    """One piece of a device's memory, addressed by extents.
+class Readers:
+    """Who reads which extents: one that was read is left with a fence, which copies into it wait for."""
 
-    An extent that was read is left with a fence; what is copied into any of its bytes waits for that.
-    """
+    def __init__(self) -> None:
+        self._left: list[tuple[Extent, Fence]] = []
+
+    def leave(self, extent: Extent, fence: Fence) -> None:
+        """Take note that an extent is read until a fence is over. Any thread."""
+        self._left = [(x, f) for x, f in self._left if not f.is_over()] + [(extent, fence)]
+
+    def readers(self, extent: Extent) -> list[Fence]:
+        """Return what a copy into an extent has to wait for."""
+        return [f for x, f in self._left if x.overlaps(extent) and not f.is_over()]
+
+
+class DeviceArena(Readers):
+    """One piece of a device's memory, addressed by extents."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
+        super().__init__()
         self.nbytes = nbytes
         self._memory = device.empty(nbytes)
         self.address = self._memory.data_ptr()
-        self._left: list[tuple[Extent, Fence]] = []
 
     def view(self, extent: Extent) -> Tensor:
         """Return uint8 [nbytes], to copy into. ValueError if the extent leaves the arena."""
@@ -40,14 +52,6 @@ class DeviceArena:
         view = self.view(extent)
         storage = torch._C._construct_storage_from_data_pointer(view.data_ptr(), view.device, extent.nbytes)
         return torch.empty(0, dtype=torch.uint8, device=view.device).set_(storage)
-
-    def leave(self, extent: Extent, fence: Fence) -> None:
-        """Take note that an extent is read until a fence is over. Any thread."""
-        self._left = [(x, f) for x, f in self._left if not f.is_over()] + [(extent, fence)]
-
-    def readers(self, extent: Extent) -> list[Fence]:
-        """Return what a copy into an extent has to wait for."""
-        return [f for x, f in self._left if x.overlaps(extent) and not f.is_over()]
 
 
 class PinnedArena:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from blockstream.errors import BudgetError
+
 from .layout import ALIGN
 from .planner import Plan, make_plan
-from .retention import POLICIES, RetentionPolicy
+from .retention import NONE, POLICIES, RetentionPolicy
 from .segments import Schedule, Segment, Stage
 from .simulate import Prediction
 from .simulate_tiers import predict_tiers
@@ -63,8 +65,13 @@ def make_tiers(
     device_nbytes, host_nbytes = rooms
     above = device_schedule(schedule, frozenset())
     device = make_plan(above, device_nbytes, policies, slots=slots, lookahead=lookahead, align=align)
-    below = host_schedule(schedule, device)
-    return joined(schedule, device, make_plan(below, host_nbytes, policies, slots=slots, align=align))
+    try:
+        host = make_plan(host_schedule(schedule, device), host_nbytes, policies, slots=slots, align=align)
+    except BudgetError:
+        # What the device leaves to pass through may be larger two by two than all of it, in its order, is.
+        device = make_plan(above, device_nbytes, [NONE], slots=slots, lookahead=lookahead, align=align)
+        host = make_plan(host_schedule(schedule, device), host_nbytes, policies, slots=slots, align=align)
+    return joined(schedule, device, host)
 
 
 def joined(schedule: Schedule, device: Plan, host: Plan) -> Tiers:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstream.device.fake import FakeDevice
-from blockstream.device.rooms import DeviceArena
+from blockstream.device.rooms import Readers
 from blockstream.device.upload import UploadHandle, UploadStore
 from blockstream.errors import SegmentLoadError
 from blockstream.plan.planner import least_arena, make_plan
@@ -175,7 +175,7 @@ def forget_ready(patch):
 
 def forget_readers(patch):
     """Let a copy begin before those who read what lies there are done."""
-    patch.setattr(DeviceArena, "readers", lambda self, extent: [])
+    patch.setattr(Readers, "readers", lambda self, extent: [])
 
 
 def forget_consumed(patch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from blockstream.device.rooms import DeviceArena
+from blockstream.device.rooms import Readers
 from blockstream.device.upload import UploadStore
 from blockstream.engine.engine import Engine
 from blockstream.engine.loader import Lanes
@@ -68,13 +68,6 @@ class TimedStore(UploadStore):
         return End(self.device.clock, end)
 
 
-class Arena(DeviceArena):
-    """Fences alone."""
-
-    def __init__(self) -> None:
-        self._left = []
-
-
 def run_towers(tiers: Tiers) -> tuple[list[Event], float]:
     """Run the expected visits of the plans of both tiers.
 
@@ -87,7 +80,7 @@ def run_towers(tiers: Tiers) -> tuple[list[Event], float]:
     host = Engine(tiers.host, disk, clock=clock, lanes=Lanes(compute=""))
     device = TimedDevice(clock)
     pinned = SimpleNamespace(unregister=lambda: None)
-    store = TimedStore(events, host, pinned, device, Arena(), {})
+    store = TimedStore(events, host, pinned, device, Readers(), {})
     top = Engine(tiers.device, store, clock=clock, lanes=Lanes(loader="link", load="copy"))
     host.start()
     top.start()
