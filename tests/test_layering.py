@@ -32,7 +32,7 @@ PRODUCT = sorted(p for top, base in TOPS.items() if top != "tests" for p in (bas
 
 #: Private names of the product, by the test that uses them.
 BROKEN_PRIVATE_IN_TESTS: dict[str, set[str]] = {
-    "tests/device/test_upload.py": {"_copy", "_store"},
+    "tests/device/test_upload.py": {"_store"},
     "tests/engine/test_adopt_arena.py": {"_scheduler"},
     "tests/engine/test_engine.py": {"_condition", "_loader", "_scheduler"},
     "tests/engine/test_engine_failures.py": {"_condition", "_loader", "_scheduler", "_thread"},
