@@ -339,10 +339,9 @@ def open_session(
     from blockstream.streaming.op_costs import MAY, Measuring
     from blockstream.streaming.session import Session
 
-    config = this.config
+    config, device = this.config, choose_device(this.config.device, this.planning)
     assert isinstance(config.threads, int)
     use_threads(config.threads)
-    device = choose_device(config.device, this.planning)
     chosen = [*config.attention, *([] if config.backend is None else [config.backend])]
     return (kind or Session)(
         config.budget,
