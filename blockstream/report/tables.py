@@ -84,6 +84,9 @@ def print_verify(report: Mapping[str, Any], console: Console | None = None) -> N
             console.print(Text(said), soft_wrap=True)
     if made_up := [s["name"] for s in report["stages"] if s.get("synthetic")]:
         console.print(Text(f"synthetic weights: {', '.join(made_up)}; the result means nothing"))
+    if report.get("unpromised"):
+        said = f"torch promises no equal bits on {report['device']} for: {', '.join(report['unpromised'])}"
+        console.print(Text(f"{said}; another run may differ there"), soft_wrap=True)
     if report["difference"] is None:
         console.print(Text("equal, bit for bit"))
     else:

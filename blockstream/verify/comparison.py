@@ -66,6 +66,8 @@ class _Verification:
         self._observers = observers
         self._notice = notice
         self._wanted: list[Record] = []
+        #: Operations of which the device promises no equal bits, once the streamed run has met them.
+        self._unpromised: set[str] = set()
 
     def run(self) -> dict[str, Any]:
         """Return the report."""
@@ -86,6 +88,8 @@ class _Verification:
             "free_nbytes": streamed.free_nbytes,
             "stages": [_stage(streamed, name) for name in streamed.nbytes],
             "difference": None if error is None else asdict(error.difference),
+            "device": self._config.device,
+            "unpromised": sorted(self._unpromised),
         }
 
     def _streamed(self, **options: Any) -> tuple[CheckedSession, DifferenceError | None]:
@@ -165,11 +169,23 @@ class _Verification:
             session = open_session(this, kind, observer=plugins.hook if observed else None, **options)
             error = None
             try:
-                with closing(this), new_run(), seeded(), session:
+                with closing(this), new_run(), seeded(), session, self._watching():
                     _run(config, session, this)
             except DifferenceError as found:
                 error = found.with_traceback(None)  # its frames hold tensors
         return session, error
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Take note, on a device, of operations of which it promises no equal bits."""
+        if self._config.device == "cpu":
+            yield
+            return
+        from .promises import Unpromised
+
+        with Unpromised() as met:
+            yield
+        self._unpromised |= met.names
 
 
 def _run(config: RunConfig, session: Session, this: RunInProgress) -> None:

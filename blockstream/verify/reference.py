@@ -20,7 +20,7 @@ from blockstream.errors import ModelError
 from blockstream.module.dtypes import to_torch
 from blockstream.module.narrow import Narrow
 from blockstream.module.partition import Place
-from blockstream.module.prepared import Prepared
+from blockstream.module.prepared import CPU, Prepared
 from blockstream.module.torch_pickle import read_state_dict
 from blockstream.module.weights import read_entry
 
@@ -28,10 +28,10 @@ ALIGN = 64
 
 
 class Reference:
-    """The weights of one prepared module. Files are mapped while it is open; close it."""
+    """The weights of one prepared module, where compute is. Files are mapped while it is open; close it."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
+    def __init__(self, prepared: Prepared, where: torch.device = CPU) -> None:
+        self._prepared, self._where = prepared, where
         self._sources = prepared.matched.sources
         self._files = ExitStack()
         self._by_path: dict[Path, Callable[[str], Tensor]] = {}
@@ -44,8 +44,8 @@ class Reference:
                 read = [self._part(r.tensors) for r in weight.requests]
                 made: nn.Parameter = Narrow.of(
                     weight.spec,
-                    read[0].view(-1).view(torch.uint8),
-                    dict(zip(weight.parts, read[1:], strict=True)),
+                    read[0].view(-1).view(torch.uint8).to(self._where),
+                    {name: part.to(self._where) for name, part in zip(weight.parts, read[1:], strict=True)},
                 )
                 return made
             value = _aligned(weight.shape, to_torch(weight.dtype))
@@ -54,7 +54,7 @@ class Reference:
                 stored = self._stored(entry).reshape(-1)
                 flat[at : at + stored.numel()].copy_(stored)
                 at += stored.numel()
-            return nn.Parameter(value, requires_grad=False)
+            return nn.Parameter(value.to(self._where), requires_grad=False)
 
     def _part(self, entries: Sequence[TensorEntry]) -> Tensor:
         """Return the bytes of a coded weight, or one of its companions, in memory of their own."""
@@ -70,9 +70,9 @@ class Reference:
         weight = self._prepared.weight(path)
         (entry,) = weight.tensors
         if weight.spec is not None:
-            return nn.functional.embedding(ids, self.parameter(path))
-        rows = nn.functional.embedding(ids, self._stored(entry))
-        return rows.to(to_torch(weight.dtype))
+            return nn.functional.embedding(ids.to(self._where), self.parameter(path))
+        rows = nn.functional.embedding(ids.to(CPU), self._stored(entry))
+        return rows.to(to_torch(weight.dtype)).to(self._where)
 
     def fill_buffers(self) -> None:
         """Write what the files hold for them into the module's stored buffers."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from blockstream.module.binding import tensors_in
 from blockstream.module.partition import Part, Place
-from blockstream.module.prepared import Prepared
+from blockstream.module.prepared import CPU, Prepared
 from blockstream.module.standins import RowTable
 from blockstream.verify.difference import Difference, DifferenceError
 
@@ -29,18 +29,22 @@ from .reference import Reference, bound
 
 log = logging.getLogger(__name__)
 
+#: The states of the processor's generator and of a device's.
+Drawn = tuple[Tensor, Tensor | None]
+
 
 class SegmentCheck:
     """The comparison of one stage: DifferenceError at the first difference. Close it to undo its changes."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, where: torch.device = CPU) -> None:
+        """Compute is `where`."""
         #: Visits compared, by segment.
         self.visits: Counter[str] = Counter()
         #: Segments whose inputs cannot be copied: their weights alone are compared.
         self.weights_alone: set[str] = set()
         self._stage = prepared.name
         self._module = prepared.module
-        self._reference = Reference(prepared)
+        self._reference, self._where = Reference(prepared, where), where
         self._resident = [part for part in prepared.parts if part.resident]
         paths = {id(module): path for path, module in prepared.module.named_modules()}
         #: Where places are in the module as it is now: adapters wrap some.
@@ -71,7 +75,7 @@ class SegmentCheck:
 
         def checked(*args: Any, **kwargs: Any) -> Any:
             inputs = self._copied(part, (args, kwargs))
-            random = torch.get_rng_state()
+            random = _drawn(self._where)
             output = forward(*args, **kwargs)
             self._check(part, forward, (output, args, kwargs), inputs, random)
             return output
@@ -83,7 +87,7 @@ class SegmentCheck:
             self._undo.callback(setattr, block, "forward", own)
 
     def _check(
-        self, part: Part, forward: Callable[..., Any], got: Any, inputs: Any | None, random: Tensor
+        self, part: Part, forward: Callable[..., Any], got: Any, inputs: Any | None, random: Drawn
     ) -> None:
         """Compare one visit: weights first, which names the parameter, then what they give."""
         self.visits[part.name] += 1
@@ -91,12 +95,12 @@ class SegmentCheck:
         params = self._compare_weights(part)
         if inputs is None:
             return
-        after = torch.get_rng_state()
-        torch.set_rng_state(random)
+        after = _drawn(self._where)
+        _draw_on(random, self._where)
         with bound(self._module, params):
             args, kwargs = inputs
             want = (forward(*args, **kwargs), args, kwargs)
-        torch.set_rng_state(after)
+        _draw_on(after, self._where)
         ours, theirs = list(tensors_in(got)), list(tensors_in(want))
         if len(ours) != len(theirs):
             note = f"{len(ours)} tensors, and {len(theirs)} on weights read another way"
@@ -157,3 +161,15 @@ class SegmentCheck:
         name = part.name if part is not None else None
         call = max(1, self.visits[name or ""])
         raise DifferenceError(Difference(self._stage, name, call, what, apart, note))
+
+
+def _drawn(where: torch.device) -> Drawn:
+    """Return where the generators are: the processor's, and that of the device which computes."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(where) if where.type == "cuda" else None
+
+
+def _draw_on(state: Drawn, where: torch.device) -> None:
+    """Put the generators back."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], where)

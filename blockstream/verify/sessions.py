@@ -16,14 +16,16 @@ from torch import nn
 from blockstream.budget.amounts import format_nbytes
 from blockstream.engine.store import StoreAround
 from blockstream.errors import BudgetError, ModelError
+from blockstream.module.binding import tensors_in
 from blockstream.module.guards import Follower
 from blockstream.module.partition import Place
-from blockstream.module.prepared import Prepared
+from blockstream.module.prepared import CPU, Prepared
 from blockstream.plan.planner import least_arena
 from blockstream.plan.segments import Schedule
 from blockstream.plugins.network import Network
 from blockstream.streaming import open_sessions
 from blockstream.streaming.session import Session
+from blockstream.streaming.stage import sent_to
 from blockstream.system.limits import headroom
 
 from .recorder import Recorder, Seen
@@ -57,7 +59,7 @@ class CheckedSession(Session):
         #: The stages whose weights are synthetic.
         self.synthetic: set[str] = set()
         #: What was free before anything was read, and the least arena of the stages checked by segment.
-        self.free_nbytes = headroom().nbytes
+        self.free_nbytes = free_nbytes(self.where)
         self.arena_nbytes = 0
         self._by_segment = by_segment
         self._begun = False
@@ -76,7 +78,10 @@ class CheckedSession(Session):
             if prepared.synthetic is not None:
                 self.synthetic.add(name)
             if name in chosen:
-                self.checks[name] = SegmentCheck(prepared)
+                self.checks[name] = SegmentCheck(prepared, self.where)
+        if chosen and self.where.type == "cuda":
+            # What the check holds beside a block is none of the run's: the budget is not meant for it.
+            torch.cuda.set_per_process_memory_fraction(1.0, self.where)
 
     def close(self) -> None:
         """Undo what was changed to look on, then close. Idempotent."""
@@ -96,6 +101,9 @@ class CheckedSession(Session):
         chosen = set()
         for _ in self.nbytes:  # each that does not fit needs slots, which may push another out
             chosen = {n for n, nbytes in self.nbytes.items() if not self._fits(nbytes)}
+            self._least(chosen)
+        if chosen and self.where != CPU:  # a stage that streams would fill what a whole one needs there
+            chosen = set(self.nbytes)
             self._least(chosen)
         return chosen
 
@@ -176,7 +184,7 @@ class ResidentSession(Session):
         prepared, _, around = self.prepare(name, Network(model, checkpoint, dtype, around))
         if around is not None:
             raise ModelError(f"stage {name!r} has a store of its own: its weights cannot be held resident")
-        self._residents[name] = Resident(prepared, self._make_room)
+        self._residents[name] = Resident(prepared, self._make_room, self.where)
         open_sessions.claim(prepared.module, self)
         return prepared.outer
 
@@ -185,7 +193,7 @@ class ResidentSession(Session):
         for resident in self._residents.values():
             if resident is not wanted:
                 resident.free()
-        free, nbytes = headroom().nbytes, nbytes_of(wanted.prepared)
+        free, nbytes = free_nbytes(self.where), nbytes_of(wanted.prepared)
         if nbytes > free:
             raise BudgetError(
                 f"the {format_nbytes(nbytes)} of stage {wanted.prepared.name!r} no longer fit in the "
@@ -194,19 +202,23 @@ class ResidentSession(Session):
 
 
 class Resident:
-    """One module without streaming: stand-ins until its first call, then all weights, read another way."""
+    """One module without streaming: stand-ins until its first call, then all weights, read another way.
 
-    def __init__(self, prepared: Prepared, make_room: Any) -> None:
-        self.prepared = prepared
+    Compute is `where`: inputs are moved, and outputs sent back, as those of a streamed module are.
+    """
+
+    def __init__(self, prepared: Prepared, make_room: Any, where: torch.device = CPU) -> None:
+        self.prepared, self._where = prepared, where
         self._make_room = make_room
-        self._reference = Reference(prepared)
+        self._depth, self._is_away = 0, False
+        self._reference = Reference(prepared, where)
         self._loaded = ExitStack()
         self._is_loaded = False
-        prepared.install()
+        prepared.install(where)
         self._reference.fill_buffers()
         # No hooks: a module that looks for some before it chooses how to compute must find none.
         self._followed = [
-            Follower(module, prepared.name, self._before, lambda output, failed: None)
+            Follower(module, prepared.name, self._before, self._after, self._sent)
             for module in prepared.module.modules()
         ]
         for call in self._followed:
@@ -226,7 +238,8 @@ class Resident:
         self.prepared.restore()
         self._reference.close()
 
-    def _before(self, args: Any, kwargs: Any) -> None:
+    def _before(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        self._depth += 1
         if not self._is_loaded:
             self._make_room(self)
             weights = self.prepared.weights  # by the paths that they have now: adapters wrap some
@@ -234,6 +247,17 @@ class Resident:
             params = {at: self._reference.parameter(at[0].path) for at in places}
             self._loaded.enter_context(bound(self.prepared.module, params))
             self._is_loaded = True
+        if self._depth > 1 or self._where == CPU:
+            return None
+        self._is_away = {t.device for _, t in tensors_in((args, kwargs))} == {CPU}
+        moved: tuple[Any, Any] = sent_to(self._where, (args, kwargs))
+        return moved
+
+    def _after(self, output: Any, failed: bool) -> None:
+        self._depth -= 1
+
+    def _sent(self, output: Any) -> Any:
+        return sent_to(CPU, output) if self._is_away and not self._depth else output
 
 
 @contextmanager
@@ -242,6 +266,13 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+def free_nbytes(where: torch.device) -> int:
+    """Return the bytes that are free for weights where compute is."""
+    if where.type != "cuda":
+        return headroom().nbytes
+    return int(torch.cuda.mem_get_info(where)[0])
 
 
 def beside(free_nbytes: int) -> int:

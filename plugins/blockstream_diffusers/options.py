@@ -56,9 +56,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folder: str = Field(
-        description="a folder with a model_index.json, a DDUF file, or a hub's id"
-    )
+    folder: str = Field(description="a folder with a model_index.json, a DDUF file, or a hub's id")
     variant: str | None = Field(None, description="one of several sets of weights, such as fp16")
     dtype: Dtype | dict[str, Dtype] | None = Field(
         None, description="dtype of all networks, or of each by its name, with `default` for the rest"
