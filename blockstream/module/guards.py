@@ -2,8 +2,9 @@
 
 Calls are followed by way of `_call_impl`, which `nn.Module.__call__` looks up on the module itself: a
 module that looks at its hooks before it chooses how to compute (torch's encoder layers do) finds none of
-ours, and an exception or interrupt leaves a call as surely as its end. What would change or copy the weights
-is refused whole, before anything has changed.
+ours, and an exception or interrupt leaves a call as surely as its end. A module that was compiled is called
+by another way, `_compiled_call_impl`, and followed there: torch.compile traces what is followed, never who
+follows. What would change or copy the weights is refused whole, before anything has changed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,22 @@ from blockstream.errors import ModelError
 
 from .adapters import asks_names, writes_adapters_alone
 
-#: The attribute by which calls are followed.
+#: The attribute by which calls are followed, and the one of a compiled module.
 CALL = "_call_impl"
+COMPILED = "_compiled_call_impl"
+_frames = torch._C._dynamo.eval_frame
+
+
+def _untraced(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have torch.compile pass over a method; what it calls is traced."""
+    if hasattr(_frames, "skip_code"):  # as older versions of torch have it
+        _frames.skip_code(method.__code__)
+    elif hasattr(_frames, "set_code_exec_strategy"):
+        strategy = _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.DEFAULT)
+        _frames.set_code_exec_strategy(method.__code__, strategy)
+    why = "blocks are on disk, and each is a graph of its own: leave fullgraph out, or compile blocks"
+    method._torchdynamo_disable, method._torchdynamo_disable_msg = True, why  # type: ignore[attr-defined]
+    return method
 
 
 class Guard:
@@ -42,19 +57,21 @@ class Link(Guard):
 
     def attach(self) -> None:
         """Follow calls from now on."""
-        inner = self.module.__dict__.get(CALL)
+        way = _way(self.module)
+        inner = self.module.__dict__.get(way)
         self.run: Callable[..., Any] = inner or type(self.module)._call_impl.__get__(self.module)
-        self.module.__dict__[CALL] = self
+        self.module.__dict__[way] = self
 
     def remove(self) -> None:
         """Follow no more, whoever was attached since. Idempotent."""
         inner: Any = self
-        link: Any = self.module.__dict__.get(CALL)
+        way = _way(self.module)
+        link: Any = self.module.__dict__.get(way)
         if link is self:
-            if isinstance(self.run, Guard):
-                self.module.__dict__[CALL] = self.run
+            if isinstance(self.run, Guard) or way == COMPILED:
+                self.module.__dict__[way] = self.run
             else:
-                del self.module.__dict__[CALL]
+                del self.module.__dict__[way]
         while isinstance(link, Link):
             if link.run is inner:
                 link.run = self.run
@@ -80,16 +97,37 @@ class Follower(Link):
         super().__init__(module, what)
         self._enter, self._leave, self._sent = enter, leave, sent
 
+    @_untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module."""
         output, failed = None, True
+        tracer = _frames.set_eval_frame(None)
         try:
             args, kwargs = self._enter(args, kwargs) or (args, kwargs)
+            _frames.set_eval_frame(tracer)
             output = self.run(*args, **kwargs)
             failed = False
         finally:
-            self._leave(output, failed)
-        return self._sent(output)
+            _frames.set_eval_frame(None)
+            try:
+                self._leave(output, failed)
+                output = output if failed else self._sent(output)
+            finally:
+                _frames.set_eval_frame(tracer)
+        return output
+
+
+class Untraced(Link):
+    """Keeps torch.compile out of a module's calls: what reads from files as it computes is in no graph."""
+
+    @_untraced
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        tracer = _frames.set_eval_frame(None)
+        try:
+            return self.run(*args, **kwargs)
+        finally:
+            _frames.set_eval_frame(tracer)
 
 
 class Wake(Link):
@@ -105,13 +143,31 @@ class Wake(Link):
         super().__init__(module, what)
         self._wake, self._due = wake, due
 
+    @_untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Wake, then call the module."""
-        if not self._due(args, kwargs):
-            return self.run(*args, **kwargs)
-        self.remove()
-        self._wake()
-        return self.module(*args, **kwargs)
+        tracer = _frames.set_eval_frame(None)
+        try:
+            if is_due := self._due(args, kwargs):
+                self.remove()
+                self._wake()
+        finally:
+            _frames.set_eval_frame(tracer)
+        return (self.module if is_due else self.run)(*args, **kwargs)
+
+
+class _CompiledInside(Guard):
+    """In the place of `compile`: the module is compiled, and those who follow its calls stay outside."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        module, way = self.module, _way(self.module)
+        compiled = torch.compile(type(module)._call_impl.__get__(module), *args, **kwargs)
+        link: Any = module.__dict__.pop(way, None)
+        module.__dict__[COMPILED] = link if isinstance(link, Link) else compiled
+        while isinstance(link, Link):
+            if not isinstance(link.run, Link):
+                link.run = compiled
+            link = link.run
 
 
 class _Unmoved(Guard):
@@ -175,7 +231,12 @@ class Closed:
 
     def __init__(self, module: nn.Module, what: str) -> None:
         self.module, self.what = module, what
+        self._way = _way(module)
+        #: What it stands before: the call of a compiled module.
+        self._inner = module.__dict__.get(self._way)
+        module.__dict__[self._way] = self
 
+    @_untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raise ModelError, or call the module if it has been given weights since."""
         if not any(p.is_meta for p in self.module.parameters()):
@@ -188,11 +249,14 @@ class Closed:
 
     def remove(self) -> None:
         """Refuse no more."""
-        if self.module.__dict__.get(CALL) is self:
-            del self.module.__dict__[CALL]
+        if self.module.__dict__.get(self._way) is self:
+            del self.module.__dict__[self._way]
+            if self._inner is not None:
+                self.module.__dict__[self._way] = self._inner
 
 
 _GUARDS: dict[str, type[Guard]] = {
+    "compile": _CompiledInside,
     "_apply": _Unmoved,
     "requires_grad_": _Frozen,
     "load_state_dict": _Unloaded,
@@ -218,16 +282,18 @@ def unguard(root: nn.Module) -> None:
 def shut(root: nn.Module) -> None:
     """Have a module whose parameters are on meta again refuse to be called, by name."""
     for path, module in _with_parameters(root):
-        if CALL not in module.__dict__ and any(p.is_meta for p in module.parameters()):
-            module.__dict__[CALL] = Closed(module, _name(root, path))
+        closed = isinstance(module.__dict__.get(_way(module)), Closed) or CALL in module.__dict__
+        if not closed and any(p.is_meta for p in module.parameters()):
+            Closed(module, _name(root, path))
 
 
 def reopen(root: nn.Module) -> None:
     """Undo `shut`. Idempotent."""
     for module in root.modules():
-        closed = module.__dict__.get(CALL)
-        if isinstance(closed, Closed):
-            closed.remove()
+        for way in (CALL, COMPILED):
+            closed = module.__dict__.get(way)
+            if isinstance(closed, Closed):
+                closed.remove()
 
 
 def left_out(root: nn.Module) -> dict[int, None]:
@@ -238,7 +304,7 @@ def left_out(root: nn.Module) -> dict[int, None]:
 def strip(copy: nn.Module) -> None:
     """Remove from a deep copy the attributes that `left_out` left empty."""
     for module in copy.modules():
-        for name in (CALL, *_GUARDS):
+        for name in (CALL, COMPILED, *_GUARDS):
             if name in module.__dict__ and module.__dict__[name] is None:
                 del module.__dict__[name]
 
@@ -247,6 +313,11 @@ def _with_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in root.named_modules():
         if not path or next(module.parameters(), None) is not None:
             yield path, module
+
+
+def _way(module: nn.Module) -> str:
+    """Return the attribute by which a module is called."""
+    return COMPILED if module.__dict__.get(COMPILED) is not None else CALL
 
 
 def _name(root: nn.Module, path: str) -> str:
