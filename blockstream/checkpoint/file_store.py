@@ -161,9 +161,9 @@ class FileLoading:
 class FileStore:
     """Loads segments of checkpoint files into an arena. A `blockstream.engine.store.Store`.
 
-    `stages` maps stage -> segment -> layout. Files are opened once, here, and must still be those
-    whose headers were read; each load looks again. Loads belong to one thread at a time,
-    `close` to any. The reader is the store's from here on, and closed with it.
+    `stages` maps stage -> segment -> layout. Files are opened once, here or by `open`, and must still be
+    those whose headers were read; each load looks again. Loads belong to one thread at a time, `close` to
+    any. The reader is the store's from here on, and closed with it.
     """
 
     def __init__(
@@ -182,12 +182,13 @@ class FileStore:
         try:
             for layouts in self.stages.values():
                 for layout in layouts.values():
-                    self._open(layout)
+                    self.open(layout)
         except BaseException:
             self.reader.close()
             raise
 
-    def _open(self, layout: SegmentLayout) -> None:
+    def open(self, layout: SegmentLayout) -> None:
+        """Open the files of a layout that are not open; those whose headers were read, or CheckpointError."""
         for stamp in layout.files:
             if stamp not in self._files:
                 stamp.check()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,13 @@ from blockstream.module.layers.int8 import Int8Layers, Product, resolve
 from .adapters import BASE, base_of
 from .binding import Binding, Laid, Rooms, Spot
 from .dtypes import COMPUTED, FROM_TORCH, to_torch
+from .experts import Experts, ExpertTable, find_experts
 from .guards import guard, reopen, shut, unguard
 from .libraries import built_in, dtype_for, library_of, stays_float32
 from .match import match, require_parameters
 from .partition import Part, Partition, Place, partition
 from .row_tables import TableReader
+from .shelf import Shelf
 from .standins import Absent, RowTable
 from .weights import Weight, read_buffer, read_entry, weight_of
 
@@ -39,7 +41,7 @@ class Cut:
     """How a module is cut into segments.
 
     `parts` with their `layouts` by name and `kinds` (parts of one kind compute alike), `tables` read by row,
-    and the order of paths that the module `declared`, empty if it names none.
+    and the order of paths that the module `declared`, empty if it names none; `experts` are in no part.
     """
 
     parts: tuple[Part, ...]
@@ -48,6 +50,7 @@ class Cut:
     tables: tuple[tuple[Place, ...], ...]
     declared: tuple[str, ...]
     named: Named
+    experts: tuple[Experts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,20 +114,26 @@ class Prepared:
                     self._held.setdefault(id(owner), {})[key] = weight
         self._sources = self._name().weights
         self._readers: list[TableReader] = []
+        #: What serves experts that are read one by one, once there is memory for them.
+        self.shelf: Shelf | None = None
         self._where = CPU
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         self._values: list[tuple[Tensor, Tensor]] = []
         self._extra: list[tuple[nn.Module, Any]] = []
         self.use(self.cut())
 
-    def cut(self, finer: int | None = None) -> Cut:
+    def cut(self, finer: int | None = None, apart: bool = False) -> Cut:
         """Return the module cut into segments, none above `finer` bytes where that can be helped.
 
-        Nothing is changed: it is cut so once the cut is put to `use`.
+        `apart`: experts are read one by one. Nothing is changed: it is cut so once the cut is put to `use`.
         """
         named = self._name()
-        made = self._partition(finer, named)
-        layouts = {part.name: _lay_out(part, named) for part in made.parts}
+        experts = tuple(find_experts(self.module, named.weights)[0].values()) if apart else ()
+        made = self._partition(finer, named, experts)
+        layouts = {
+            part.name: lay_out(part.name, [r for x in part.params for r in named.weights[x[0].path].requests])
+            for part in made.parts
+        }
         for places in made.tables:  # not read whole, but held to the same rules
             weight = named.weights[places[0].path]
             lay_out(f"table.{weight.path}", weight.requests)
@@ -137,7 +146,7 @@ class Prepared:
         kinds = tuple(
             (type(self.module.get_submodule(p.entry or "")), layouts[p.name].bound_nbytes) for p in made.parts
         )
-        return Cut(made.parts, layouts, kinds, made.tables, made.order, named)
+        return Cut(made.parts, layouts, kinds, made.tables, made.order, named, experts)
 
     def _name(self) -> Named:
         """Return the module's modules and weights by the paths they have now."""
@@ -164,16 +173,11 @@ class Prepared:
         """Return the layout of each segment by name."""
         return self._cut.layouts
 
-    def finest(self) -> list[tuple[int, bool]]:
-        """Return (bytes, whether it stays) of the segments of the finest cut, in registration order."""
-        named = self._name()
-        cut = self._partition(1, named)
-        return [(_lay_out(part, named).nbytes, part.resident) for part in cut.parts]
-
-    def _partition(self, finer: int | None, named: Named) -> Partition:
+    def _partition(self, finer: int | None, named: Named, experts: Sequence[Experts]) -> Partition:
         weights = named.weights
         # What was added since (an adapter) and what is computed stays as it is.
         others = {p for p, _ in self.module.named_parameters(remove_duplicate=False) if p not in weights}
+        others |= {place.path for each in experts for place in each.places}
         return partition(self.module, lambda path: weights[path].nbytes, finer=finer, without=others)
 
     @property
@@ -186,6 +190,11 @@ class Prepared:
     def tables(self) -> list[str]:
         """Return the parameters that are gathered row by row."""
         return [places[0].path for places in self._cut.tables]
+
+    @property
+    def experts(self) -> tuple[Experts, ...]:
+        """Return the experts that are read one by one."""
+        return self._cut.experts
 
     @property
     def gathered_nbytes(self) -> int:
@@ -241,6 +250,9 @@ class Prepared:
             for part in self.parts:
                 for places in part.params:
                     self._stand_in(places, f"parameter {places[0].path!r} of segment {part.name!r}")
+            for each in self._cut.experts:
+                for place in each.places:
+                    self._stand_in((place,), f"parameter {place.path!r}, read by expert,", ExpertTable)
             self._cast_buffers()
             self._load_buffers()
             self._set_own()
@@ -276,6 +288,7 @@ class Prepared:
         A module whose own parameters are on meta refuses to be called from then on.
         """
         unguard(self.module)
+        self.shelf = None
         for table, name, value in reversed(self._undo):
             table[name] = value
         with torch.inference_mode():  # writes to tensors of any mode
@@ -385,8 +398,3 @@ class Prepared:
             prefix, _, name = path.rpartition(".")
             own = nn.Parameter(value.to(self._where, self.dtype_of(path)), requires_grad=False)
             self._replace(self._cut.named.modules[prefix]._parameters, name, own)
-
-
-def _lay_out(part: Part, named: Named) -> SegmentLayout:
-    weights = (named.weights[places[0].path] for places in part.params)
-    return lay_out(part.name, [r for weight in weights for r in weight.requests])

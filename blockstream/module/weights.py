@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -117,6 +117,42 @@ def _bytes(entry: TensorEntry) -> TensorEntry:
     """Return a coded weight's own bytes as an entry."""
     assert entry.coded is not None
     return TensorEntry(entry.coded.stored, "U8", (entry.nbytes,), entry.file, entry.offset, entry.nbytes)
+
+
+def item_of(weight: Weight, i: int) -> Weight | None:
+    """Return one item of a weight along its first dimension, read alone; None where that cannot be."""
+    n, spec = weight.shape[0], weight.spec
+    many = len(weight.tensors) > 1
+    if len(weight.tensors) % n if many else spec is not None and not spec.by_row:
+        return None
+    per = len(weight.tensors) // n if many else 0
+    requests = []
+    for r in weight.requests:
+        shape = r.tensors[0].shape if r.shape is None else r.shape
+        if many:
+            tensors = r.tensors[i * per : (i + 1) * per]
+            shape = tensors[0].shape if spec is not None and per == 1 else (per, *tensors[0].shape)
+        else:
+            whole = r.tensors[0]
+            rows = whole.shape[:1] == (n,) or (r.param == weight.path and spec is not None)
+            if not rows or whole.nbytes % n:
+                return None
+            nbytes = whole.nbytes // n
+            shape = (nbytes,) if len(whole.shape) == 1 else whole.shape[1:]
+            tensors = (replace(whole, shape=shape, offset=whole.offset + i * nbytes, nbytes=nbytes),)
+        if spec is None:
+            shape = weight.shape[1:]
+        elif r.param == weight.path:
+            shape = (sum(t.nbytes for t in tensors),)
+        requests.append(replace(r, tensors=tensors, shape=shape))
+    item = weight.shape[1:]
+    if spec is not None:
+        spec = (
+            replace(spec, shape=(1, *item))
+            if not many
+            else replace(spec, shape=spec.part_shape if per == 1 else (1, *item), count=per)
+        )
+    return replace(weight, requests=tuple(requests), tensors=requests[0].tensors, shape=item, spec=spec)
 
 
 def read_buffer(path: str, source: Source, shape: tuple[int, ...]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from blockstream.budget.amounts import format_nbytes
@@ -35,24 +36,28 @@ def plan_account(
     arena_nbytes: int | None = None,
     finest_arena_nbytes: int | None = None,
     device: Mapping[str, Any] | None = None,
+    experts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return what `plan --json` prints.
 
     `costs_from` says by stage where its costs come from, `runtime_nbytes` what the process holds before
     any weight, `activations_beside(arena)` the bytes kept free beside an arena. `budget_nbytes` and
     `arena_nbytes` are the limits asked for, None where there is none, `finest_arena_nbytes` the least that
-    segments could be cut for. `device` is what is planned to be held there: budgets and arenas are
-    host memory's, and the curve is for the device's plan as it is. Asks the planner some 15 times.
+    segments could be cut for, with what its experts take. `device` is what is planned to be held there:
+    budgets and arenas are host memory's, and the curve is for the device's plan as it is. `experts` by stage
+    are those that are read as they are routed to: the bytes of all and of the least to compute with. Asks the
+    planner some 15 times.
     """
     host = made.host if isinstance(made, TopPlan) else made
+    shelf: int = sum(x["least_nbytes"] for x in experts.values())
 
     def budget_of(arena: int) -> int:
-        return runtime_nbytes + arena + activations_beside(arena)
+        return runtime_nbytes + arena + shelf + activations_beside(arena + shelf)
 
     points = curve_of(made, policies, [host.arena_nbytes])
     bend, last = knee(points), enough(points)
     own = points[0].arena_nbytes
-    finest = own if finest_arena_nbytes is None else min(own, finest_arena_nbytes)
+    finest = own if finest_arena_nbytes is None else min(own, finest_arena_nbytes - shelf)
     is_finer = budget_of(finest) < (1 - FINER) * budget_of(own)
     said = advice(points, budget_of, None if is_finer else budget_of(finest))
     if is_finer:
@@ -61,6 +66,7 @@ def plan_account(
         {
             **_stage_account(stage, planned, predicted, costs_from.get(stage.name, "")),
             **({} if host is made else _tiers_account(predicted, host.schedule.stages[i], host.stages[i])),
+            **({"experts": experts[stage.name]} if stage.name in experts else {}),
         }
         for i, (stage, planned, predicted) in enumerate(
             zip(made.schedule.stages, made.stages, made.predicted.stages, strict=True)
@@ -69,7 +75,8 @@ def plan_account(
     causes = {
         "runtime": runtime_nbytes,
         "weights": host.arena_nbytes,
-        "activations": activations_beside(host.arena_nbytes),
+        **({"experts": shelf} if shelf else {}),
+        "activations": activations_beside(host.arena_nbytes + shelf),
     }
     return {
         "schema": SCHEMA,

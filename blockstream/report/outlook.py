@@ -52,6 +52,8 @@ def _reasons(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, bo
         if host := s.get("host"):
             below = f"{host['retained']} segments, {format_nbytes(host['retained_nbytes'])}"
             yield "", f"in host memory: {below}; copied {format_nbytes(s['copied_nbytes'])}", False
+        if "experts" in s:
+            yield "", _experts(s["experts"]), False
         if s["costs_from"]:
             yield "", f"costs: {s['costs_from']}", False
 
@@ -82,6 +84,23 @@ def _device_lines(device: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     sure = "measured" if link["measured"] else "assumed"
     speeds = f"{link['bytes_per_s'] / 1e9:.0f} GB/s, its arithmetic {device['flops'] / 1e12:.0f} TFLOP/s"
     yield "", f"its link: {speeds}, {sure}", False
+
+
+def _experts(experts: Mapping[str, Any]) -> str:
+    """Return how experts are read."""
+    said = []
+    if experts["count"]:
+        said.append(
+            f"{experts['count']} experts of {format_nbytes(experts['nbytes'])} in all are read as tokens are "
+            f"routed to them, past the reads below; {format_nbytes(experts['least_nbytes'])} to compute with"
+        )
+    if experts["a_token_nbytes"]:
+        said[0] += f", {format_nbytes(experts['a_token_nbytes'])} a token"
+    for reason in dict.fromkeys(experts["whole"].values()):
+        paths = [path for path, why in experts["whole"].items() if why == reason]
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        said.append(f"{paths[0]}{more}: all experts are read with their block, as {reason}")
+    return f"experts: {'; '.join(said)}"
 
 
 def _staying(stage: Mapping[str, Any]) -> str:

@@ -240,16 +240,15 @@ def plan(config: RunConfig, measure: bool = True) -> dict[str, Any]:
 
     With `measure`, operations that will run are run on random operands, once a machine, to predict by.
     """
-    config = pinned(config, planning=True)
-    plugins = activate(config)
-    this = RunInProgress(config, NOWHERE, Ledger(), plugins)
+    from blockstream.streaming.shelves import experts_account
+
+    this = RunInProgress(config := pinned(config, planning=True), NOWHERE, Ledger(), activate(config))
     with closing(this), open_session(this, measure="plan" if measure else "") as session:
         pipeline: Pipeline = config.pipeline.build()
         with _blaming(config.pipeline.who):
             pipeline.declare(session, this)
-        made = session.draft()
         return plan_account(
-            made,
+            session.draft(),
             config.policy.build(),
             session.costs_from,
             runtime_nbytes=held().nbytes,
@@ -258,6 +257,7 @@ def plan(config: RunConfig, measure: bool = True) -> dict[str, Any]:
             arena_nbytes=None if config.arena == "auto" else parse_nbytes(config.arena),
             finest_arena_nbytes=session.finest_arena_nbytes,
             device=session.device_forecast(),
+            experts=experts_account(session.prepared, session.facts),
         )
 
 

@@ -30,6 +30,7 @@ def session_report(
             "files": sorted({str(f.path) for x in stage.prepared.layouts.values() for f in x.files}),
             "costs": facts[stage.name].known.source,
             "gathered_nbytes": stage.prepared.gathered_nbytes,
+            **({} if (shelf := stage.prepared.shelf) is None else {"experts": shelf.report()}),
             "synthetic": stage.prepared.synthetic is not None,
             "unused_tensors": len(stage.prepared.matched.unused),
         }

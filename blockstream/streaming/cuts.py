@@ -21,6 +21,21 @@ CUT_NBYTES = 128 << 20
 CUT_GAIN = 0.01
 
 
+def cut_apart(facts: Facts, prepared: Prepared, room: int) -> Facts:
+    """Return a stage whose experts are read one by one, where there is no room for all of its weights.
+
+    Tiny experts go on with their block: places for them would take more.
+    """
+    whole = sum(align_up(layout.nbytes) for layout in facts.cut.layouts.values())
+    if facts.cut.experts or whole <= room:
+        return facts
+    apart = facts.recut(prepared, facts.finer, apart=True)
+    if not apart.cut.experts:
+        return facts
+    needs, needed = (least_arena(Schedule.of([default_costs(f)])) + f.shelf_nbytes for f in (apart, facts))
+    return apart if needs < needed else facts
+
+
 def cut_to_fit(facts: Facts, prepared: Prepared, room: int, slots: int | None) -> Facts:
     """Return a stage cut finer when two of its segments do not fit: as fine as it takes, or can be."""
     for parts in (2, 4, None):

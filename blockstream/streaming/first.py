@@ -19,7 +19,7 @@ from blockstream.system.runtime_floor import RUNTIME_MODULES, runtime_floor
 
 from .asked import Asked
 from .costs import default_costs
-from .cuts import cut_to_fit, cut_to_gain
+from .cuts import cut_apart, cut_to_fit, cut_to_gain
 from .declared import Declared
 from .op_costs import Measuring
 from .remembered import known_costs
@@ -64,24 +64,38 @@ def first_plan(
     inputs. Raises BudgetError, naming the least that would do, when nothing fits.
     """
     facts = [known_facts(stage, variant, asked.measuring) for stage in stages]
+    facts = _apart(facts, stages, asked.room(ceiling.weights_nbytes(ceiling.outside_nbytes)))
     facts, runtime = _beside(stages, facts, ceiling, asked, variant, called)
     activations = expected_activations(facts)
     outside = runtime + activations
     room = asked.room(ceiling.weights_nbytes(outside))
+    facts = _apart(facts, stages, room)
+    shelves = sum(f.shelf_nbytes for f in facts)
+    room -= shelves
     for i, stage in enumerate(stages):
         facts[i] = cut_to_fit(facts[i], stage.prepared, room, asked.slots)
         if asked.slots is None and asked.lookahead is None:
             facts[i] = cut_to_gain(facts[i], stage.prepared, room, asked.policies)
     schedule = Schedule.of([default_costs(f) for f in facts])
     least, frugal = least_arena(schedule, asked.slots), False
-    if asked.arena_nbytes is None or least <= asked.arena_nbytes:
+    if asked.arena_nbytes is None or least + shelves <= asked.arena_nbytes:
         largest = max((s for x in schedule.stages for s in x.segments), key=lambda s: s.nbytes)
         count = asked.slots or min(2, sum(not s.resident for x in schedule.stages for s in x.segments))
-        ceiling.refuse(least, outside, (largest.name, largest.nbytes), count)
+        ceiling.refuse(least + shelves, outside, (largest.name, largest.nbytes), count)
         room = max(room, least)
         frugal = room < least + FRUGAL_NBYTES
+    elif shelves:
+        raise BudgetError(
+            f"an arena of {asked.arena_nbytes:,} bytes cannot hold two slots ({least:,} bytes) beside "
+            f"{shelves:,} bytes for the experts that compute; the least is {least + shelves:,} bytes"
+        )
     plan = asked.plan(schedule, room, ceiling.explicit)
     return First(plan, tuple(facts), room, frugal, runtime, activations)
+
+
+def _apart(facts: Sequence[Facts], stages: Sequence[Declared], room: int) -> list[Facts]:
+    """Return the stages, those with no room for all of their experts with experts read one by one."""
+    return [cut_apart(f, stage.prepared, room) for f, stage in zip(facts, stages, strict=True)]
 
 
 def expected_activations(facts: Sequence[Facts]) -> int:

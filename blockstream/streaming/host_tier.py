@@ -16,6 +16,7 @@ from blockstream.plan.layout import align_up
 from blockstream.plan.planner import Plan
 
 from .declared import Declared
+from .shelves import Shelves, address_space
 from .top_tier import OnSpan, forget_all, open_files, unbind_all
 
 
@@ -32,7 +33,13 @@ class HostTier:
     ) -> None:
         self.where = CPU
         most = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
-        self.arena = Arena.reserve(most, plan.arena_nbytes)  # address space for all a stage could retain
+        most = max(most, align_up(plan.arena_nbytes))
+        beside, least = address_space(stages)
+        # Address space for all a stage could retain, and for its experts.
+        self.arena = Arena.reserve(most + beside, align_up(plan.arena_nbytes) + least)
+        #: The bytes of the arena that plans may use.
+        self.plannable_nbytes = most if self.arena.nbytes >= most + beside else align_up(plan.arena_nbytes)
+        self.shelves = Shelves(stages, self.arena, self.plannable_nbytes)
         self.files = open_files(self.arena, stages)
         self._bindings: dict[tuple[str, str], Binding] = {}
         for stage in stages:
@@ -49,10 +56,12 @@ class HostTier:
     def unbind(self) -> None:
         """Put stand-ins back for whatever is bound."""
         unbind_all(self._bindings)
+        self.shelves.forget()
 
     def forget(self) -> None:
         """Drop the views of the arena."""
         forget_all(self._bindings)
+        self.shelves.forget()
 
     def close(self) -> None:
         """Stop reading, release every segment, close the files. Idempotent."""
@@ -60,6 +69,7 @@ class HostTier:
             self.engine.close()
         finally:
             self._store.close()
+            self.shelves.close()
 
     def device_report(self) -> None:
         """Return nothing: there is no device."""

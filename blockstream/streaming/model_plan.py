@@ -31,10 +31,11 @@ from blockstream.report.forecast import plan_account
 from blockstream.run.config import Amount
 from blockstream.run.validation import raise_problems, validate
 from blockstream.run.yamlfile import Document, with_set
-from blockstream.system.memory import held
+from blockstream.system.memory import held, trim_heap
 
 from .options import MOST_PASSES, parse_policies
 from .session import Session
+from .shelves import experts_account
 
 _DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
@@ -66,6 +67,7 @@ def plan_model(ref: str, sets: list[str]) -> dict[str, Any]:
         module, checkpoint = _model(ref, options.dtype or "fp32")
         dtype = None if options.dtype == "int8" else options.dtype
         session.stage(path.stem if path.exists() else ref, module, checkpoint, options.passes, dtype)
+        trim_heap()  # what it took to build the module, as a run's start gives it back
         return plan_account(
             session.draft(),
             parse_policies(options.policy),
@@ -75,6 +77,7 @@ def plan_model(ref: str, sets: list[str]) -> dict[str, Any]:
             budget_nbytes=resolve_budget(options.budget).nbytes,
             arena_nbytes=arena,
             finest_arena_nbytes=session.finest_arena_nbytes,
+            experts=experts_account(session.prepared, session.facts),
         )
 
 

@@ -80,7 +80,12 @@ def main_dtype(layouts: Mapping[str, SegmentLayout]) -> str:
 
 
 def remember(facts: Facts, variant: str, seen: Seen) -> None:
-    """Keep what a run measured of a stage for the plans to come, and how much other work ran beside it."""
+    """Keep what a run measured of a stage for the plans to come, and how much other work ran beside it.
+
+    Segments that experts were read apart from say nothing of whole ones.
+    """
+    if facts.cut.experts:
+        return
     about, load = _About(facts, variant), seen.load()
     layouts = facts.cut.layouts
     sizes = {n: (layout.read_nbytes, layout.nbytes) for n, layout in layouts.items()}

@@ -9,7 +9,7 @@ and grows between passes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from blockstream.module.rehearsal import needs_imports
 from blockstream.plan.layout import align_up
 from blockstream.plan.plain import plan_record
 from blockstream.plan.planner import Observed, Plan, least_arena, remaining
-from blockstream.plan.segments import Schedule
+from blockstream.plan.segments import Extent, Schedule
 from blockstream.system.limits import cpu_count
 
 from .asked import Asked
@@ -55,6 +55,7 @@ class Replanner:
         stages: Sequence[Declared],
     ) -> None:
         self.tier, self._engine, self._arena = tier, tier.engine, tier.arena
+        self._shelves = tier.shelves
         self._ceiling, self._ledger, self._asked = ceiling, ledger, asked
         self.facts: dict[str, Facts] = {f.name: f for f in first.facts}
         self._courses = {s.name: Course(s) for s in stages}
@@ -81,7 +82,7 @@ class Replanner:
         """
         if first:
             self._ceiling.begin_stage()
-            self._engine.trim(self._arena.keep)
+            self._engine.trim(self._keep)
             self._hold_back(stage)
         self._ceiling.begin_pass()
         facts, course = self.facts[stage], self._courses[stage]
@@ -99,7 +100,7 @@ class Replanner:
             return
         if need.certain_nbytes:
             rest = Schedule(self._engine.plan.schedule.stages[self._index(stage) :])
-            self._ceiling.require(stage, least_arena(rest, self._asked.slots), need.certain_nbytes)
+            self._ceiling.require(stage, self._least(rest), need.certain_nbytes)
         enough = need.certain_nbytes if need.certain_nbytes and larger <= LARGER else need.nbytes
         if (first and self._frugal) or not self._fits(enough):
             self._expect(stage, need.nbytes)
@@ -115,6 +116,7 @@ class Replanner:
             short = self._is_short()
             if short:
                 self._ceiling.relieve()
+                self._fill_shelf(stage, slack=True)
                 short = self._is_short()
             if not short:
                 self._ceiling.follow()
@@ -138,6 +140,7 @@ class Replanner:
         self.facts[stage] = replace(facts, measured=True)
         if reordered or due or self._resized or self._has_grown(index):
             self._plan_anew(stage, reordered)
+        self._fill_shelf(stage)
 
     def resize(self, idle: str | None) -> None:
         """Go on under a new budget: shrink now if stage `idle` is between visits, grow after this pass.
@@ -148,11 +151,11 @@ class Replanner:
         rest = Schedule(schedule.stages[here.stage if here is not None else -1 :])
         largest = max((s for x in rest.stages for s in x.segments), key=lambda s: s.nbytes)
         if self._ceiling.explicit:
-            least, outside = least_arena(rest, self._asked.slots), self._ceiling.outside_nbytes
+            least, outside = self._least(rest), self._ceiling.outside_nbytes
             self._ceiling.refuse(least, outside, (largest.name, largest.nbytes), self._asked.slots or 2)
         self._resized = True
         self._warned = False
-        if idle is not None and self._engine.plan.arena_nbytes > self._ceiling.weights_nbytes():
+        if idle is not None and self._planned_nbytes > self._ceiling.weights_nbytes():
             self._shrink(idle)
 
     @property
@@ -173,19 +176,37 @@ class Replanner:
         here = self._engine.cursor
         return here is not None and here.stage == self._index(stage)
 
+    def _keep(self, extents: Iterable[Extent]) -> None:
+        """Give back what neither these extents of plans nor shelves need."""
+        self._arena.keep([*extents, *self._shelves.extents])
+
+    @property
+    def _planned_nbytes(self) -> int:
+        return self._engine.plan.arena_nbytes + self._shelves.nbytes
+
+    def _least(self, rest: Schedule) -> int:
+        """Return the bytes of weights that some stages cannot do without."""
+        return least_arena(rest, self._asked.slots) + self._shelves.least_nbytes
+
     def _is_short(self) -> bool:
-        return self._engine.plan.arena_nbytes > self._ceiling.weights_nbytes(slack=True)
+        return self._planned_nbytes > self._ceiling.weights_nbytes(slack=True)
+
+    def _fill_shelf(self, stage: str, slack: bool = False) -> None:
+        """Give what a plan leaves to the experts used last."""
+        if self._shelves.nbytes:
+            room = self._asked.room(self._ceiling.weights_nbytes(slack=slack))
+            self._shelves.resize(stage, room - self._engine.plan.arena_nbytes)
 
     def _fits(self, activations_nbytes: int) -> bool:
         """Return whether a pass that takes so much leaves the plan as it is."""
         outside = max(self._ceiling.pass_base_nbytes + activations_nbytes, self._ceiling.outside_nbytes)
-        return self._engine.plan.arena_nbytes <= self._ceiling.weights_nbytes(outside, slack=True)
+        return self._planned_nbytes <= self._ceiling.weights_nbytes(outside, slack=True)
 
     def _can_hold(self, stage: str, activations_nbytes: int) -> bool:
         """Return whether there would be room for a pass that takes so much beside the least that it needs."""
         rest = Schedule(self._engine.plan.schedule.stages[self._index(stage) :])
         outside = self._ceiling.pass_base_nbytes + activations_nbytes
-        return least_arena(rest, self._asked.slots) <= self._ceiling.weights_nbytes(outside)
+        return self._least(rest) <= self._ceiling.weights_nbytes(outside)
 
     def _may_rehearse(self) -> bool:
         """Return whether a rehearsal keeps to the budget, once what the heap keeps has been given back.
@@ -202,10 +223,13 @@ class Replanner:
     def _expect(self, stage: str, activations_nbytes: int) -> None:
         self._ceiling.expect(activations_nbytes)
         if self._is_short():
+            self._fill_shelf(stage, slack=True)
+        if self._is_short():
             self._shrink(stage)
 
     def _room(self) -> int:
-        return self._asked.room(self._ceiling.weights_nbytes())
+        """Return the bytes that a plan may take, beside the least for experts."""
+        return self._asked.room(self._ceiling.weights_nbytes()) - self._shelves.least_nbytes
 
     def _has_grown(self, index: int) -> bool:
         """Return whether there is room for a segment more of a stage, and still is at a second look."""
@@ -299,7 +323,7 @@ class Replanner:
         schedule, index = self._engine.plan.schedule, self._index(stage)
         least, room = least_arena(Schedule(schedule.stages[index:]), self._asked.slots), self._room()
         self._limit = max(room, least)
-        if least > self._ceiling.weights_nbytes(slack=True) and not self._warned:
+        if least > self._ceiling.weights_nbytes(slack=True) - self._shelves.least_nbytes and not self._warned:
             self._warned = True
             log.warning(
                 "stage %r needs %d MiB for weights and memory leaves %d MiB: it goes on with the least",
@@ -308,6 +332,7 @@ class Replanner:
         if self._engine.plan.arena_nbytes > self._limit:
             observed = self._observe(index)
             self._adopt(self._asked.plan(schedule, self._limit, self._ceiling.explicit, observed), stage)
+        self._fill_shelf(stage, slack=True)
         self._ceiling.follow(at_once=room < least)
 
     def _measured(self, stage: str, reordered: bool) -> Schedule:
@@ -324,7 +349,7 @@ class Replanner:
         left = passes.expected - done
         if passes.most is None:  # it has gone on so long: expect as much again
             left = max(left, done, 2)
-        return Observed(plan, index, left, self._engine.kept(), self._arena.nbytes)
+        return Observed(plan, index, left, self._engine.kept(), self.tier.plannable_nbytes)
 
     def _adopt(self, plan: Plan, stage: str) -> None:
         if not self._engine.can_adopt(plan):
@@ -334,7 +359,7 @@ class Replanner:
         if more:
             self._engine.hold_back(0)
         self._engine.adopt(plan)
-        self._engine.trim(self._arena.keep, wait=less)
+        self._engine.trim(self._keep, wait=less)
         if more:
             self._let_go(stage)
         self._ledger.note("plan", plan_record(plan))

@@ -191,7 +191,7 @@ class Session:
         self.watch.sample()
         first = self._draft()
         for facts in first.facts:
-            if facts.finer is not None:
+            if facts.finer is not None or facts.cut.experts:
                 self._stages[facts.name].recut(facts.cut)
         self._plans = self._starter.open(first, self._declared)
         self._plans.start(self._declared[0].name)
@@ -298,7 +298,7 @@ class Session:
     @property
     def finest_arena_nbytes(self) -> int:
         """Return the least arena that the stages stream in, however finely they are cut."""
-        return finest_arena_nbytes(self.prepared.values(), self._asked.slots)
+        return finest_arena_nbytes(self._declared, self._asked.slots, apart=self._on is None)
 
     def activations_beside(self, arena_nbytes: int) -> int:
         """Return the bytes kept free of weights beside an arena."""

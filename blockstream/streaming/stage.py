@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from blockstream.engine.store import Handle
 from blockstream.errors import ModelError
 from blockstream.module.binding import BoundHandle, tensors_in
+from blockstream.module.experts import Experts, chosen
 from blockstream.module.faking import Call
-from blockstream.module.guards import Follower, Wake
+from blockstream.module.guards import Follower, Link, Untraced, Wake
 from blockstream.module.prepared import CPU, Cut, Prepared
 
 from .needs import LARGER
@@ -42,7 +43,7 @@ class StreamedStage:
         self._settled: list[BoundHandle] = []
         self._part_at: dict[str, int] = {}
         self._paths: set[str] = set()
-        self._followed: list[Follower] = []
+        self._followed: list[Link] = []
         self._waker: Wake | None = None
         self._growth: list[Wake] = []
         self._largest_nbytes = 0
@@ -139,6 +140,11 @@ class StreamedStage:
         modules = dict(self.prepared.module.named_modules())
         for path in self._paths & modules.keys():
             self._follow(modules[path], path)
+        for path in self.prepared.tables:
+            self._keep_untraced(modules[path.rpartition(".")[0]])
+        for number, each in enumerate(self.prepared.experts):
+            self._keep_untraced(modules[each.path])
+            self._follow_experts(modules[each.path], number, each)
 
     def _detach(self) -> None:
         for call in self._followed:
@@ -148,6 +154,25 @@ class StreamedStage:
     def _follow(self, module: nn.Module, path: str) -> None:
         what = f"{self.model_name}.{path}" if path else self.model_name
         call = Follower(module, what, partial(self._enter, path), partial(self._leave, path), self._sent)
+        call.attach()
+        self._followed.append(call)
+
+    def _keep_untraced(self, module: nn.Module) -> None:
+        self._followed.append(Untraced(module, self.model_name))
+        self._followed[-1].attach()
+
+    def _follow_experts(self, module: nn.Module, number: int, experts: Experts) -> None:
+        """Have the experts that a router chose be read as its module is called."""
+
+        def enter(args: Any, kwargs: Any) -> None:
+            if (shelf := self.prepared.shelf) is not None:
+                shelf.expect(number, chosen((args, kwargs), experts.count))
+
+        def leave(output: Any, failed: bool) -> None:
+            if (shelf := self.prepared.shelf) is not None:
+                shelf.give_up()
+
+        call = Follower(module, f"{self.model_name}.{experts.path}", enter, leave)
         call.attach()
         self._followed.append(call)
 

@@ -11,6 +11,7 @@ from blockstream.module.kept_rehearsals import Rehearsal
 from blockstream.module.order import order_of_parts
 from blockstream.module.prepared import Cut, Prepared
 from blockstream.module.rehearsal import rehearse, shapes_of
+from blockstream.module.shelf import Places
 from blockstream.plan.segments import Passes
 
 from .declared import Declared
@@ -94,6 +95,17 @@ class Facts:
         found = rehearse(prepared.module, inputs, prepared.empty_weight, failed=failed, elsewhere=run)
         return replace(self, rehearsal=found, shapes=shapes_of(inputs)).ordered(prepared)
 
-    def recut(self, prepared: Prepared, finer: int | None) -> Facts:
-        """Return the same of another cut: no segment above so many bytes, where it can be helped."""
-        return replace(self, cut=prepared.cut(finer), finer=finer).ordered(prepared)
+    @property
+    def shelf_nbytes(self) -> int:
+        """Return the bytes of the least shelf of its experts, 0 where they are not read one by one."""
+        return Places(self.cut.experts).least_nbytes
+
+    def recut(self, prepared: Prepared, finer: int | None, apart: bool = False) -> Facts:
+        """Return the same of another cut: no segment above so many bytes, where it can be helped.
+
+        Experts are read one by one if they were, or are to be read `apart` now.
+        """
+        cut, known = prepared.cut(finer, apart or bool(self.cut.experts)), self.known
+        if len(cut.experts) > len(self.cut.experts):  # what was measured of whole blocks is not theirs
+            known = replace(known, load_s={}, execute_s={})
+        return replace(self, cut=cut, finer=finer, known=known).ordered(prepared)

@@ -21,6 +21,7 @@ from blockstream.module.binding import Binding
 from blockstream.system.disks import requests
 
 from .declared import Declared
+from .shelves import Shelves
 
 #: Told of the spans of loads or of visits.
 OnSpan = Callable[[Span], None]
@@ -36,6 +37,10 @@ class TopTier(Protocol):
     arena: Arena
     files: FileStore
     where: torch.device
+
+    @property
+    def shelves(self) -> Shelves:
+        """Return the memory for experts that are read one by one."""
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor's memory is that of weights."""

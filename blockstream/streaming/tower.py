@@ -17,6 +17,7 @@ from blockstream.module.binding import Binding, BindingStore, address_of
 from blockstream.plan.tiers import Tiers
 
 from .declared import Declared
+from .shelves import Shelves
 from .top_tier import OnSpan, forget_all, open_files, unbind_all
 
 
@@ -35,6 +36,7 @@ class TowerTier:
         self.where = budget.device.where
         self.arena = Arena(tiers.host.arena_nbytes)
         self.files = open_files(self.arena, stages)
+        self.shelves = Shelves((), self.arena, 0)  # a device's experts are read whole
         self.below = DeviceTier(budget.device, budget, tiers, self.arena, self.files, ledger, on_loaded)
         self._bindings: dict[tuple[str, str], Binding] = {}
         for stage in stages:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.module.binding import tensors_in
+from blockstream.module.experts import ExpertTable
 from blockstream.module.partition import Part, Place
 from blockstream.module.prepared import CPU, Prepared
 from blockstream.module.standins import RowTable
@@ -62,6 +63,9 @@ class SegmentCheck:
                 self._wrap(part, self._module.get_submodule(part.entry))
         for path in prepared.tables:
             self._wrap_table(path)
+        for each in prepared.experts:
+            for place in each.places:
+                self._wrap_experts(place)
 
     def close(self) -> None:
         """Give the modules their own forwards back, close the files. Idempotent."""
@@ -156,6 +160,21 @@ class SegmentCheck:
 
         table.rows = checked
         self._undo.callback(setattr, table, "rows", rows)
+
+    def _wrap_experts(self, place: Place) -> None:
+        """Compare experts as they are asked for: a forward of the reference asks for the same ones."""
+        table = self._module.get_submodule(place.module)._parameters[place.name]
+        assert isinstance(table, ExpertTable)
+        expert = table.expert
+
+        def checked(i: int) -> Tensor:
+            got, want = expert(i), self._reference.expert(place.path, i)
+            if not same(got, want):
+                self._differs(None, f"expert {i} of {place.path!r}", most_apart(got, want))
+            return got
+
+        table.expert = checked
+        self._undo.callback(setattr, table, "expert", expert)
 
     def _differs(self, part: Part | None, what: str, apart: float | None, note: str = "") -> None:
         name = part.name if part is not None else None
