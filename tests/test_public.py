@@ -40,5 +40,5 @@ def test_the_signatures_are_those_of_the_documentation():
     assert names(blockstream.pipeline) == ["folder_or_pipe", *shared]
     assert names(blockstream.open) == ["budget", "arena", "policy", *device]
     assert names(blockstream.Session.stage)[1:] == [
-        "name", "model", "checkpoint", "passes", "dtype", "example_inputs", "around", "pace",
+        "name", "model", "checkpoint", "passes", "dtype", "example_inputs", "around", "pace", "between_s",
     ]  # fmt: skip

@@ -17,7 +17,9 @@ from blockstream.plan.segments import Schedule
 from blockstream.plan.simulate import Prediction
 
 #: Arenas the planner is asked at; each costs it a simulation or four.
-POINTS = 14
+POINTS = 9
+#: Points shown at most, and by how much of the time, or of the bytes, each differs from the one before.
+SHOWN, SHOWN_TIME, SHOWN_NBYTES = 8, 0.02, 0.05
 #: A gain below this part of the time is none.
 NOTHING = 0.002
 
@@ -59,7 +61,7 @@ def budget_curve(
     for arena in [least, *(w for w in (*whole, *also) if w > least), *_between(least, most, points // 3)]:
         ask(arena)
     # Most of the range is often flat: the rest of the points go where the time still changes.
-    for _ in range(3):
+    for _ in range(2):
         flat = enough(_falling(asked.values()))
         below = max((a for a in asked if a < flat.arena_nbytes), default=least)
         ask(align_up((below + flat.arena_nbytes) // 2))
@@ -81,6 +83,28 @@ def _falling(points: Iterable[Point]) -> list[Point]:
         if found and point.predicted_s > found[-1].predicted_s:
             point = replace(found[-1], arena_nbytes=point.arena_nbytes)
         found.append(point)
+    return found
+
+
+def shown(points: Sequence[Point], budget_of: Callable[[int], int]) -> list[Point]:
+    """Return the points that tell something: at most eight, with the least and the knee.
+
+    Each of the others takes 2% less time than the point before it, or 5% more bytes as a budget.
+    """
+    bend = knee(points)
+    found = [points[0]]
+    for point in points[1:]:
+        before = found[-1]
+        faster = point.predicted_s < (1 - SHOWN_TIME) * before.predicted_s
+        larger = budget_of(point.arena_nbytes) > (1 + SHOWN_NBYTES) * budget_of(before.arena_nbytes)
+        if point == bend and not (faster or larger) and before != points[0]:
+            found.pop()
+        if faster or larger or point == bend:
+            found.append(point)
+    while len(found) > SHOWN:
+        inner = [i for i in range(1, len(found) - 1) if found[i] != bend]
+        least = min(inner, key=lambda i: found[i - 1].predicted_s - found[i + 1].predicted_s)
+        del found[least]
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from blockstream.budget.amounts import format_nbytes
 from blockstream.report.curve import seconds
 
+from .items import SETUP, beside_stages
 from .larger import a_year_text, larger_text
 from .passes import pass_rows
 from .record import RunRecord
@@ -126,6 +127,11 @@ def stage_table(report: Mapping[str, Any]) -> list[list[str]]:
                 percent(s.get("overlap")),
             ]
         )
+    predicted, measured = (beside_stages(report, key) for key in ("predicted_s", "measured_s"))
+    for name, took in measured.items():
+        own = predicted.get(name)
+        row = [name, *[""] * 4, secs(own), secs(took), off(took, own), *[""] * 4]
+        rows.insert(1 if name == SETUP else len(rows), row)
     return rows
 
 

@@ -17,7 +17,7 @@ from blockstream.plan.segments import Stage
 from blockstream.plan.simulate import StagePrediction
 from blockstream.plan.tiers import TopPlan
 
-from .curve import advice, enough, knee
+from .curve import advice, enough, knee, shown
 from .larger import a_year, curve_of, larger_budgets
 
 SCHEMA = 1
@@ -28,6 +28,7 @@ FINER = 0.02
 
 def plan_account(
     made: Plan,
+    items: Sequence[Mapping[str, Any]],
     policies: Sequence[RetentionPolicy],
     costs_from: Mapping[str, str],
     runtime_nbytes: int,
@@ -40,8 +41,9 @@ def plan_account(
 ) -> dict[str, Any]:
     """Return what `plan --json` prints.
 
-    `costs_from` says by stage where its costs come from, `runtime_nbytes` what the process holds before
-    any weight, `activations_beside(arena)` the bytes kept free beside an arena. `budget_nbytes` and
+    `items` are what the run consists of, see `items.py`; `costs_from` says by stage where its costs come
+    from, `runtime_nbytes` what the process holds before any weight, `activations_beside(arena)` the bytes
+    kept free beside an arena. `budget_nbytes` and
     `arena_nbytes` are the limits asked for, None where there is none, `finest_arena_nbytes` the least that
     segments could be cut for, with what its experts take. `device` is what is planned to be held there:
     budgets and arenas are host memory's, and the curve is for the device's plan as it is. `experts` by stage
@@ -82,6 +84,7 @@ def plan_account(
         "schema": SCHEMA,
         "budget": {"nbytes": budget_nbytes, "arena_nbytes": arena_nbytes},
         "stages": stages,
+        "items": list(items),
         "predicted_s": made.predicted.wall_s,
         "stall_s": sum(s["stall_s"] for s in stages),
         "read_nbytes": made.predicted.read_nbytes,
@@ -95,9 +98,10 @@ def plan_account(
                 "predicted_s": p.predicted_s,
                 "read_nbytes": p.read_nbytes,
             }
-            for p in points
+            for p in shown(points, budget_of)
         ],
         "knee_nbytes": None if bend is None else budget_of(bend.arena_nbytes),
+        "all_nbytes": budget_of(points[-1].arena_nbytes),
         "enough_nbytes": budget_of(last.arena_nbytes),
         "least_nbytes": budget_of(finest),
         "advice": said,

@@ -12,6 +12,7 @@ from blockstream.budget.amounts import format_nbytes
 from blockstream.report.curve import seconds
 from blockstream.report.forecast import in_words
 
+from .items import REST, SETUP, beside_stages
 from .larger import a_year_text, larger_text
 from .tables import grid, lines
 
@@ -23,7 +24,12 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     """Print what `plan --json` holds."""
     console = console or Console()
     head = ["stage", "passes", "weights", "retained", "slots", "reads", "compute", "stalled", "time"]
-    console.print(grid([head, *(_row(s) for s in plan["stages"])]))
+    around = beside_stages(plan, "predicted_s")
+    rows = [_row(s) for s in plan["stages"]]
+    for name in (SETUP, REST):
+        if name in around:
+            rows.insert(0 if name == SETUP else len(rows), [name, *[""] * 7, seconds(around[name])])
+    console.print(grid([head, *rows]))
     console.print()
     console.print(lines([*_reasons(plan["stages"]), *_sums(plan)]))
     if plan["curve"]:
@@ -67,7 +73,8 @@ def _sums(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     yield "peak", f"{format_nbytes(peak)}{of}: {causes}", over
     if device := plan.get("device"):
         yield from _device_lines(device)
-    time = f"{seconds(plan['predicted_s'])}, {seconds(plan['stall_s'])} of it waiting for loads"
+    whole = beside_stages(plan, "predicted_s").get("in all", plan["predicted_s"])
+    time = f"{seconds(whole)}, {seconds(plan['stall_s'])} of it waiting for loads"
     read = f"{format_nbytes(plan['read_nbytes'])} are read"
     if plan["read_nbytes"] and plan["read_a_year_nbytes"]:
         read += f", {a_year_text(plan['read_a_year_nbytes'])}"
@@ -135,7 +142,7 @@ def _print_curve(plan: Mapping[str, Any], console: Console) -> None:
             marks.append("the knee")
         if p["budget_nbytes"] == here:
             marks.append("this plan")
-        if p is points[-1]:
+        if p["budget_nbytes"] >= plan.get("all_nbytes", points[-1]["budget_nbytes"]):
             marks.append("everything stays")
         bar = "\u2588" * max(1, round(BAR * p["predicted_s"] / most))
         line = Text(f"{format_nbytes(p['budget_nbytes'], up=True):<11}{seconds(p['predicted_s']):<12}")

@@ -28,6 +28,9 @@ from blockstream.system.terminal import visible
 #: A run shorter than this shows nothing, in seconds.
 QUIET_S = 2.0
 
+#: From this part of a stage on, what is left of it follows from what it took so far alone.
+SEEN = 0.1
+
 #: The read speed is that of the last seconds.
 WINDOW_S = 5.0
 
@@ -130,7 +133,7 @@ class Progress:
                 part = (index + min(1.0, visits / len(stage.order))) / total
                 found["part"] = part
                 if 0 < part < 1:
-                    found["left_s"] = elapsed / part * (1 - part) + self._later_s(stage.name)
+                    found["left_s"] = self._left_s(stage.name, part, elapsed) + self._later_s(stage.name)
         return found | {
             "at_s": now - self._began,
             "read_bytes_per_s": speed,
@@ -165,12 +168,20 @@ class Progress:
         window = min(WINDOW_S, now - self._began)
         return sum(nbytes for _, nbytes in self._loads) / window if window > 0 else 0.0
 
-    def _later_s(self, name: str) -> float:
-        """Return the predicted seconds of the stages after the one of that name."""
+    def _left_s(self, name: str, part: float, elapsed: float) -> float:
+        """Return what is left of a stage: by what it was predicted to take, more and more by what it took."""
         predicted = dict(getattr(self._run, "predicted_s", None) or {})
+        seen, measured = min(1.0, part / SEEN), elapsed / part
+        expected = float(predicted.get(name, measured))
+        return (1 - part) * (seen * measured + (1 - seen) * expected)
+
+    def _later_s(self, name: str) -> float:
+        """Return the predicted seconds of what comes after the stage of that name."""
+        predicted = dict(getattr(self._run, "predicted_s", None) or {})
+        rest_s = float(getattr(self._run, "rest_s", 0.0))
         names = list(predicted)
         after = names[names.index(name) + 1 :] if name in names else []
-        return float(sum(predicted[later] for later in after))
+        return float(sum(predicted[later] for later in after)) + rest_s
 
 
 def duration(seconds: float) -> str:

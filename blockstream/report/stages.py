@@ -87,6 +87,7 @@ def _summary(plan: Plan, index: int, seen: _Seen) -> dict[str, Any]:
         "load_s": load_s,
         "execute_s": execute_s,
         "stall_s": stall_s,
+        "begin_s": seen.begin_s if seen.end_s else 0.0,
         "wall_s": max(0.0, seen.end_s - seen.begin_s),
         "read_nbytes": seen.read_nbytes,
     }

@@ -6,7 +6,9 @@ anything left to do, `writing` and `write` for results, `save` and `load` for wh
 
 from __future__ import annotations
 
+import json
 import logging
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -277,3 +279,14 @@ def _foreign(folder: Path, at: Path, known: set[str], parents: set[str]) -> Iter
                 yield f"{name}/"
         elif str(name) not in known:
             yield str(name)
+
+
+def results_of(output: Any) -> list[str]:
+    """Return the files that a pipeline says it has made. Raises TypeError for what says nothing of it."""
+    if not isinstance(output, Mapping):
+        raise TypeError(f"run() returned {reprlib.repr(output)}, expected a mapping")
+    json.dumps(output)
+    found = output.get("files", ())
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"run() returned files {reprlib.repr(found)}, expected a list of names")
+    return list(found)

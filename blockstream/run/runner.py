@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import platform
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockstream.budget.amounts import parse_nbytes, resolve_budget
-from blockstream.checkpoint import Checkpoint
+from blockstream.budget.amounts import parse_nbytes
 from blockstream.engine.ledger import Ledger
 from blockstream.plugins.blame import blaming
 from blockstream.plugins.manager import Plugins
-from blockstream.plugins.network import Network
-from blockstream.plugins.protocols import Flow, FullSampler, Pipeline
+from blockstream.plugins.protocols import Pipeline
 from blockstream.plugins.run_context import new_run
-from blockstream.plugins.transforms import AttentionKernel, AttentionLayer, Merge
 from blockstream.report.forecast import plan_account
 from blockstream.report.larger import larger_for_run
 from blockstream.report.outcome import (
@@ -32,7 +27,6 @@ from blockstream.report.outcome import (
     sampler_account,
     stage_accounts,
 )
-from blockstream.report.sampling import WatchedKernels, WatchedMerge
 from blockstream.run.activation import activate
 from blockstream.system.energy import EnergyMeter
 from blockstream.system.machine import versions
@@ -40,126 +34,18 @@ from blockstream.system.memory import held
 
 from .config import RunConfig
 from .drawing import draw
-from .files import LEDGER, Files
-from .finite import Finite
+from .files import LEDGER, results_of
 from .folder import RunFolder, run_folder, write_report
 from .identity import identity_of, versions_of
+from .in_progress import NOWHERE, RunInProgress
 from .numerics import pinned
-from .steps import sample, saved_step
-from .supply import Supply
-from .watched import WatchedSampler
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from blockstream.streaming.session import Session
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-#: The folder of a run that is only planned: nothing of an earlier run is found there, nothing is written.
-NOWHERE = Path(os.devnull) / "run"
-
-
-class RunInProgress:
-    """A run as its pipeline and its observers see it; see `protocols.Run` and the hook `run_started`.
-
-    Without `files` it has those of an empty folder that is its own.
-    """
-
-    def __init__(
-        self, config: RunConfig, out: Path, ledger: Ledger, plugins: Plugins, files: Files | None = None
-    ) -> None:
-        self.config = config
-        self.out = out
-        self.planning = out == NOWHERE
-        self.files = Files(out) if files is None else files
-        self.resumed = self.files.resumed
-        self.ledger = ledger
-        self.budget_nbytes = resolve_budget(config.budget).nbytes
-        self.predicted_s: dict[str, float] = {}
-        self.finite = Finite(config.allow_nonfinite)
-        self.files.finite = not config.allow_nonfinite
-        self.sampler: FullSampler = WatchedSampler(
-            config.sampler.build(), ledger, config.sampler.who, self.finite.refuse
-        )
-        self.merges = WatchedMerge(ledger)
-        self.kernels = WatchedKernels()
-        self._supply = Supply(config.backend, config.pipeline.ref)
-        self.hook = plugins.hook
-        #: Whether its observers have been told of it.
-        self.begun = False
-
-    @property
-    def backend_identity(self) -> str | None:
-        """Return what tells results of the config's backend from others; None without one."""
-        return self._supply.identity
-
-    def checkpoint(self, path: str | os.PathLike[str]) -> Checkpoint:
-        """Return the checkpoint at a path, as the config's backend has it."""
-        return self._supply.checkpoint(path)
-
-    def network(self, stage: str, network: Network) -> Network:
-        """Return what a stage is made of: what the pipeline names, or what the backend has in its place."""
-        return self._supply.network(stage, network, self)
-
-    def close(self) -> None:
-        """Let the backend close what it holds."""
-        self._supply.close()
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Name what is done outside the segments, for the ledger."""
-        return self.ledger.phase(name)
-
-    def sample(
-        self, name: str, flow: Flow, z: Tensor, save_every: int | None = None
-    ) -> tuple[Tensor, Mapping[str, Any]]:
-        """Return what the sampler makes of z and what it says of it, saved under a declared state."""
-        return sample(self.sampler, self.files, name, flow, z, save_every)
-
-    def sampled(self, name: str, steps: int, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Return the index and the passes at which a sampling was left: (0, 0) where it was not begun."""
-        step = saved_step(self.files, name, steps, shape)
-        return (0, 0) if step is None else (step.index, step.passes)
-
-    def passes(self, steps: int) -> tuple[int, int]:
-        """Return the least and the most passes that the sampler makes of so many steps."""
-        return self.sampler.passes(steps)
-
-    def check(self, what: str, value: Tensor, again: Callable[[], object] | None = None) -> Tensor:
-        """Return a tensor that is finite. Raises NonFiniteError naming it, unless the config lets it pass."""
-        return self.finite.check(what, value, again)
-
-    def token_merge(self, layer: AttentionLayer) -> Merge | None:
-        """Return the merge a plugin has for a layer."""
-        found: Merge | None = self.hook.token_merge(layer=layer)
-        return None if found is None else self.merges.watch(layer, found)
-
-    def merges_at(self, layers: Sequence[AttentionLayer], steps: int) -> list[dict[str, Merge]]:
-        """Return which layers will merge at each of a sampling's steps, by name: what a plan starts from."""
-        merges: dict[str, Merge | None] = {x.name: self.hook.token_merge(layer=x) for x in layers}
-        with new_run() as context:
-            context.steps = steps
-            found = []
-            for context.step in range(steps):
-                found.append({name: m for name, m in merges.items() if m is not None and m.active()})
-        return found
-
-    def attention_kernel(self, layer: AttentionLayer) -> AttentionKernel | None:
-        """Return the kernel a plugin has for a layer."""
-        found: AttentionKernel | None = self.hook.attention_kernel(layer=layer)
-        return None if found is None else self.kernels.watch(layer, found)
-
-    def densities_at(self, layers: Sequence[AttentionLayer], steps: int) -> list[dict[str, float]]:
-        """Return the share of its pairs that each layer's kernel computes, by step and name."""
-        kernels = {x.name: self.hook.attention_kernel(layer=x) for x in layers}
-        shares = {name: k.density for name, k in kernels.items() if hasattr(k, "density")}
-        with new_run() as context:
-            context.steps = steps
-            found = []
-            for context.step in range(steps):
-                found.append({name: float(density()) for name, density in shares.items()})
-        return found
 
 
 def run(
@@ -242,13 +128,16 @@ def plan(config: RunConfig, measure: bool = True) -> dict[str, Any]:
     """
     from blockstream.streaming.shelves import experts_account
 
-    this = RunInProgress(config := pinned(config, planning=True), NOWHERE, Ledger(), activate(config))
+    ledger, config = Ledger(), pinned(config, planning=True)
+    plugins = activate(config)
+    this = RunInProgress(config, NOWHERE, ledger, plugins)
     with closing(this), open_session(this, measure="plan" if measure else "") as session:
         pipeline: Pipeline = config.pipeline.build()
         with _blaming(config.pipeline.who):
             pipeline.declare(session, this)
         return plan_account(
-            session.draft(),
+            made := session.draft(),
+            this.items(made),
             config.policy.build(),
             session.costs_from,
             runtime_nbytes=held().nbytes,
@@ -281,7 +170,7 @@ def _run_pipeline(
         began_s, watch = this.ledger.now(), session.watch
         if session.names:  # a resumed run may have nothing left to compute
             first = session.draft()
-            this.predicted_s = {s.name: s.wall_s for s in first.predicted.stages}
+        items = this.items(first)
         begin()
         this.begun = True
         plugins.hook.run_started(run=this)
@@ -290,7 +179,7 @@ def _run_pipeline(
         folder.begun = True
         with this.phase("run"), _blaming(who):
             output = pipeline.run(session, this)
-            for name in _results(output):
+            for name in results_of(output):
                 if not (this.out / name).is_file():
                     raise ValueError(f"run() returned the file {name!r}, which is not there")
                 this.files.adopt(name)
@@ -304,6 +193,7 @@ def _run_pipeline(
         larger = larger_for_run(first, stages, policies, summary, session.activations_beside)
     this.ledger.compute.mark("outside", "close")
     wall_s = this.ledger.compute.at
+    items = this.measured(items, stages, wall_s)
     return {
         "schema": SCHEMA,
         "budget": {
@@ -311,6 +201,7 @@ def _run_pipeline(
             **budget_account(watch, began_s, this.ledger.all_spans(), runtime, session.activations_nbytes),
         },
         "stages": stages,
+        "items": items,
         "sampler": sampler_account(this.config.sampler.written(), this.ledger.all_notes()),
         "attention": attention_account(
             [a.written() for a in this.config.attention],
@@ -336,7 +227,6 @@ def open_session(
     """Return the session of a run, of another `kind` if named; `measure` as a "plan" or a "run" may."""
     from blockstream.device.choose import choose_device
     from blockstream.module.threads import use_threads
-    from blockstream.streaming.op_costs import MAY, Measuring
     from blockstream.streaming.session import Session
 
     config, device = this.config, choose_device(this.config.device, this.planning)
@@ -353,7 +243,7 @@ def open_session(
         supply=this.network,
         device=device,
         device_budget=None if device is None else config.device_budget,
-        measuring=Measuring(*MAY[measure]),
+        measuring=this.measuring,
         **options,
     )
 
@@ -362,17 +252,6 @@ def _weights_of(session: Session, known: frozenset[str]) -> dict[str, str]:
     """Return what tells the weights of the stages from others, besides those the pipeline has named."""
     opened = session.checkpoints
     return {name: identity_of(opened[name]) for name in opened.keys() - known}
-
-
-def _results(output: Any) -> list[str]:
-    """Return the files that a pipeline says it has made. Raises TypeError for what says nothing of it."""
-    if not isinstance(output, Mapping):
-        raise TypeError(f"run() returned {reprlib.repr(output)}, expected a mapping")
-    json.dumps(output)
-    found = output.get("files", ())
-    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
-        raise TypeError(f"run() returned files {reprlib.repr(found)}, expected a list of names")
-    return list(found)
 
 
 def _blaming(who: str) -> AbstractContextManager[None]:

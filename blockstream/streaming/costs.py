@@ -18,7 +18,7 @@ from .stage_facts import Facts
 #: Bytes a second, before anything has been measured: half as slow as a common disk reads.
 COMPUTE_SPEED = 2.4e9
 #: What following a visit takes: its weights are bound, looked after and let go.
-VISIT_S = 1e-4
+VISIT_S = 5e-4
 #: Loads of a segment from which on its own times say more than those of all segments of its size.
 ENOUGH = 5
 
@@ -44,7 +44,7 @@ def default_costs(facts: Facts) -> Stage:
             Segment(part.name, layout.nbytes, load_s, execute_s, layout.read_nbytes, part.resident)
         )
     made = Stage(facts.name, tuple(segments), facts.full_order, facts.passes, facts.pace)
-    return _with_outside(made, known.execute_s.get(OUTSIDE, 0.0))
+    return _with_outside(made, known.execute_s.get(OUTSIDE, facts.between_s))
 
 
 def _outside_s(facts: Facts) -> float:

@@ -16,6 +16,7 @@ class Declared:
     """What `Session.stage` was told: a module made ready, how many passes, at which pace.
 
     `inputs`: example inputs, None where none are given. `around` makes the stage's own store.
+    `between_s`: what the caller does between two passes takes.
     """
 
     prepared: Prepared
@@ -24,6 +25,7 @@ class Declared:
     inputs: Call | None = None
     around: StoreAround | None = None
     pace: tuple[float, ...] = ()
+    between_s: float = 0.0
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ from blockstream.module.pretrained import from_folder
 from blockstream.module.spec import packing, tensor_spec
 from blockstream.module.threads import use_threads
 from blockstream.report.forecast import plan_account
+from blockstream.report.items import predicted_items
 from blockstream.run.config import Amount
 from blockstream.run.validation import raise_problems, validate
 from blockstream.run.yamlfile import Document, with_set
@@ -69,7 +70,8 @@ def plan_model(ref: str, sets: list[str]) -> dict[str, Any]:
         session.stage(path.stem if path.exists() else ref, module, checkpoint, options.passes, dtype)
         trim_heap()  # what it took to build the module, as a run's start gives it back
         return plan_account(
-            session.draft(),
+            made := session.draft(),
+            predicted_items(0.0, {s.name: s.wall_s for s in made.predicted.stages}, 0.0)[1:-1],
             parse_policies(options.policy),
             session.costs_from,
             runtime_nbytes=held().nbytes,

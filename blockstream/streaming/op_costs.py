@@ -6,6 +6,7 @@ runs here now is one factor, found where a plan is made.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from functools import cache, cached_property
@@ -45,7 +46,7 @@ class Measuring:
         if not self.most_s:
             return 0.0
         begin = time.perf_counter()
-        found = 1 - 1 / slowdown()
+        found = 1 - 1 / min(slowdown(), most_slowdown())
         self.spent_s += time.perf_counter() - begin
         return found
 
@@ -61,6 +62,18 @@ class Measuring:
             return None  # not on zeros, or not by itself: its like say what it takes
         finally:
             self.spent_s += time.perf_counter() - begin
+
+
+def most_slowdown() -> float:
+    """Return how many times as long anything can take, by the tasks that waited for processors lately.
+
+    Twice the fair share: threads that compute together wait for the last of them.
+    """
+    try:
+        waiting = os.getloadavg()[0]
+    except OSError:
+        return 2.0
+    return 1 + 2 * waiting / (os.cpu_count() or 1)
 
 
 def op_seconds(work: Work, measuring: Measuring) -> tuple[list[float], float]:
@@ -124,11 +137,18 @@ def product_speed(dtype: str, threads: int) -> float:
 BUSY = 0.12
 
 
-def stretched(seconds: Mapping[str, float], load: float) -> dict[str, float]:
-    """Return quiet seconds as they are beside other work that takes a part of the processors."""
-    return {name: s / (1 - load) if load > BUSY else s for name, s in seconds.items()}
+#: Other work is expected to go on for so long; what takes longer is predicted as if alone.
+LASTS_S = 600.0
 
 
-def beside(load: float) -> str:
-    """Return in words how much longer computing takes beside other work; nothing on a quiet machine."""
-    return f", {1 / (1 - load):.1f} times as long beside the other work here" if load > BUSY else ""
+def stretched(seconds: Mapping[str, float], load: float, whole_s: float) -> tuple[dict[str, float], str]:
+    """Return quiet seconds as they are beside other work that takes `load` of the processors, and why.
+
+    `whole_s`: what all of it takes alone. No reason is given on a quiet machine.
+    """
+    if load <= BUSY:
+        return dict(seconds), ""
+    times = f"{1 / (1 - load):.1f} times as long beside the other work here"
+    if whole_s > LASTS_S:
+        return dict(seconds), f"; as if alone, now it would take {times}"
+    return {name: s / (1 - load) for name, s in seconds.items()}, f", {times}"

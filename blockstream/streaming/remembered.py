@@ -14,7 +14,7 @@ from blockstream.system import calibration
 
 from .costs import Seen
 from .known import OUTSIDE, READ_SPEED, Known
-from .op_costs import Measuring, beside, op_seconds, stretched
+from .op_costs import Measuring, op_seconds, stretched
 from .stage_facts import Facts
 
 #: What a load reads at the least to tell a speed.
@@ -37,8 +37,9 @@ def known_costs(facts: Facts, variant: str, measuring: Measuring) -> Known:
     if kept is None or (known.call_s is not None and measuring.most_s):
         return known
     quiet = {name: s * (1 - kept.load) for name, s in kept.numbers.items()}
-    said = f"measured in earlier runs beside other work{beside(measuring.load)}"
-    return replace(known, execute_s=stretched(quiet, measuring.load), call_s=None, source=said)
+    execute_s, said = stretched(quiet, measuring.load, sum(quiet.values()) * facts.passes.expected)
+    source = f"measured in earlier runs beside other work{said}"
+    return replace(known, execute_s=execute_s, call_s=None, source=source)
 
 
 def _added_up(facts: Facts, known: Known, measuring: Measuring) -> Known:
@@ -47,12 +48,13 @@ def _added_up(facts: Facts, known: Known, measuring: Measuring) -> Known:
         return known
     work = facts.rehearsal.work
     op_s, part = op_seconds(work, measuring)
-    call_s = stretched(work.seconds(op_s), measuring.load)
+    alone = work.seconds(op_s)
+    call_s, said = stretched(alone, measuring.load, alone[""] * facts.passes.expected)
     if part >= 0.5:
         source = f"operations of each kind of block, run here on random weights ({part:.0%} of the time)"
     else:
         source = "operations and bytes, at the speed of a product of matrices and of memory"
-    return replace(known, call_s=call_s, source=f"{source}{beside(measuring.load)}")
+    return replace(known, call_s=call_s, source=f"{source}{said}")
 
 
 class _About:

@@ -56,8 +56,7 @@ from .top_tier import TopTier
 
 def session(module: nn.Module) -> Session:
     """Return the session that streams a module; ModelError if none does."""
-    found: Session = open_sessions.find(module)
-    return found
+    return open_sessions.find(module)  # type: ignore[no-any-return]
 
 
 class Session:
@@ -94,8 +93,8 @@ class Session:
         self._on = budget_on(choose_device(device), device_budget, device_arena)
         self.budget = budget
         limits = [None if x is None else parse_nbytes(x) for x in (arena, device_arena)]
-        measuring = Measuring() if measuring is None else measuring
-        self._asked = Asked(parse_policies(policy), limits[0], slots, lookahead, limits[1], measuring)
+        policies, measuring = parse_policies(policy), measuring or Measuring()
+        self._asked = Asked(policies, limits[0], slots, lookahead, limits[1], measuring)
         #: What execution times depend on besides models and inputs: attention transforms, a backend.
         self.variant = variant
         self.int8 = resolve(int8, on_device=self._on is not None)
@@ -130,6 +129,7 @@ class Session:
         example_inputs: Any = None,
         around: StoreAround | None = None,
         pace: Sequence[float] = (),
+        between_s: float = 0.0,
     ) -> nn.Module:
         """Add a stage and return its module, ready to be called.
 
@@ -146,7 +146,7 @@ class Session:
             raise ConfigError(f"there is a stage {name!r} already; give each its own name")
         prepared, opened, around = self.prepare(name, Network(model, checkpoint, dtype, around))
         inputs = None if example_inputs is None else Call.of(example_inputs)
-        stage = Declared(prepared, opened, parse_passes(passes), inputs, around, tuple(pace))
+        stage = Declared(prepared, opened, parse_passes(passes), inputs, around, tuple(pace), between_s)
         self._stages[name] = StreamedStage(self._driver, prepared, self.where)
         self._declared.append(stage)
         self._first = None

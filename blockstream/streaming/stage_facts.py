@@ -31,6 +31,7 @@ class Facts:
     cut: Cut
     passes: Passes
     pace: tuple[float, ...] = ()
+    between_s: float = 0.0
     has_own_store: bool = False
     finer: int | None = None
     order: tuple[int, ...] = ()
@@ -45,7 +46,8 @@ class Facts:
     def of(cls, stage: Declared) -> Facts:
         """Return what is known of a stage that is declared: nothing has been counted or timed."""
         prepared = stage.prepared
-        facts = cls(stage.name, prepared.cut(), stage.passes, stage.pace, stage.around is not None)
+        own_store = stage.around is not None
+        facts = cls(stage.name, prepared.cut(), stage.passes, stage.pace, stage.between_s, own_store)
         return facts.ordered(prepared)
 
     @property

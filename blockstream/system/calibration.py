@@ -141,6 +141,11 @@ def operation_of(spec: str, threads: int) -> About:
     }
 
 
+def around_of(pipeline: str, threads: int) -> About:
+    """Return what the seconds around a run's stages depend on: {"start": ..., "rest": ...}."""
+    return {"fact": "around_s", "machine": machine(), "pipeline": pipeline, "threads": threads}
+
+
 def disk_speed_of(path: Path | str) -> About:
     """Return what a disk's own speed depends on: {"bytes_per_s": ...}, as `probe.disk` measures it."""
     return {"fact": "bytes_per_s", "machine": machine(), "disk": file_system(path).source}

@@ -22,8 +22,9 @@ from blockstream.plugins.protocols import Pipeline
 from blockstream.plugins.run_context import new_run
 from blockstream.run.activation import activate
 from blockstream.run.config import RunConfig
+from blockstream.run.in_progress import RunInProgress
 from blockstream.run.numerics import pinned
-from blockstream.run.runner import RunInProgress, open_session
+from blockstream.run.runner import open_session
 
 from .difference import Difference, DifferenceError
 

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,9 @@ VIDEO, IMAGE = "video.mp4", "image.png"
 #: The state that holds the first frame's latents, once encoded, and the stage that encodes it.
 REFERENCE, ENCODER = "reference", "vae-encoder"
 DENOISER, DECODER = "dit", "vae"
+#: Seconds, before a run was measured: of a sampler's step, for it and for each of its numbers, and of a
+#: pixel that is written to a video.
+STEP_S, STEP_S_A_NUMBER, PIXEL_S = 2e-3, 1e-8, 1.5e-7
 
 
 class TextToVideo:
@@ -83,7 +87,9 @@ class TextToVideo:
         self._declare_denoiser(session, run)
         if self.to_decode:
             passes = Exactly(len(self.to_decode) * family.decoder_passes())
-            self.decoder = _stage(session, DECODER, family.decoder(), passes, family.decoder_inputs())
+            between_s = PIXEL_S * prod(self.family.pixels()) * o.frames / family.decoder_passes()
+            inputs = family.decoder_inputs()
+            self.decoder = _stage(session, DECODER, family.decoder(), passes, inputs, between_s=between_s)
 
     def _named(self, n: int, name: str) -> str:
         """Return the name of a prompt's file: of several prompts each has a folder, 0000, 0001, ..."""
@@ -145,8 +151,9 @@ class TextToVideo:
                 left += times * max(0, most - passes)
                 a_step = times * max(1, most // leg.steps)
                 pace += [share for share in rows[k][index:] for _ in range(a_step)] if rows else []
-        passes = AtMost(max(1, left))
-        self.denoiser = _stage(session, DENOISER, network, passes, family.denoiser_inputs(), pace)
+        passes, numel = AtMost(max(1, left)), max(prod(leg.shape) for leg in self.legs)
+        between_s = STEP_S + STEP_S_A_NUMBER * numel
+        self.denoiser = _stage(session, DENOISER, network, passes, family.denoiser_inputs(), pace, between_s)
         load_loras(self.denoiser, [(lora.path, lora.scale) for lora in self.options.lora])
 
     def _begun(self, run: Run, n: int) -> tuple[int, Mapping[str, Any] | None]:
@@ -280,6 +287,7 @@ def _stage(
     passes: int | Passes,
     example_inputs: Any,
     pace: Sequence[float] = (),
+    between_s: float = 0.0,
 ) -> nn.Module:
     """Add a stage; return its module, ready to be called."""
     return session.stage(
@@ -291,4 +299,5 @@ def _stage(
         example_inputs=example_inputs,
         around=network.around,
         pace=pace,
+        between_s=between_s,
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from blockstream.plan.layout import align_up
 from blockstream.plan.planner import least_arena, make_plan
 from blockstream.plan.retention import POLICIES
-from blockstream.report.curve import Point, advice, budget_curve, enough, knee, seconds
+from blockstream.report.curve import Point, advice, budget_curve, enough, knee, seconds, shown
 from tests.support.fakes import UNIT, schedule, stage
 
 MIB = 1 << 20
@@ -48,6 +48,21 @@ def test_each_point_is_what_the_planner_predicts_there():
         plan = make_plan(made, point.arena_nbytes, POLICIES)
         assert plan.predicted.wall_s >= point.predicted_s - 1e-9
     assert 7 * UNIT in [p.arena_nbytes for p in budget_curve(made, also=[7 * UNIT])]
+
+
+def test_points_that_tell_nothing_are_not_shown():
+    flat = points(100, 99.99, 99.98, 99.97)
+    assert shown(flat, lambda arena: 400 * MIB + arena) == [flat[0]], "4 MiB and 0.03% are nothing"
+    bent = points(100, 60, 30, 20, 18, 16, 14)
+    assert shown(bent, lambda arena: 400 * MIB + arena) == bent
+    many = points(*(200 / (n + 1) for n in range(30)))
+    found = shown(many, lambda arena: arena)
+    assert len(found) == 8 and found[0] == many[0] and found[-1] == many[-1] and knee(many) in found
+
+
+def test_the_knee_is_shown_however_near_it_is():
+    near = points(100, 98.5, 98.4, 98.3)
+    assert knee(near) in shown(near, lambda arena: 900 * MIB + arena)
 
 
 def test_more_memory_pays_where_loads_are_longer_than_compute():
