@@ -20,6 +20,8 @@ from blockstream.errors import BlockstreamError
 from blockstream.run.config import make_config, read_config
 from blockstream.run.files import Files
 from blockstream.run.journal import Journal
+from blockstream.sweep.place import Place
+from blockstream.sweep.tasks import read_prompts
 from blockstream.system import cache, calibration
 from movd.reference import read_reference
 from movd.texts import TextCache
@@ -112,6 +114,15 @@ def test_of_a_config(odd_file, tmp_path, key):
             make_config(read_config(str(path), []))
         config = make_config(read_config("movd.yaml", [f"{key}={path}"]))
         read_reference(Path(config.pipeline.options.reference), 16, 16)
+
+
+def test_of_a_sweeps_prompts_and_its_record(odd_file, tmp_path):
+    make, said = odd_file
+    path = make(tmp_path / "x")
+    with pytest.raises(BlockstreamError, match=f"x.*{said}"):
+        read_prompts(str(path))
+    with pytest.raises(OSError, match=said):
+        Place(str(tmp_path)).read("x")
 
 
 @pytest.mark.parametrize(

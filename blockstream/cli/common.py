@@ -61,8 +61,8 @@ def load_config(named: str | Document, sets: list[str]) -> RunConfig:
 
     document = read_document(named, sets) if isinstance(named, str) else with_sets(named, sets)
     budget = document.data.get("budget")
-    if budget is None or (isinstance(budget, str) and headroom_part(budget) is not None):
-        refuse_too_little()  # before torch is imported, which may be more than there is
+    is_part = budget is None or (isinstance(budget, str) and headroom_part(budget) is not None)
+    refuse_too_little(swapping=not is_part)  # before torch is imported, which may be more than there is
     return make_config(document)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -126,7 +126,7 @@ class _Views:
             return False
         for name, param in self.params.items():
             absent = absents[name]
-            stand_in = type(absent).of(absent.shape, absent.dtype, absent.what)
+            stand_in = type(absent).of(absent, absent.dtype, absent.what)
             torch.utils.swap_tensors(param, stand_in)  # type: ignore[no-untyped-call]
         return True
 
@@ -134,6 +134,17 @@ class _Views:
     def version(self) -> int:
         """Return the count of writes through torch."""
         return self._room._version
+
+
+def is_streamed(param: Any) -> bool:
+    """Return whether a parameter is a stand-in, or one of an arena, and not somebody's own."""
+    return isinstance(param, Absent) or hasattr(param, _OURS)
+
+
+def trained_beside(module: nn.Module, computed: Container[str]) -> str | None:
+    """Return the path of a parameter that requires grad, not streamed and not `computed` (an adapter's)."""
+    named = module.named_parameters()
+    return next((x for x, p in named if p.requires_grad and not is_streamed(p) and x not in computed), None)
 
 
 class Binding:
@@ -147,7 +158,10 @@ class Binding:
         rooms: Rooms,
         specs: Mapping[str, Spec] = MappingProxyType({}),
     ) -> None:
-        """`spots` lists (parameter's name in the layout, its places); `specs` are those of coded weights."""
+        """`spots` lists (parameter's name in the layout, its places); `specs` are those of coded weights.
+
+        A parameter requires grad where its stand-in does.
+        """
         self.name = name
         self._specs = specs
         self.layout = layout
@@ -171,16 +185,18 @@ class Binding:
         views = self._by_room.get(offset)
         if views is None:
             views = self._by_room[offset] = _Views(self._rooms, offset, self.layout, self._specs)
-        for table, name, param, _ in self._assignments:
+        for table, name, param, absent in self._assignments:
             self._refuse_replaced(param, table.get(name))
             table[name] = views.params[param]
+            if table[name].requires_grad is not absent.requires_grad:
+                table[name].requires_grad = absent.requires_grad
         self._flatten()
         self.bound_by, self._views, self._version = by, views, views.version
         views.settle()
 
     def _refuse_replaced(self, param: str, found: Any) -> None:
         """Raise ModelError for what somebody has put in a stand-in's place: it would not be computed with."""
-        if found is None or isinstance(found, Absent) or hasattr(found, _OURS):
+        if found is None or is_streamed(found):
             return
         raise ModelError(
             f"parameter {param!r} of segment {self.name!r} was replaced while it streams, and every load "
@@ -197,19 +213,25 @@ class Binding:
         self._flatten()
         self.bound_by = self._views = None
 
-    def give_up(self, by: object) -> None:
+    def give_up(self, by: object) -> str | None:
         """Put the stand-ins back after a time in which anybody could take the parameters.
 
-        A parameter that somebody has kept becomes a stand-in itself, as it would be had it been taken while
-        the segment was on disk: what it was a view of is about to be another's.
+        Returns what somebody did to them that is lost by it. A parameter that somebody has kept becomes a
+        stand-in itself, as it would be had it been taken while the segment was on disk: what it was a view
+        of is about to be another's.
         """
         views = self._views
         if views is None or self.bound_by is not by:
-            return
+            return None
+        lost = f"segment {self.name!r} was written to" if views.version != self._version else None
+        for table, name, param, _ in self._assignments:
+            if table.get(name) is not views.params[param]:
+                lost = f"parameter {param!r} of segment {self.name!r} was replaced"
         kept = views.held_elsewhere()
         self.unbind(by)
         if kept and views.become({param: places[0].absent for param, places in self._spots}):
             self._by_room = {at: v for at, v in self._by_room.items() if v is not views}
+        return lost
 
     def check(self, output: Any, module: str) -> None:
         """Raise AliasError if anything shares the segment's memory, ModelError if it was written to.

@@ -86,7 +86,7 @@ def _stand_ins(module: nn.Module) -> dict[int, Any]:
 
 def _on_meta(param: nn.Parameter) -> nn.Parameter:
     empty = torch.empty(tuple(param.shape), dtype=param.dtype, device="meta")
-    return nn.Parameter(empty, requires_grad=False)
+    return nn.Parameter(empty, requires_grad=param.requires_grad)
 
 
 def _make_computable(fake: nn.Module, weight_of: Callable[[str], nn.Parameter] | None) -> None:
@@ -101,7 +101,7 @@ def _make_computable(fake: nn.Module, weight_of: Callable[[str], nn.Parameter] |
             if id(param) not in made:
                 path = f"{prefix}.{name}" if prefix else name
                 data = torch.empty(tuple(param.shape), dtype=param.dtype, device="cpu")
-                own = nn.Parameter(data, requires_grad=False)
+                own = nn.Parameter(data, requires_grad=param.requires_grad)
                 made[id(param)] = own if weight_of is None else weight_of(path)
             module._parameters[name] = made[id(param)]
         for name, buffer in module._buffers.items():

@@ -101,7 +101,7 @@ class _Walk:
         """Feed a module, its parameters as they will be."""
         for path, param in module.named_parameters(remove_duplicate=False):
             made = param if weight_of is None else weight_of(path)
-            self.say(path, made.dtype, tuple(made.shape))
+            self.say(path, made.dtype, tuple(made.shape), made.requires_grad)
             if isinstance(made, Narrow):
                 self.feed(made.spec)
         self.feed(module)

@@ -197,6 +197,8 @@ class _Frozen(Guard):
                 f"{self.what} is streamed: its weights are read-only and cannot be trained; nothing was "
                 "changed"
             )
+        for param in self.module.parameters():
+            param.requires_grad = False
         return self.module
 
 

@@ -319,7 +319,7 @@ class Prepared:
 
     def _stand_in(self, places: tuple[Place, ...], what: str, kind: type[Absent] = Absent) -> Absent:
         path = places[0].path
-        absent: Absent = kind.of(self.weight(path).shape, self.dtype_of(path), what, str(self._where))
+        absent: Absent = kind.of(self.weight(path), self.dtype_of(path), what, str(self._where))
         for place in places:
             self._replace(self._cut.named.modules[place.module]._parameters, place.name, absent)
             self._absent[place] = absent

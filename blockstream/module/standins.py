@@ -9,12 +9,24 @@ operation by name. The one of an embedding's table gathers rows from the file in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from blockstream.errors import ModelError
+
+
+class Likeness(Protocol):
+    """What a stand-in takes its shape from, and whether it requires grad."""
+
+    @property
+    def shape(self) -> Iterable[int]:
+        """Return the shape."""
+
+    @property
+    def requires_grad(self) -> bool:
+        """Return whether it requires grad."""
 
 
 class Absent(nn.Parameter):
@@ -23,11 +35,15 @@ class Absent(nn.Parameter):
     what: str
 
     @classmethod
-    def of(cls, shape: Iterable[int], dtype: torch.dtype, what: str, device: str = "cpu") -> Any:
+    def of(cls, like: Likeness, dtype: torch.dtype, what: str, device: str = "cpu") -> Any:
         """Return a stand-in; `what` names the parameter and segment in errors."""
         with torch.inference_mode(False):
             made: Any = torch.Tensor._make_wrapper_subclass(
-                cls, tuple(shape), dtype=dtype, device=torch.device(device), requires_grad=False
+                cls,
+                tuple(like.shape),
+                dtype=dtype,
+                device=torch.device(device),
+                requires_grad=like.requires_grad,
             )
         made.what = what
         return made

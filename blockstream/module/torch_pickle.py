@@ -110,14 +110,16 @@ def _tensors(path: Path, value: Any) -> dict[str, torch.Tensor]:
 
 
 def _unwrapped(value: Any, depth: int = 3) -> dict[str, torch.Tensor]:
-    """Return the table of names and tensors in a value: under a wrapper's key before its own."""
+    """Return the table of names and tensors in a value: under a wrapper's key, its own, or the one below."""
     if not isinstance(value, Mapping) or not depth:
         return {}
     for key in _WRAPPERS:
         if found := _unwrapped(value.get(key), depth - 1):
             return found
-    own = {k: t for k, t in value.items() if isinstance(t, torch.Tensor)}
-    return own if all(isinstance(k, str) for k in own) else {}
+    if own := {k: t for k, t in value.items() if isinstance(t, torch.Tensor)}:
+        return own if all(isinstance(k, str) for k in own) else {}
+    below = [found for x in value.values() if (found := _unwrapped(x, depth - 1))]
+    return below[0] if len(below) == 1 else {}
 
 
 def _entry(name: str, tensor: torch.Tensor, archive: TorchZip, storages: Mapping[int, int]) -> TensorEntry:

@@ -24,7 +24,8 @@ class Weight:
     """One parameter: what is read for it, and the dtype and shape it has for whoever uses it.
 
     `requests` is one, or the bytes and companions of a coded weight, of which `spec` says the rest; `tensors`
-    are those of the source.
+    are those of the source. `requires_grad` is that of the module's own: torch folds a product by it, and
+    another fold rounds otherwise.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Weight:
     shape: tuple[int, ...]
     dtype: str
     spec: Spec | None = None
+    requires_grad: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -43,12 +45,13 @@ class Weight:
         """Return a parameter like this one, of whatever lies where it is made."""
         if self.spec is None:
             data = torch.empty(self.shape, dtype=to_torch(self.dtype), device="cpu")
-            return nn.Parameter(data, requires_grad=False)
+            return nn.Parameter(data, requires_grad=self.requires_grad)
         raw, *beside = (
             torch.empty(r.shape or (), dtype=to_torch(r.tensors[0].dtype), device="cpu")
             for r in self.requests
         )
         made: nn.Parameter = Narrow.of(self.spec, raw, dict(zip(self.parts, beside, strict=True)))
+        made.requires_grad = self.requires_grad
         return made
 
     @property
@@ -73,7 +76,9 @@ def weight_of(path: str, param: Tensor, source: Source, dtype: str | None) -> We
         dtype = FROM_TORCH.get(param.dtype)
     converted = dtype if dtype is not None and source.dtype in FLOATING else None
     request = Request(path, source.tensors, converted, tuple(param.shape))
-    return Weight(path, (request,), source.tensors, tuple(param.shape), converted or source.dtype)
+    kept = converted or source.dtype
+    trained = param.requires_grad and to_torch(kept).is_floating_point
+    return Weight(path, (request,), source.tensors, tuple(param.shape), kept, requires_grad=trained)
 
 
 def _coded(path: str, param: Tensor, source: Source, dtype: str | None) -> Weight:
@@ -110,7 +115,7 @@ def _coded(path: str, param: Tensor, source: Source, dtype: str | None) -> Weigh
         count,
         first.shape,
     )
-    return Weight(path, tuple(requests), source.tensors, shape, own, spec)
+    return Weight(path, tuple(requests), source.tensors, shape, own, spec, param.requires_grad)
 
 
 def _bytes(entry: TensorEntry) -> TensorEntry:

@@ -111,7 +111,7 @@ class Driver:
         # With an observer, stages to prefetch for, or inputs to move, every pass is followed.
         if len(self.stages) > 1 or self._observing.is_watched or stage.moves_inputs:
             return
-        if stage.prepared.looks_at_grad or stage.prepared.experts:
+        if stage.without_grad or stage.prepared.experts:
             return
         if (handles := self._plans.tier.engine.everything()) is not None:
             stage.settle(handles, self._plans.foresees)

@@ -17,9 +17,14 @@ class Streaming(AbstractContextManager[T]):
     """What `stream` and its like return: the model is there inside a `with`, and there alone."""
 
     def __init__(self, name: str, inner: AbstractContextManager[T]) -> None:
-        self._name, self._inner = name, inner
+        self._name, self._inner, self._was_entered = name, inner, False
 
     def __enter__(self) -> T:
+        if self._was_entered:
+            raise ModelError(
+                f"what blockstream.{self._name}() returned was entered before; call it again for each `with`"
+            )
+        self._was_entered = True
         return self._inner.__enter__()
 
     def __exit__(self, *error: Any) -> bool | None:

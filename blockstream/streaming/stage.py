@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from blockstream.engine.store import Handle
 from blockstream.errors import ModelError
-from blockstream.module.binding import BoundHandle, tensors_in
+from blockstream.module.binding import BoundHandle, tensors_in, trained_beside
 from blockstream.module.experts import Experts, chosen
 from blockstream.module.faking import Call
 from blockstream.module.guards import Follower, Link, Untraced, Wake
@@ -51,6 +51,10 @@ class StreamedStage:
         self._outermost: FrameType | None = None
         self._pass: Pass | None = None
         self._unfused = False
+        #: Whether the forward that runs was called where graphs are kept.
+        self.without_grad = False
+        #: Whether any weight requires grad, as those of a module do that nobody has frozen.
+        self._is_trained = any(p.requires_grad for p in prepared.module.parameters())
         self._install()
 
     @property
@@ -87,7 +91,8 @@ class StreamedStage:
     def settle(self, handles: Iterable[Handle], watched: bool = False) -> None:
         """Bind everything, which is in memory to stay, and follow no calls.
 
-        With `watched` a call of larger inputs than any before is followed again.
+        With `watched` a call of larger inputs than any before is followed again; so is one where graphs are
+        kept.
         """
         for handle in handles:
             assert isinstance(handle, BoundHandle)
@@ -104,6 +109,8 @@ class StreamedStage:
     def _is_due(self, watched: bool, args: Any, kwargs: Any) -> bool:
         """Return whether a call of a settled module is to be followed; ModelError for one that is traced."""
         self._refuse_tracing()
+        if self._is_trained and torch.is_grad_enabled():
+            return True
         return watched and _nbytes((args, kwargs)) > LARGER * self._largest_nbytes
 
     def wake(self) -> None:
@@ -113,14 +120,21 @@ class StreamedStage:
             self._waker.attach()
 
     def unsettle(self) -> None:
-        """Follow calls again. Compute thread, between forwards."""
+        """Follow calls again. Compute thread, between forwards.
+
+        Raises ModelError, once, if weights were changed since: the next load brings those of the checkpoint.
+        """
         self._sleep()
         if self.settled:
             self.settled = False
-            for handle in self._settled:
-                handle.binding.give_up(handle)
+            lost = [what for handle in self._settled if (what := handle.binding.give_up(handle))]
             self._settled = []
             self._attach()
+            if lost:
+                raise ModelError(
+                    f"{self.model_name}: {lost[0]} while all its weights were in memory, and is lost once "
+                    "they are read from its checkpoint again; write what you changed to one and stream that"
+                )
 
     def _sleep(self) -> None:
         while self._growth:
@@ -223,16 +237,28 @@ class StreamedStage:
         finally:
             if not self._calls:
                 self._outermost = None
-                if self._unfused:
-                    self._unfused = False
-                    torch.backends.mha.set_fastpath_enabled(True)
+                self._let_grad()
                 self._runtime.leave()
 
     def _choose_as_resident(self) -> None:
-        """Have torch's attention not compute fused where its resident parameters would require grad."""
-        if self.prepared.looks_at_grad and torch.is_grad_enabled():
-            self._unfused = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
+        """Keep no graph of weights that require grad, and compute what is computed where one is kept.
+
+        torch's attention does not compute fused there.
+        """
+        if self._is_trained and torch.is_grad_enabled():
+            torch.set_grad_enabled(False)
+            self.without_grad = True
+            if self.prepared.looks_at_grad:
+                self._unfused = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+
+    def _let_grad(self) -> None:
+        """Undo it."""
+        if self._unfused:
+            torch.backends.mha.set_fastpath_enabled(True)
+        if self.without_grad:
+            torch.set_grad_enabled(True)
+        self._unfused = self.without_grad = False
 
     def end_pass(self, complete: bool = True) -> None:
         """End the pass that has begun, if one has."""
@@ -280,6 +306,8 @@ class StreamedStage:
         """Take back what an interrupted call left."""
         self._calls.clear()
         self._outermost = None
+        self.without_grad = False  # whether graphs are kept is for who calls now to say
+        self._let_grad()
         self.end_pass(complete=False)
         self._runtime.leave()
 
@@ -299,6 +327,11 @@ class StreamedStage:
                     f"an input of {self.model_name} ({path}) requires grad: the graph would keep weights "
                     "that are about to be replaced; call it under torch.no_grad() or detach the input"
                 )
+        if (beside := trained_beside(self.prepared.outer, self.prepared.matched.computed)) is not None:
+            raise ModelError(
+                f"parameter {beside!r} of {self.model_name} requires grad: the graph would keep weights that "
+                "are about to be replaced; call it under torch.no_grad(), or freeze it"
+            )
 
 
 def sent_to(where: torch.device, value: Any) -> Any:

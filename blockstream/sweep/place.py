@@ -9,7 +9,11 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from blockstream.errors import ConfigError
+from blockstream.system import regular
 from blockstream.system.atomic import write_atomic
+
+#: A file of a sweep's own is no larger.
+MOST_NBYTES = 1 << 30
 
 
 class Place:
@@ -41,6 +45,8 @@ class Place:
     def read(self, name: str) -> bytes | None:
         """Return what a file holds, None where there is none."""
         try:
+            if (folder := self.folder) is not None:
+                return regular.read_bytes(folder / name, MOST_NBYTES)
             return bytes(self._fs.cat_file(self._path(name)))
         except FileNotFoundError:
             return None

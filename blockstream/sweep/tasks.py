@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from blockstream.errors import ConfigError
 from blockstream.run.yamlfile import Document, with_set
+from blockstream.system import regular
 
 #: A file of prompts is no larger: a million of a thousand characters.
 MOST_NBYTES = 1 << 30
@@ -43,8 +45,12 @@ def read_prompts(where: str) -> tuple[list[str], str]:
     `where` is a path or a URL that fsspec knows. Raises ConfigError for a file without any.
     """
     try:
-        with fsspec.open(where, "rb") as file:
-            data = file.read(MOST_NBYTES + 1)
+        fs, path = url_to_fs(where)
+        if isinstance(fs, LocalFileSystem):
+            data = regular.read_bytes(path, MOST_NBYTES)
+        else:
+            with fs.open(path, "rb") as file:
+                data = file.read(MOST_NBYTES + 1)
         if len(data) > MOST_NBYTES:
             raise ValueError(f"more than {MOST_NBYTES:,} bytes; cut the file up")
         found = [line.strip() for line in data.decode().splitlines() if line.strip()]

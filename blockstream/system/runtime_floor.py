@@ -31,8 +31,8 @@ RUNTIME_MODULES = ("torch", "transformers.modeling_utils", "diffusers.models.mod
 
 _MEASURE_S = 120
 #: What a run's libraries take where that was never measured, and what planning and the kernel take beside.
-FLOOR_NBYTES = 340 << 20
-GUARD_NBYTES = 80 << 20
+FLOOR_NBYTES = 310 << 20
+GUARD_NBYTES = 104 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +67,20 @@ def runtime_floor(
     return Floor(nbytes, versions, measured=True)
 
 
-def refuse_too_little() -> None:
+def refuse_too_little(swapping: bool = False) -> None:
     """Raise BudgetError, before it is too late, where there is less memory than a run's libraries take.
 
-    What they take is known from an earlier measurement, else `FLOOR_NBYTES`.
+    What they take is known from an earlier measurement, else `FLOOR_NBYTES`. With `swapping`, what may be
+    swapped out counts as there.
     """
     floor = cached(_kept(RUNTIME_MODULES, None)[2]) or FLOOR_NBYTES
     now = headroom()
-    there = held().nbytes + now.nbytes
+    there = held().nbytes + now.nbytes + (now.swap_nbytes if swapping else 0)
     if there < floor + GUARD_NBYTES:
         raise BudgetError(
             f"{now.source} leaves this process {format_nbytes(there)}, and torch and the libraries of models "
             f"take {format_nbytes(floor)} before any weight; raise that limit by at least "
-            f"{format_nbytes(floor + GUARD_NBYTES - there, up=True)}, or name an amount as the budget to try"
+            f"{format_nbytes(floor + GUARD_NBYTES - there, up=True)}"
         )
 
 

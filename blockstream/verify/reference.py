@@ -56,6 +56,7 @@ class Reference:
                     read[0].view(-1).view(torch.uint8).to(self._where),
                     {name: part.to(self._where) for name, part in zip(weight.parts, read[1:], strict=True)},
                 )
+                made.requires_grad = weight.requires_grad
                 return made
             value = _aligned(weight.shape, to_torch(weight.dtype))
             flat, at = value.view(-1), 0
@@ -63,7 +64,7 @@ class Reference:
                 stored = self._stored(entry).reshape(-1)
                 flat[at : at + stored.numel()].copy_(stored)
                 at += stored.numel()
-            return nn.Parameter(value.to(self._where), requires_grad=False)
+            return nn.Parameter(value.to(self._where), requires_grad=weight.requires_grad)
 
     def _part(self, entries: Sequence[TensorEntry]) -> Tensor:
         """Return the bytes of a coded weight, or one of its companions, in memory of their own."""

@@ -72,6 +72,7 @@ WRAPPED = {
     "beside a tensor": lambda s: {"model_state_dict": s, "loss": torch.tensor(0.2), "step": torch.tensor(1)},
     "beside an optimizer": lambda s: {"optimizer_state_dict": {"state": {0: s}}, "state_dict": s},
     "twice": lambda s: {"state_dict": {"model": s}},
+    "under a key of one's own": lambda s: {"net_g": {"epoch_3": s}, "epoch": 3},
     "averaged": lambda s: {"params_ema": s, "params": {k: -v for k, v in s.items()}},
     "as parameters": lambda s: {k: nn.Parameter(v) for k, v in s.items()},
     "beside numbers of numpy": lambda s: {"state_dict": s, "best": np.float64(0.3), "n": np.int32(4)},

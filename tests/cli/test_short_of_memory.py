@@ -29,11 +29,13 @@ def command(tmp_path, monkeypatch):
     return command
 
 
-@pytest.mark.parametrize("mib", [250, 300, 340])
-@pytest.mark.parametrize("name", ["run", "plan"])
-def test_auto_in_less_than_the_libraries_take_is_refused_before_they_are_imported(command, name, mib):
+@pytest.mark.parametrize(
+    ("name", "mib", "budget"),
+    [("run", 250, "auto"), ("plan", 300, "auto"), ("run", 360, "auto"), ("run", 360, "300MiB")],
+)
+def test_less_than_the_libraries_take_is_refused_before_they_are_imported(command, name, mib, budget):
     with limited(memory_nbytes=mib * MIB) as group:
-        done = group.run(command(name, "--set", "budget=auto"), timeout=120)
+        done = group.run(command(name, "--set", f"budget={budget}"), timeout=120)
     assert done.returncode == 1, (done.returncode, done.stderr[-500:])
     assert re.search(r"cgroup .* leaves this process \d+ MiB, and torch and the libraries", done.stderr)
 

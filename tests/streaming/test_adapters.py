@@ -136,7 +136,7 @@ def test_training_them_is_refused_by_name(made):
     folder, _ = made
     with blockstream.from_pretrained(folder / "base", arena="300KiB") as model:
         model = peft.PeftModel.from_pretrained(model, folder / "a", adapter_name="a", is_trainable=True)
-        with pytest.raises(Exception, match=r"shares memory with the weights|requires grad"):
+        with pytest.raises(Exception, match=r"lora_A.* requires grad: the graph would keep"):
             model(IDS).logits.sum().backward()
 
 

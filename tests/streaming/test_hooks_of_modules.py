@@ -171,10 +171,11 @@ def test_weights_say_where_and_what_they_are_while_on_disk(twins):
         assert weight.shape == (32, 16)
         assert (weight.dim(), weight.numel(), weight.nbytes, len(weight)) == (2, 512, 1024, 32)
         assert weight.is_floating_point()
-        assert not weight.requires_grad
+        assert weight.requires_grad
         assert isinstance(weight, nn.Parameter)
         assert sum(p.numel() for p in m.parameters()) == sum(p.numel() for p in toys.Stack().parameters())
         m.requires_grad_(False).eval()
+        assert not weight.requires_grad
         assert "on disk" not in repr(m)
 
 
@@ -217,6 +218,35 @@ def test_using_a_weight_that_is_on_disk_is_refused_by_name(use, twins):
             use(m)
         with torch.no_grad():
             assert_same(m(noise()), resident(noise()))
+
+
+CHANGES = {
+    "was written to": lambda m: m.blocks[1].up.weight.mul_(2),
+    "was replaced": lambda m: setattr(m.blocks[1].up, "weight", nn.Parameter(torch.zeros(32, 16))),
+}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_a_change_of_weights_while_all_are_in_memory_is_not_lost_in_silence(said, twins):
+    resident, folder = twins(toys.Stack)
+    with torch.no_grad():
+        want = resident(noise())
+    with streamed(toys.Stack, folder, arena="1MiB") as m:
+        assert_same([m(noise()) for _ in range(3)][-1], want)
+        CHANGES[said](m)
+        assert not torch.equal(m(noise()), want)  # as of any module
+        with torch.enable_grad(), pytest.raises(ModelError, match=f"{said} while all its weights were in"):
+            m(noise())  # which is followed
+        assert torch.equal(m(noise()), want) is (said == "was replaced")  # the other is still in memory
+
+
+def test_what_is_entered_is_entered_once(twins):
+    _, folder = twins(toys.Stack)
+    opened = blockstream.stream(toys.Stack, folder, arena="1MiB")
+    with opened, pytest.raises(ModelError, match="was entered before; call it again"):
+        opened.__enter__()
+    with pytest.raises(ModelError, match="was entered before"):
+        opened.__enter__()
 
 
 def test_a_module_is_streamed_once_at_a_time(twins):

@@ -21,7 +21,7 @@ from tests.support.toys import D, noise
 
 FACTORIES = [
     toys.Stack, toys.Zipped, toys.Declared, toys.Backwards, toys.Twice, toys.SharedInside, toys.Attention,
-    toys.Recurrent, toys.Towers, toys.Rotary, toys.Peeks, toys.Outside,
+    toys.Recurrent, toys.Towers, toys.Rotary, toys.Peeks, toys.Outside, toys.Strided,
 ]  # fmt: skip
 
 
@@ -35,6 +35,22 @@ def test_every_shape_of_model_gives_what_it_gives_resident(factory, room, twins)
     with streamed(factory, folder, int(room * least_of(factory, folder)), policy="spread") as m:
         for _ in range(4):
             assert_same(m(x), want)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("arena", [None, "1MiB"], ids=["least", "all"])
+def test_weights_require_grad_as_resident_ones_do_and_no_graph_is_kept(arena, frozen, twins):
+    resident, folder = twins(toys.Strided)
+    resident.requires_grad_(not frozen)
+    wide = noise(64, 48, toys.D)
+    want = resident(wide).detach()
+    with streamed(lambda: toys.Strided().requires_grad_(not frozen), folder, arena) as m:
+        for is_kept in (False, False, True, True, False):
+            with torch.set_grad_enabled(is_kept):
+                assert_same(m(wide), want)
+                assert not m(wide).requires_grad
+                assert torch.is_grad_enabled() is is_kept
+        assert any(p.requires_grad for p in m.parameters()) is not frozen
 
 
 @pytest.mark.parametrize("factory", [toys.Zipped, toys.Backwards, toys.Twice], ids=lambda f: f.__name__)

@@ -32,7 +32,7 @@ def aligned_parameter(param: nn.Parameter) -> nn.Parameter:
     at = -raw.data_ptr() % 64
     data = raw[at : at + nbytes].view(param.dtype).view(param.shape)
     data.copy_(param.detach())
-    return nn.Parameter(data, requires_grad=False)
+    return nn.Parameter(data, requires_grad=param.requires_grad)
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -166,6 +166,19 @@ class Attention(nn.Module):
         return self.encoder(x)
 
 
+class Strided(nn.Module):
+    """Products of inputs that lie in strides: torch folds them by whether the weight requires grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(D, D, bias=k % 2 > 0) for k in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x.transpose(0, 1)))
+        return x
+
+
 class Recurrent(nn.Module):
     """Recurrent layers keep lists of their weights."""
 
