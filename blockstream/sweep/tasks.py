@@ -53,7 +53,7 @@ def read_prompts(where: str) -> tuple[list[str], str]:
                 data = file.read(MOST_NBYTES + 1)
         if len(data) > MOST_NBYTES:
             raise ValueError(f"more than {MOST_NBYTES:,} bytes; cut the file up")
-        found = [line.strip() for line in data.decode().splitlines() if line.strip()]
+        found = [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"--prompts {where}: {error}; name a text file with a prompt a line") from error
     if not found:

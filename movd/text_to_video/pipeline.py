@@ -289,7 +289,9 @@ def _stage(
     pace: Sequence[float] = (),
     between_s: float = 0.0,
 ) -> nn.Module:
-    """Add a stage; return its module, ready to be called."""
+    """Add a stage; return its module, ready to be called. Nobody trains it: it computes as a frozen one."""
+    if isinstance(network.module, nn.Module):
+        network.module.requires_grad_(False)
     return session.stage(
         name,
         network.module,

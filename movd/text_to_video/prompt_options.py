@@ -107,7 +107,7 @@ class PromptOptions(BaseModel):
             return value
         path = found_path(value, info)
         try:
-            lines = regular.read_text(path, MOST_PROMPTS_NBYTES).splitlines()
+            lines = regular.read_text(path, MOST_PROMPTS_NBYTES).removeprefix("\ufeff").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path}: {error}; write a list of prompts or the path of a text file"

@@ -245,7 +245,7 @@ def test_many_prompts_go_stage_by_stage_and_one_embedding_is_held_at_a_time(conf
 
     monkeypatch.setattr(opensora, "embed", watched)
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(f"a red star number {n}" for n in range(MANY)))
+    prompts.write_text("\ufeff" + "\n".join(f"a red star number {n}" for n in range(MANY)))
     order = []
 
     class Stages(Passes):
@@ -257,7 +257,10 @@ def test_many_prompts_go_stage_by_stage_and_one_embedding_is_held_at_a_time(conf
 
     passes = Stages()
     out = tmp_path / "out"
-    report = runner.run(config(prompts=str(prompts), steps=1, cache="off"), out, observers=[passes])
+    asked = config(prompts=str(prompts), steps=1, cache="off")
+    first = asked.pipeline.options.prompts[0]
+    assert first == "a red star number 0"  # without the mark of the file's beginning
+    report = runner.run(asked, out, observers=[passes])
     assert order == ["t5", "dit", "vae"]
     assert passes.of == dict.fromkeys(order, MANY)
     assert len(report["output"]["files"]) == MANY

@@ -11,7 +11,7 @@ def test_prompts_are_a_line_each_and_blank_lines_are_none(tmp_path):
     path.write_text("a red star\n\n  ein Fuß \n")
     prompts, digest = read_prompts(str(path))
     assert prompts == ["a red star", "ein Fuß"]
-    path.write_text("a red star\nein Fuß\n\n")
+    path.write_text("\ufeffa red star\nein Fuß\n\n")  # with the mark that some editors begin a file with
     assert read_prompts(f"file://{path}") == (prompts, digest)
     path.write_text("a red star\nein Fuss\n")
     assert read_prompts(str(path))[1] != digest
