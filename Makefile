@@ -17,7 +17,7 @@ run: $(RUNS)  ## make videos with the embedded model, into out/movd
 test quick: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: $(STAMP)  ## run the test suite in two processes; WORKERS= in one
-	$(BIN)/python -m pytest -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
+	$(BIN)/python -m pytest -q $(if $(WORKERS),-n $(WORKERS))
 
 quick: $(STAMP)  ## the pure core and the engine on fakes, a tenth of the examples: seconds
 	BLOCKSTREAM_QUICK=1 $(BIN)/python -m pytest -q -m 'not slow' tests/plan tests/engine

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.odd_files import odd_file  # noqa: F401 (a fixture)
 
+COREML = "tests/movd_coreml/"
+
 #: Libraries open these once a process, the first time they are used; they are not leaks.
 _LASTING_THREADS = (
     "pymp",
@@ -24,6 +26,19 @@ _LASTING_THREADS = (
     "AnyIO worker",
 )
 _LASTING_FILES = ("anon_inode", "/dev/", "pipe:", "socket:", "/proc/", ".so", ".pyc", ".py", ".ttf")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give a process whole files; all that need exported packages, which take minutes to make, go to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return COREML if file.startswith(COREML) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,8 @@ from movd_coreml import packaged
 from tests.support.coreml import need_coremltools
 from tests.support.interrupted import Passes
 
+pytestmark = pytest.mark.timeout(900)  # exporting takes minutes where other work goes on
+
 #: Holds two of the tiny model's largest segments, and a third of its weights.
 ARENA = "5MiB"
 

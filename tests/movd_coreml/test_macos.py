@@ -18,6 +18,8 @@ from movd_coreml.compiled import UNITS, CompiledPackages, CoreML
 from movd_coreml.interpreter import Package, evaluate
 from movd_coreml.macos import TOLERANCE, difference
 
+pytestmark = pytest.mark.timeout(900)  # exporting takes minutes where other work goes on
+
 
 class Runtime:
     """Compiles by copying and predicts by evaluating; counts what is asked of it and what is in memory."""
