@@ -227,11 +227,13 @@ def open_session(
     """Return the session of a run, of another `kind` if named; `measure` as a "plan" or a "run" may."""
     from blockstream.device.choose import choose_device
     from blockstream.module.threads import use_threads
+    from blockstream.streaming.op_costs import MAY, Measuring
     from blockstream.streaming.session import Session
 
     config, device = this.config, choose_device(this.config.device, this.planning)
     assert isinstance(config.threads, int)
     use_threads(config.threads)
+    this.measuring = Measuring(*MAY[measure])
     chosen = [*config.attention, *([] if config.backend is None else [config.backend])]
     return (kind or Session)(
         config.budget,

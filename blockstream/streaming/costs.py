@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -129,19 +128,6 @@ class Seen:
         outside = max(0.0, end - begin - busy) / len(passes) if passes else 0.0
         return cls(loads, executes, outside)
 
-    def load(self) -> float:
-        """Return the part of the processors that other work took: how far visits are above the shortest.
-
-        Segments whose names differ in a number are taken for one kind; 0 where there are too few visits.
-        """
-        kinds: dict[str, list[float]] = defaultdict(list)
-        for name, times in self.executes.items():
-            kinds[re.sub(r"\d+", "*", name)] += times
-        enough = [sorted(times) for times in kinds.values() if len(times) >= ENOUGH]
-        spent = sum(map(sum, enough))
-        quiet = sum(len(times) * times[len(times) // 10] for times in enough)
-        return max(0.0, 1 - quiet / spent) if spent > 0 else 0.0
-
     def load_s(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, float]:
         """Return what a load of each segment takes, where any of its size (bytes read, bytes held) was seen.
 
@@ -157,3 +143,14 @@ class Seen:
             if times := own if len(own) >= ENOUGH else alike[size]:
                 found[name] = median(times)
         return found
+
+
+def load_of(seen: Iterable[Seen]) -> float:
+    """Return the part of the processors that other work took: how far visits are above the shortest.
+
+    The first visit of a segment sets up what its kernels need, and does not count; 0 without others.
+    """
+    after = [times[1:] for one in seen for times in one.executes.values() if len(times) > 2]
+    spent = sum(map(sum, after))
+    quiet = sum(len(times) * sorted(times)[len(times) // 10] for times in after)
+    return max(0.0, 1 - quiet / spent) if spent > 0 else 0.0

@@ -81,14 +81,14 @@ def main_dtype(layouts: Mapping[str, SegmentLayout]) -> str:
     return nbytes.most_common(1)[0][0] if nbytes else "F32"
 
 
-def remember(facts: Facts, variant: str, seen: Seen) -> None:
-    """Keep what a run measured of a stage for the plans to come, and how much other work ran beside it.
+def remember(facts: Facts, variant: str, seen: Seen, load: float) -> None:
+    """Keep what a run measured of a stage for the plans to come; other work took `load` of the processors.
 
     Segments that experts were read apart from say nothing of whole ones.
     """
     if facts.cut.experts:
         return
-    about, load = _About(facts, variant), seen.load()
+    about = _About(facts, variant)
     layouts = facts.cut.layouts
     sizes = {n: (layout.read_nbytes, layout.nbytes) for n, layout in layouts.items()}
     calibration.write(about.loads, seen.load_s(sizes), load=load)

@@ -36,7 +36,7 @@ from blockstream.system.memory import Held, MemoryWatch
 from . import open_sessions
 from .accounts import SCHEMA, session_report
 from .asked import Asked
-from .costs import Seen
+from .costs import Seen, load_of
 from .declared import Declared
 from .driver import Driver
 from .first import First
@@ -346,9 +346,9 @@ class Session:
     def remember(self) -> None:
         """Keep what was measured, on this machine, for the plans of later runs."""
         if self._plans is not None:
-            for index, stage in enumerate(self._declared):
-                seen = Seen.of(self.ledger.spans, index, stage.pace)
-                remember(self._plans.facts[stage.name], self.variant, seen)
+            seen = [Seen.of(self.ledger.spans, i, s.pace) for i, s in enumerate(self._declared)]
+            for stage, one in zip(self._declared, seen, strict=True):
+                remember(self._plans.facts[stage.name], self.variant, one, load_of(seen))
 
     def report(self) -> dict[str, Any]:
         """Return what the ledger and the stores say so far, as report.json has its stages."""

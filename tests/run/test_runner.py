@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blockstream.engine.ledger import read_records, unaccounted
+from blockstream.engine.ledger import Ledger, read_records, unaccounted
 from blockstream.errors import BudgetError, ConfigError, PluginError
 from blockstream.module.empty import empty
 from blockstream.plugins import Choice, Plugins, hookimpl
 from blockstream.plugins.choices import Chosen
 from blockstream.run import runner
+from blockstream.run.activation import activate
 from blockstream.run.config import RunConfig
 
 
@@ -304,6 +305,14 @@ def test_a_plan_reads_no_weight_and_says_what_is_retained(config):
     assert plan["by_cause"]["weights"] <= 4 * 20480
     assert plan["peak_nbytes"] == sum(plan["by_cause"].values())
     assert {"budget_nbytes", "predicted_s"} <= set(plan["curve"][0])
+    assert [x["name"] for x in plan["items"]] == ["set-up", stage["name"], "rest"]
+
+
+@pytest.mark.parametrize("measure", ["plan", "run", ""])
+def test_a_session_may_measure_as_it_is_told_to(config, measure):
+    this = runner.RunInProgress(made := config(), runner.NOWHERE, Ledger(), activate(made))
+    with runner.open_session(this, measure=measure):
+        assert this.measuring.most_s == {"plan": 2.5, "run": 0.3, "": 0.0}[measure]
 
 
 def test_default_folders_do_not_collide(config, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from blockstream.engine.spans import Span
 from blockstream.module.rehearsal import rehearse, shapes_of
 from blockstream.plan.segments import Exactly, Segment, Stage, Visit
 from blockstream.streaming import op_costs, remembered
-from blockstream.streaming.costs import ENOUGH, OUTSIDE, Seen, measured_costs
+from blockstream.streaming.costs import ENOUGH, OUTSIDE, Seen, load_of, measured_costs
 from blockstream.streaming.session import Session
 from blockstream.system import calibration
 from blockstream.system.mounts import file_system
@@ -127,7 +127,7 @@ def test_with_inputs_costs_are_those_of_their_operations_run_here_once(folder, c
     assert source.startswith("operations of each kind of block, run here on random weights")
     large, _ = planned(folder, 6400)
     products = 6400 * 4 * 32 * 32 / 1e9
-    assert products < large < 1.3 * products and small < large / 50
+    assert products < large < 1.3 * products and small < large / 20
     ran = len(clocked)
     assert planned(folder, 6400)[0] == large
     assert len(clocked) == ran, "what is known is not run again"
@@ -150,10 +150,11 @@ def test_polluted_calibrations_move_no_prediction(folder, clocked, monkeypatch):
     assert planned(folder, 6400)[0] == before
     session, _ = declared(folder, inputs)
     with session, torch.inference_mode():  # a run beside other work
-        seen = Seen({}, {f"blocks.{i}": [1.0, 9.0, 9.0, 9.0, 9.0] for i in range(3)}, 0.0)
-        assert seen.load() == pytest.approx(1 - 1 / 7.4)
+        seen = Seen({}, {f"blocks.{i}": [20.0, 1.0, 9.0, 9.0, 9.0] for i in range(3)}, 0.0)
+        assert load_of([seen]) == pytest.approx(1 - 1 / 7)
+        assert load_of([Seen({}, {"a": [1.0], "b": [9.0]}, 0.0)]) == 0.0, "nothing to compare"
         session.draft()
-        remembered.remember(session.facts["net"], "", seen)
+        remembered.remember(session.facts["net"], "", seen, load_of([seen]))
     assert planned(folder, 6400)[0] == pytest.approx(before, rel=0.1)
 
 
