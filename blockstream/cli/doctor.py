@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         "devices": devices(),
         "missing": missing_extras(),
     }
+    facts["gpu"] = None if args.fix_hints else gpu(facts["devices"])
     if args.json:
         print_json({**facts, "hints": list(hints(facts))} if args.fix_hints else facts)
     elif args.fix_hints:
@@ -71,6 +72,24 @@ def devices() -> list[dict[str, str]]:
     return found + [{"kind": "cuda", "name": line.strip()} for line in listed.stdout.splitlines()]
 
 
+def gpu(listed: list[dict[str, str]]) -> dict[str, Any] | None:
+    """Return what the first CUDA device and its link give; None without one.
+
+    `failed` says why one cannot be used. torch is imported, and a context made, only where one is listed.
+    """
+    if not any(device["kind"] == "cuda" for device in listed):
+        return None
+    try:
+        from blockstream.device.choose import choose_device
+        from blockstream.device.measure import device_facts
+
+        device = choose_device("cuda")
+        assert device is not None
+        return device_facts(device)
+    except Exception as error:  # whatever is wrong with a driver is a fact about this machine
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+
+
 def lines_of(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (title, text) of each line for people; what continues a line has no title."""
     system, memory, cpu, disk = (facts[key] for key in ("system", "memory", "cpu", "disk"))
@@ -83,11 +102,37 @@ def lines_of(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "processors", f"{cpu['threads']} to compute with: {cpu['source']}"
     for device in facts["devices"]:
         yield "device", f"{device['kind']}: {device['name']}"
+    yield from _gpu_lines(facts.get("gpu"))
     yield from _disk_lines(disk)
     installed = {name: version for name, version in facts["versions"].items() if version}
     yield "versions", ", ".join(f"{name} {version}" for name, version in installed.items())
     for extra, names in facts["missing"].items():
         yield "missing", f"{', '.join(names)}: pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def _gpu_lines(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Yield what was measured of a GPU, or that there is none to compute with."""
+    if found is None:
+        yield "", "no GPU to compute with: device is cpu"
+        return
+    if "failed" in found:
+        yield "", f"it cannot be used: {found['failed']}"
+        return
+    memory, budget, link = found["memory"], found["budget"], found["link"]
+    others = memory["others_nbytes"]
+    by_others = "not attributable" if others is None else format_nbytes(others)
+    yield (
+        "",
+        (
+            f"{format_nbytes(memory['free_nbytes'])} of {format_nbytes(memory['total_nbytes'])} free; "
+            f"{format_nbytes(memory['outside_nbytes'])} taken outside torch's allocator, "
+            f"by others {by_others}"
+        ),
+    )
+    yield "", f"device_budget auto is {format_nbytes(budget['nbytes'])}"
+    fast = link["registered_bytes_per_s"]
+    registered = f"{fast / 1e9:.1f} GB/s" if fast else f"refused ({link['refused']})"
+    yield "", f"link: registered memory {registered}, pageable {link['pageable_bytes_per_s'] / 1e9:.1f} GB/s"
 
 
 def _disk_lines(disk: dict[str, Any] | None) -> Iterator[tuple[str, str]]:

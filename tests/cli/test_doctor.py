@@ -15,6 +15,7 @@ from blockstream.cli import doctor
 from blockstream.cli.extras import missing_extras, what_to_add
 from blockstream.cli.hints import hints
 from blockstream.errors import PluginError
+from tests.support.fake_cuda import fake_cuda
 
 DISK = {
     "path": ".",
@@ -177,3 +178,32 @@ def test_hints_say_what_to_do_about_what_was_found(monkeypatch, tmp_path):
         "av>=14 missing: pip install 'blockstream-engine[movd]'",
     ):
         assert words in said
+
+
+def test_a_machine_without_a_gpu_is_said_to_have_none(command, monkeypatch):
+    monkeypatch.setattr(doctor, "devices", lambda: [{"kind": "cpu", "name": "a processor"}])
+    code, out, _ = command("doctor", "--no-disk")
+    assert code == 0 and "no GPU to compute with" in out
+    assert json.loads(command("doctor", "--no-disk", "--json")[1])["gpu"] is None
+
+
+@pytest.mark.parametrize("refuses", [None, "no more"])
+def test_the_link_and_the_memory_of_a_gpu_are_measured(command, monkeypatch, refuses):
+    from blockstream.device import measure
+
+    device = fake_cuda(monkeypatch, nbytes=8 << 30, refuses=refuses)
+    monkeypatch.setattr(measure.device_facts, "__defaults__", (1 << 20,))
+    monkeypatch.setattr(doctor, "devices", lambda: [{"kind": "cuda", "name": "a card"}])
+    found = json.loads(command("doctor", "--no-disk", "--json")[1])["gpu"]
+    assert found["name"] == "fake" and found["budget"]["nbytes"] == (8 << 30) * 8 // 10
+    assert found["link"]["refused"] == refuses and found["link"]["pageable_bytes_per_s"] > 0
+    assert not device.registered
+    out = command("doctor", "--no-disk")[1]
+    assert "8.0 GiB free; 0 B taken outside" in out
+    assert f"registered memory {'refused (no more)' if refuses else ''}" in out
+
+
+def test_a_gpu_that_cannot_be_used_is_said_with_what_torch_says(command, monkeypatch):
+    monkeypatch.setattr("blockstream.device.choose.devices_here", lambda: 0)
+    monkeypatch.setattr(doctor, "devices", lambda: [{"kind": "cuda", "name": "a card"}])
+    assert "it cannot be used: ConfigError: device: cuda" in command("doctor", "--no-disk")[1]
