@@ -6,8 +6,9 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,25 @@ class CudaFence:
         self.event.synchronize()
 
 
+class CudaStamp(CudaFence):
+    """An event that was timed, beside one whose moment is known. A `Stamp`."""
+
+    def __init__(self, stream: Any, device: CudaDevice) -> None:
+        self.event = cuda.Event(enable_timing=True)
+        self.event.record(stream)
+        self._device = device
+
+    def at_s(self) -> float:
+        """Return the moment the stream passed it."""
+        base, base_s = self._device.base
+        at_s = base_s + float(base.elapsed_time(self.event)) / 1e3
+        if at_s - base_s > BASE_S:  # elapsed times are of single precision
+            self._device.base = self.event, at_s
+        return at_s
+
+
+#: For so long an event whose moment is known serves for those after it.
+BASE_S = 60.0
 #: A first forward loads kernels, each into host memory as well: 119 MB were seen on an H100.
 HOST_NBYTES = 160 << 20
 
@@ -66,6 +86,11 @@ class CudaDevice:
             self._copies = cuda.Stream(self.where)
             warm_up(self.where)
             cuda.synchronize(self.where)
+            known = cuda.Event(enable_timing=True)
+            known.record(self._copies)
+            known.synchronize()
+            #: An event, and its moment as `time.perf_counter` has it.
+            self.base: tuple[Any, float] = known, time.perf_counter()
         cuda.reset_peak_memory_stats(self.where)
 
     def empty(self, nbytes: int) -> Tensor:
@@ -99,6 +124,11 @@ class CudaDevice:
     def computed(self) -> Fence:
         """Return an event of the calling thread's stream."""
         return CudaFence(cuda.current_stream(self.where))
+
+    def stamp(self, queue: Literal["copies", "compute"]) -> CudaStamp:
+        """Return a timed event of the stream of copies, or of the calling thread's."""
+        stream = self._copies if queue == "copies" else cuda.current_stream(self.where)
+        return CudaStamp(stream, self)
 
     def register(self, address: int, nbytes: int) -> str | None:
         """Register anonymous memory, touched before; what fails leaves no error for the next kernel."""

@@ -7,6 +7,7 @@ writes bytes that are not there yet, or no more. New memory is poisoned.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -57,6 +58,27 @@ class _Work:
             if not work.over:
                 work._act()
                 work.over, work._before, work._after = True, None, ()
+
+
+class _Stamp:
+    """Work that notes when it was done. A `Stamp`."""
+
+    def __init__(self) -> None:
+        self.work: _Work | None = None
+        self.found_s = 0.0
+
+    def note(self) -> None:
+        self.found_s = time.perf_counter()
+
+    def is_over(self) -> bool:
+        return self.work is not None and self.work.over
+
+    def wait(self) -> None:
+        assert self.work is not None
+        self.work.wait()
+
+    def at_s(self) -> float:
+        return self.found_s
 
 
 class FakeDevice:
@@ -128,6 +150,12 @@ class FakeDevice:
     def computed(self) -> Fence:
         """Return when what is queued so far is over."""
         return self._queue("compute", lambda: None)
+
+    def stamp(self, queue: Literal["copies", "compute"]) -> _Stamp:
+        """Queue a look at the clock."""
+        made = _Stamp()
+        made.work = self._queue(queue, made.note)
+        return made
 
     def register(self, address: int, nbytes: int) -> str | None:
         """Note a registration."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class ImaginedDevice:
         self._refuse()
 
     def computed(self) -> Fence:
+        """Refuse."""
+        self._refuse()
+
+    def stamp(self, queue: Literal["copies", "compute"]) -> NoReturn:
         """Refuse."""
         self._refuse()
 

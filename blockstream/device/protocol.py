@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,13 @@ class Speeds:
     flops: float
 
 
+class Stamp(Fence, Protocol):
+    """A fence that tells when a queue passed it."""
+
+    def at_s(self) -> float:
+        """Return the moment, as `time.perf_counter` has it, once it is over."""
+
+
 class Device(Protocol):
     """Memory and two queues: copies into it, one after the other, and what computes. The host waits for none.
 
@@ -65,6 +72,9 @@ class Device(Protocol):
 
     def computed(self) -> Fence:
         """Return when all that the calling thread has computed so far is over."""
+
+    def stamp(self, queue: Literal["copies", "compute"]) -> Stamp:
+        """Return when all that was issued so far to a queue is over, of compute the calling thread's."""
 
     def register(self, address: int, nbytes: int) -> str | None:
         """Let the device copy from touched host memory without the host; return why it cannot, else None."""

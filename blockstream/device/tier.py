@@ -17,6 +17,7 @@ from blockstream.system.limits import cpu_count
 from .budget import DeviceBudget
 from .protocol import Device
 from .rooms import DeviceArena, DeviceLayout, PinnedArena
+from .track import DeviceTrack
 from .upload import UploadStore
 
 
@@ -48,7 +49,8 @@ class DeviceTier:
         budget.weights_nbytes = tiers.device.arena_nbytes
         pinned = PinnedArena(host, device)
         engine = Engine(tiers.host, files, ledger, on_loaded=on_loaded, lanes=Lanes(compute=""))
-        self.store = UploadStore(engine, pinned, device, self.arena, self._layouts)
+        self.track = DeviceTrack(device, ledger)
+        self.store = UploadStore(engine, pinned, device, self.arena, self._layouts, self.track)
 
     def layouts(self, stage: str) -> Mapping[str, DeviceLayout]:
         """Return where the tensors of a stage's segments lie on the device, by segment."""
@@ -62,11 +64,13 @@ class DeviceTier:
     def close(self) -> None:
         """Close the files and take the limit off the allocator. After the store."""
         self.budget.sample()
+        self.track.resolve()
         self._files.close()
         self.device.limit(self.device.memory().total_nbytes)
 
     def report(self) -> dict[str, Any]:
         """Return what report.json says of the device."""
+        self.track.resolve()
         pinned = self.store.pinned
         host = self.store.host.plan
         return {

@@ -20,6 +20,7 @@ from blockstream.plan.simulate_tiers import IN_FLIGHT
 
 from .protocol import Device
 from .rooms import DeviceArena, DeviceLayout, PinnedArena
+from .track import DeviceTrack
 
 
 class UploadHandle:
@@ -35,6 +36,8 @@ class UploadHandle:
         if not self.is_read:
             self._store.device.compute_waits(self.ready)
             self.is_read = True
+        if self._store.track is not None:
+            self._store.track.begun()
 
     def release(self) -> None:
         """Give the extent up: the next copy into it waits for what was computed with it."""
@@ -69,9 +72,10 @@ class UploadStore:
         device: Device,
         arena: DeviceArena,
         layouts: Mapping[tuple[str, str], DeviceLayout],
+        track: DeviceTrack | None = None,
     ) -> None:
         self.host, self.pinned, self.device, self.arena = host, pinned, device, arena
-        self._layouts = layouts
+        self._layouts, self.track = layouts, track
         #: Copies under way out of what the host keeps: when each is over, its visit there, its segment.
         self._flying: deque[tuple[Fence, Visit, tuple[int, int]]] = deque()
         #: What the engine below is to go on with.
@@ -124,8 +128,13 @@ class UploadStore:
             self.device.copies_wait(fence)
         room = self.pinned.tensor(handle.room)
         to = self.arena.view(Extent(load.extent.offset, layout.nbytes))
-        self.copied_nbytes += sum(n for _, _, n in layout.copies)
-        return self.device.copy([(to[at : at + n], room[src : src + n]) for at, src, n in layout.copies])
+        nbytes = sum(n for _, _, n in layout.copies)
+        self.copied_nbytes += nbytes
+        begin = None if self.track is None else self.device.stamp("copies")
+        fence = self.device.copy([(to[at : at + n], room[src : src + n]) for at, src, n in layout.copies])
+        if self.track is not None and begin is not None:
+            self.track.copied(begin, load.segment.name, load.visit, nbytes)
+        return fence
 
     def _land(self, load: Load | None) -> None:
         """End the visits below whose copies are over, and wait for those that `load` cannot go beside.

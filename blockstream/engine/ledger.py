@@ -41,8 +41,9 @@ MOST_NOTES = 1 << 12
 _MOST_UNWRITTEN = 1 << 10
 
 #: The kinds of span, by thread. compute: "execute" a segment's forward, "stall" compute waiting for a
-#: load, "outside" everything between segments, "replan". loader: "load", "idle". link: "copy", "idle".
-KINDS = ("execute", "stall", "outside", "replan", "load", "idle", "copy")
+#: load, "outside" everything between segments, "replan". loader: "load", "idle". Over a device: uploader:
+#: "fetch" a segment in host memory and issue its copy, "idle"; link: "copy"; device: "compute", "wait".
+KINDS = ("execute", "stall", "outside", "replan", "load", "idle", "fetch", "copy", "compute", "wait")
 
 
 class Note(NamedTuple):

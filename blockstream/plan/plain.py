@@ -47,6 +47,11 @@ def prediction_record(predicted: StagePrediction) -> dict[str, Any]:
         "load_s": predicted.load_s,
         "stall_s": predicted.stall_s,
         "read_nbytes": predicted.read_nbytes,
+        **(
+            {"copy_s": predicted.copy_s, "copied_nbytes": predicted.copied_nbytes}
+            if predicted.copied_nbytes
+            else {}
+        ),
     }
 
 

@@ -79,8 +79,20 @@ def memory_facts(record: RunRecord) -> list[Fact]:
     if not limit:
         return [Fact(format_nbytes(peak), "held at most")]
     held = budget.get("held", peak <= limit)
-    what = f"held at most; the budget of {format_nbytes(limit)} {'was held' if held else 'was EXCEEDED'}"
-    return [Fact(format_nbytes(peak), what, "good" if held else "bad")]
+    return [_held_fact(peak, limit, held, "held at most"), *_device_facts(record)]
+
+
+def _held_fact(peak: int, limit: int, held: bool, what: str) -> Fact:
+    what = f"{what}; the budget of {format_nbytes(limit)} {'was held' if held else 'was EXCEEDED'}"
+    return Fact(format_nbytes(peak), what, "good" if held else "bad")
+
+
+def _device_facts(record: RunRecord) -> list[Fact]:
+    """Return the peak on a device against its budget, where one computed."""
+    budget = (record.report.get("device") or {}).get("budget")
+    if not budget:
+        return []
+    return [_held_fact(budget["peak_nbytes"], budget["nbytes"], budget["held"], "held on the device at most")]
 
 
 def energy_text(report: Mapping[str, Any]) -> str:
@@ -261,3 +273,17 @@ def _ratio(a: Any, b: Any) -> float | None:
     if not isinstance(a, int | float) or not isinstance(b, int | float):
         return None
     return a / b if b > 0 else None
+
+
+def device_text(report: Mapping[str, Any]) -> str:
+    """Return in a line what a run's device is and what went over its link."""
+    device = report["device"]
+    copied = sum(s.get("copied_nbytes", 0) for s in stages_of(report))
+    copy_s = sum(s.get("copy_s", 0.0) for s in stages_of(report))
+    text = f"{device['name']}; {format_nbytes(device['copied_nbytes'])} copied"
+    if copy_s > 0:
+        text += f" at {gbps(copied / copy_s)}"
+    if device.get("pageable"):
+        text += f", out of pageable memory ({device['pageable']})"
+    others = device.get("others_nbytes")
+    return text + ("; memory of other processes is not attributable" if isinstance(others, str) else "")

@@ -11,9 +11,11 @@ from typing import Any
 from blockstream.engine.ledger import Ledger, Note
 from blockstream.engine.spans import Span
 from blockstream.plan import latency
+from blockstream.plan.plain import prediction_record
 from blockstream.plan.planner import Plan
-from blockstream.plan.segments import Exactly
+from blockstream.plan.segments import Exactly, Schedule
 from blockstream.plan.simulate import Prediction
+from blockstream.plan.tiers import TopPlan
 from blockstream.system.disks import disk_speed
 from blockstream.system.memory import MemoryWatch
 
@@ -22,10 +24,16 @@ from .larger import a_year
 
 def predicted_for(plan: Plan, passes: Mapping[str, int]) -> Prediction:
     """Return what a plan predicts for the numbers of passes that ran: a sampler may end a stage early."""
-    stages = tuple(
-        replace(s, passes=Exactly(passes[s.name])) if s.name in passes else s for s in plan.schedule.stages
-    )
-    return replace(plan, schedule=replace(plan.schedule, stages=stages)).predicted
+
+    def ran(schedule: Schedule) -> Schedule:
+        stages = (
+            replace(s, passes=Exactly(passes[s.name])) if s.name in passes else s for s in schedule.stages
+        )
+        return replace(schedule, stages=tuple(stages))
+
+    if isinstance(plan, TopPlan):
+        plan = replace(plan, host=replace(plan.host, schedule=ran(plan.host.schedule)))
+    return replace(plan, schedule=ran(plan.schedule)).predicted
 
 
 def stage_accounts(measured: Sequence[Mapping[str, Any]], plan: Plan | None) -> list[dict[str, Any]]:
@@ -51,12 +59,7 @@ def stage_accounts(measured: Sequence[Mapping[str, Any]], plan: Plan | None) -> 
         if s["name"] in by_name:
             p, whole = by_name[s["name"]]
             account |= {"predicted_s": p.wall_s, "declared_passes": whole.passes, "declared_s": whole.wall_s}
-            account["predicted"] = {
-                "execute_s": p.execute_s,
-                "load_s": p.load_s,
-                "stall_s": p.stall_s,
-                "read_nbytes": p.read_nbytes,
-            }
+            account["predicted"] = {k: v for k, v in prediction_record(p).items() if k != "wall_s"}
         accounts.append(account)
     return accounts
 

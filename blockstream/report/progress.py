@@ -119,7 +119,8 @@ class Progress:
 
         `at_s` since the display began; `stage`, `pass` (from 1), `passes`, `part` (0 to 1 of the stage) and
         `left_s` of all that is left; `read_bytes_per_s` over the last seconds; `held_nbytes` by the process
-        of its `budget_nbytes`; `predicted_s` of each stage in order.
+        of its `budget_nbytes`, `device_held_nbytes` and `device_budget_nbytes` on a device; `predicted_s` of
+        each stage in order.
         """
         now = self._clock()
         with self._lock:
@@ -139,6 +140,8 @@ class Progress:
             "read_bytes_per_s": speed,
             "held_nbytes": self._held_nbytes(),
             "budget_nbytes": getattr(self._run, "budget_nbytes", None),
+            "device_held_nbytes": self._on_device(),
+            "device_budget_nbytes": getattr(self._run, "device_budget_nbytes", None),
             "predicted_s": dict(getattr(self._run, "predicted_s", None) or {}),
         }
 
@@ -154,9 +157,19 @@ class Progress:
         if found["left_s"] is not None:
             parts.append(f"{duration(found['left_s'])} left")
         parts.append(f"{found['read_bytes_per_s'] / 1e9:.2f} GB/s")
-        budget = found["budget_nbytes"]
-        of = f" of {format_nbytes(budget)}" if budget else ""
-        return "  ".join([*parts, f"{format_nbytes(found['held_nbytes'])}{of}"])
+        parts.append(_held_of(found["held_nbytes"], found["budget_nbytes"]))
+        if found["device_held_nbytes"] is not None:
+            on_device = _held_of(found["device_held_nbytes"], found["device_budget_nbytes"])
+            parts.append(f"on the device {on_device}")
+        return "  ".join(parts)
+
+    def _on_device(self) -> int | None:
+        """Return the bytes this process holds on the run's device; None without one."""
+        device = getattr(self._run, "device", None)
+        if device is None:
+            return None
+        now = device.memory()
+        return int(now.reserved_nbytes + now.outside_nbytes)
 
     def _line(self) -> Text:
         return Text(visible(self.text()), no_wrap=True, overflow="ellipsis")
@@ -189,3 +202,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _held_of(nbytes: int, budget_nbytes: int | None) -> str:
+    of = f" of {format_nbytes(budget_nbytes)}" if budget_nbytes else ""
+    return f"{format_nbytes(nbytes)}{of}"

@@ -18,13 +18,21 @@ def stage_summaries(plan: Plan, totals: Iterable[Total]) -> list[dict[str, Any]]
     b streamed or retained blocks a pass (what is resident is none), d of them retained; l_s and e_s the
     mean seconds of a load and a visit; r_s saved a pass against b (l + e), alpha_s what Eq. 9 needs to meet
     the measured pass, both without what runs outside the blocks; wall_s from the stage's first wait to its
-    last visit, all included.
+    last visit, all included. Over a device what executes there counts, and copies have sums of their own.
     """
     seen = [_Seen({s.segments[i].name for i in _blocks(s)}) for s in plan.schedule.stages]
+    totals = [total for total in totals if total.stage is not None]
+    for total in totals:
+        if total.kind == "compute" and total.stage is not None:
+            seen[total.stage].is_device = True
     for total in totals:
         if total.stage is not None:
             seen[total.stage].add(total)
     return [_summary(plan, i, x) for i, x in enumerate(seen)]
+
+
+#: What a device's spans count as.
+_ON_DEVICE = {"compute": "execute"}
 
 
 class _Seen:
@@ -32,7 +40,10 @@ class _Seen:
 
     def __init__(self, blocks: Set[str]) -> None:
         self._blocks = blocks
-        self.passes = self.read_nbytes = 0
+        self.passes = self.read_nbytes = self.copied_nbytes = 0
+        self.copy_s = 0.0
+        #: The host's visits, where a device computed: it only issued them.
+        self.is_device = False
         self.begin_s, self.end_s = inf, 0.0
         #: Seconds by kind: of all spans, and, with their number, of the blocks'.
         self.all = dict.fromkeys(("load", "execute", "stall"), 0.0)
@@ -41,6 +52,13 @@ class _Seen:
 
     def add(self, total: Total) -> None:
         """Take in all spans of a kind and a segment."""
+        if total.kind == "copy":
+            self.copy_s, self.copied_nbytes = self.copy_s + total.seconds, self.copied_nbytes + total.nbytes
+        if total.kind == "execute" and self.is_device:
+            self.begin_s, self.end_s = min(self.begin_s, total.begin_s), max(self.end_s, total.end_s)
+            self.passes = max(self.passes, total.passes)
+            return
+        total = total._replace(kind=_ON_DEVICE.get(total.kind, total.kind))
         if total.kind not in self.all:
             return
         self.all[total.kind] += total.seconds
@@ -90,4 +108,5 @@ def _summary(plan: Plan, index: int, seen: _Seen) -> dict[str, Any]:
         "begin_s": seen.begin_s if seen.end_s else 0.0,
         "wall_s": max(0.0, seen.end_s - seen.begin_s),
         "read_nbytes": seen.read_nbytes,
+        **({"copy_s": seen.copy_s, "copied_nbytes": seen.copied_nbytes} if seen.is_device else {}),
     }

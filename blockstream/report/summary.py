@@ -11,6 +11,7 @@ from blockstream.budget.amounts import format_nbytes
 
 from .facts import (
     comparison_facts,
+    device_text,
     energy_text,
     equation_table,
     gbps,
@@ -67,6 +68,9 @@ def print_comparison(records: Sequence[RunRecord], console: Console | None = Non
 def _lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """Yield (what, text, whether it is bad) of each line under the tables."""
     yield from _memory_lines(report.get("budget") or {})
+    if device := report.get("device"):
+        yield from _memory_lines(device["budget"], "device")
+        yield "", device_text(report), False
     disk = report.get("disk") or {}
     if disk.get("read_bytes_per_s"):
         text = f"read {format_nbytes(disk['read_nbytes'])} at {gbps(disk['read_bytes_per_s'])}"
@@ -94,7 +98,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
         yield "order", f"{report['unplanned']} visits were in no plan and loaded on demand", True
 
 
-def _memory_lines(budget: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+def _memory_lines(budget: Mapping[str, Any], what: str = "memory") -> Iterator[tuple[str, str, bool]]:
     if "peak_nbytes" not in budget:
         return
     held = bool(budget.get("held", True))
@@ -104,7 +108,7 @@ def _memory_lines(budget: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     causes = [f"{format_nbytes(n)} {cause}" for cause, n in (budget.get("by_cause") or {}).items() if n]
     if causes:
         text += f": {', '.join(causes)}"
-    yield "memory", text, not held
+    yield what, text, not held
     if budget.get("peak_during"):
         yield "", f"at {secs(budget.get('peak_at_s'))}, {budget['peak_during']}", False
 

@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOAD, EXECUTE, STALL, KEPT = "#d62f3a", "#17171c", "#f5b83d", "#0f8b8d"
+COPY = "#e8833a"
 QUIET, OUTSIDE = "#8a8a94", "#cfd1da"
 LEGEND = (
     ("load", LOAD),
+    ("copy", COPY),
     ("execute", EXECUTE),
     ("stall", STALL),
     ("outside", OUTSIDE),
     ("retained", KEPT),
 )
+#: What the host's compute thread does: over a device it only issues, and the device's own lane is drawn.
+HOST = ("execute", "stall", "outside")
 TINTS = ("#eef2fb", "#f4f0fa", "#eef7f2", "#fbf3ec")
 #: Visits a panel shows at most: more are stripes.
 VISITS = 72
@@ -106,7 +110,7 @@ def headline(record: RunRecord) -> str:
 
 def _draw_whole(ax: Axes, record: RunRecord, stages: Sequence[str]) -> None:
     _shade(ax, record, stages, label=True)
-    shown = [b for b in record.bars if b.kind in ("load", "execute", "stall", "outside")]
+    shown = [b for b in record.bars if b.kind in ("load", "copy", "compute", "wait", *HOST)]
     _lanes(ax, thin_bars(shown, STRIP_BARS), record.wall_s)
     ax.set_xlim(0, max(record.wall_s, 1e-6))
     ax.set_title("the whole run", loc="left", fontsize=9, color=QUIET, pad=14)
@@ -195,16 +199,23 @@ def _lanes(ax: Axes, bars: Sequence[Bar], width_s: float, alpha: float = 1.0) ->
         where = [(b.start_s, b.seconds) for b in bars]
         ax.broken_barh(where, y, facecolor=colour, edgecolor=edges, linewidth=0.5, alpha=alpha)
 
-    of = {kind: [b for b in bars if b.kind == kind] for kind in ("load", "execute", "stall", "outside")}
+    kinds = ("load", "copy", "execute", "stall", "outside", "compute", "wait")
+    of = {kind: [b for b in bars if b.kind == kind] for kind in kinds}
+    if of["compute"]:
+        of |= {"execute": of["compute"], "stall": of["wait"]}
     draw(of["outside"], (0.32, 0.28), OUTSIDE)
     draw(of["stall"], (0.32, 0.28), STALL)
-    draw(of["load"], (1.12, 0.8), LOAD)
+    draw(of["load"], (1.42, 0.5) if of["copy"] else (1.12, 0.8), LOAD)
+    draw(of["copy"], (0.9, 0.46), COPY)
     draw(of["execute"], (0.06, 0.8), EXECUTE)
     for kind, y in (("load", (2.0, 0.1)), ("execute", (-0.2, 0.16))):
         kept = [(b.start_s, b.seconds) for b in of[kind] if b.retained]
         ax.broken_barh(kept, y, facecolor=KEPT, linewidth=0, alpha=alpha)
     ax.set_ylim(-0.28, 2.14)
-    ax.set_yticks([1.52, 0.46], ["load", "execute"])
+    if of["copy"]:
+        ax.set_yticks([1.67, 1.13, 0.46], ["load", "copy", "execute"])
+    else:
+        ax.set_yticks([1.52, 0.46], ["load", "execute"])
     _plain(ax)
 
 

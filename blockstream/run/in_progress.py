@@ -30,6 +30,8 @@ from .watched import WatchedSampler
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from blockstream.device.protocol import Device
+
     from blockstream.plan.planner import Plan
     from blockstream.streaming.op_costs import Measuring
 
@@ -53,6 +55,9 @@ class RunInProgress:
         self.resumed = self.files.resumed
         self.ledger = ledger
         self.budget_nbytes = resolve_budget(config.budget).nbytes
+        #: The device that networks compute on, None for the processor, and the budget there.
+        self.device: Device | None = None
+        self.device_budget_nbytes: int | None = None
         self.predicted_s: dict[str, float] = {}
         self.finite = Finite(config.allow_nonfinite)
         self.files.finite = not config.allow_nonfinite

@@ -170,6 +170,8 @@ def _run_pipeline(
         began_s, watch = this.ledger.now(), session.watch
         if session.names:  # a resumed run may have nothing left to compute
             first = session.draft()
+            if (on := session.device_forecast()) is not None:
+                this.device_budget_nbytes = on["budget"]["nbytes"]
         items = this.items(first)
         begin()
         this.begun = True
@@ -230,7 +232,8 @@ def open_session(
     from blockstream.streaming.op_costs import MAY, Measuring
     from blockstream.streaming.session import Session
 
-    config, device = this.config, choose_device(this.config.device, this.planning)
+    config = this.config
+    this.device = device = choose_device(config.device, this.planning)
     assert isinstance(config.threads, int)
     use_threads(config.threads)
     this.measuring = Measuring(*MAY[measure])

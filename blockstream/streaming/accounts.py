@@ -23,6 +23,7 @@ def session_report(
     budget: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what has run so far: arena, stages, bytes read, moved, converted and gathered."""
+    device = tier.device_report()  # first: it writes down what the device has done
     totals, reader = tier.files.totals, tier.files.reader
     accounts = [
         {
@@ -44,7 +45,7 @@ def session_report(
         "unplanned": tier.engine.unplanned,
         "read": reader.mode,
         "requests": {"threads": reader.threads, "nbytes": reader.request_nbytes},
-        **({} if (device := tier.device_report()) is None else {"device": device}),
+        **({} if device is None else {"device": device}),
         "moved_nbytes": totals.moved_nbytes,
         "converted_nbytes": totals.converted_nbytes,
     }

@@ -78,6 +78,7 @@ class DevicePlans:
     def after_pass(self, stage: str, ran: Sequence[int], pass_index: int) -> None:
         """Account for a pass, and plan anew where it ran in another order."""
         self._budget.sample()
+        self.tier.below.track.resolve()
         self.facts[stage], reordered = self._courses[stage].learn(self.facts[stage], ran, pass_index)
         here, index = self._engine.cursor, self._engine.plan.schedule.index(stage)
         if not reordered or here is None or here.stage != index:

@@ -13,6 +13,7 @@ from blockstream.engine.arena import Arena
 from blockstream.engine.engine import Engine
 from blockstream.engine.ledger import Ledger
 from blockstream.engine.loader import Lanes
+from blockstream.engine.spans import Span
 from blockstream.module.binding import Binding, BindingStore, address_of
 from blockstream.plan.tiers import Tiers
 
@@ -43,8 +44,15 @@ class TowerTier:
             layouts = self.below.layouts(stage.name)
             self._bindings.update(stage.prepared.bindings(self.below.arena, layouts))
         self._store = BindingStore(self.below.store, self._bindings)
-        lanes = Lanes(loader="link", load="copy")
-        self.engine = Engine(tiers.device, self._store, ledger, on_executed=on_executed, lanes=lanes)
+        track = self.below.track
+
+        def executed(span: Span) -> None:
+            track.executed(span)
+            if on_executed is not None:
+                on_executed(span)
+
+        lanes = Lanes(loader="uploader", load="fetch")
+        self.engine = Engine(tiers.device, self._store, ledger, on_executed=executed, lanes=lanes)
         self._closed = False
 
     def start(self) -> None:

@@ -17,8 +17,12 @@ GIB = 1 << 30
 
 
 class Event:
-    def __init__(self):
-        self.stream, self.over = None, False
+    def __init__(self, enable_timing=False):
+        self.stream, self.over, self.timed = None, False, enable_timing
+
+    def elapsed_time(self, other):
+        assert self.timed and other.timed
+        return 1500.0
 
     def record(self, stream):
         self.stream = stream
@@ -194,3 +198,17 @@ def test_a_device_that_is_not_there_is_refused_by_number(made):
     made()
     with pytest.raises(ConfigError, match="cuda:1: torch has 1 here"):
         choose_device("cuda:1")
+
+
+def test_a_stamp_tells_the_moment_beside_a_known_one_which_later_ones_replace(made):
+    cuda, device = made()
+    known, at_s = device.base
+    stamp = device.stamp("copies")
+    assert stamp.event.timed and stamp.event.stream is cuda.streams[0]
+    assert stamp.at_s() == at_s + 1.5 and device.base == (known, at_s)
+    assert device.stamp("compute").event.stream is cuda.compute
+    Event.elapsed_time, before = (lambda self, other: 61_000.0), Event.elapsed_time
+    try:
+        assert stamp.at_s() == at_s + 61 and device.base == (stamp.event, at_s + 61)
+    finally:
+        Event.elapsed_time = before
