@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from blockstream.device.protocol import Device
-
     from blockstream.plan.planner import Plan
     from blockstream.streaming.op_costs import Measuring
 
