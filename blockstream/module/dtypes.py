@@ -55,8 +55,8 @@ def parse_dtype(value: str | torch.dtype | None) -> str | None:
     """
     if value is None:
         return None
-    if isinstance(value, torch.dtype):
-        name = FROM_TORCH.get(value)
+    if not isinstance(value, str):
+        name = FROM_TORCH.get(value) if isinstance(value, torch.dtype) else None
     else:
         text = value.removeprefix("torch.")
         known = {**{v: k for k, v in _TORCH.items()}, **_ALIASES}

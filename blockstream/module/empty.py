@@ -96,11 +96,13 @@ def build(model: Any) -> nn.Module:
     Factories and `(class, config)` are built under `empty()` and set to eval. A module's buffers
     that are on meta and in no checkpoint are rebuilt from its config, or refused by name.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the model is scripted, and its calls cannot be followed; pass the module it is of")
     if isinstance(model, nn.Module):
         module = model
     else:
         with empty():
-            module = _from_class(*model) if isinstance(model, tuple) else model()
+            module = _made(model)
         if not isinstance(module, nn.Module):
             raise ModelError(
                 f"the model's factory returned {type(module).__name__}, expected a torch.nn.Module"
@@ -108,6 +110,17 @@ def build(model: Any) -> nn.Module:
         module.eval()
     _rebuild_buffers(module)
     return module
+
+
+def _made(model: Any) -> Any:
+    """Return what a factory, or a class and its config, make."""
+    if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
+        return _from_class(*model)
+    if not callable(model):
+        raise ModelError(
+            f"{type(model).__name__} is no model: pass a module, a factory of one, or (class, config)"
+        )
+    return model()
 
 
 def _from_class(cls: Any, config: Any) -> nn.Module:

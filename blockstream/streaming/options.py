@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from blockstream.errors import ConfigError
 from blockstream.plan.retention import POLICIES, RetentionPolicy
@@ -28,7 +28,10 @@ def parse_policies(policy: str | RetentionPolicy | Sequence[RetentionPolicy]) ->
     if isinstance(policy, RetentionPolicy):
         return (policy,)
     if not isinstance(policy, str):
-        return tuple(policy)
+        given = tuple(policy) if isinstance(policy, Iterable) else ()
+        if given and all(isinstance(p, RetentionPolicy) for p in given):
+            return given
+        raise ConfigError(f"policy {policy!r}: write the name of one, or RetentionPolicy values")
     if policy == "auto":
         return POLICIES
     found = [p for p in POLICIES if p.name == policy]

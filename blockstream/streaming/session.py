@@ -108,7 +108,6 @@ class Session:
         self._observing = Observing(observer, self._schedule)
         self._driver = Driver(self._begin, self.ledger, self._observing)
         self._stages = self._driver.stages
-        open_sessions.opened(self, has_arena=arena is not None)
         self._governor = Governor(
             budget,
             touched_nbytes=self.touched_nbytes,
@@ -116,6 +115,7 @@ class Session:
             others_nbytes=lambda: open_sessions.others_nbytes(self),
         )
         self._starter = Starter(self._governor, self._on, self._asked, variant, self.ledger, self._observing)
+        open_sessions.opened(self, has_arena=arena is not None)
 
     # -- stages ------------------------------------------------------------------------------
 

@@ -133,6 +133,13 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(name, content, said, tmp
         Checkpoint.open(tmp_path / name)
 
 
+@pytest.mark.parametrize("content", [FOREIGN["lfs"], FOREIGN["page"]], ids=["lfs", "page"])
+def test_an_index_that_is_of_another_kind_is_named_for_what_it_is(content, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_bytes(content[0])
+    with pytest.raises(CheckpointError, match=content[1]):
+        Checkpoint.open(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("a.gguf", "GGUF"), ("a.dduf", "DDUF"), ("flax_model.msgpack", "flax")]
 )

@@ -9,10 +9,11 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import blockstream
 from blockstream.engine.ledger import Ledger
-from blockstream.errors import BudgetError, ConfigError, EngineError
+from blockstream.errors import BlockstreamError, BudgetError, ConfigError, EngineError, ModelError
 from blockstream.plan.segments import AtMost
 from tests.support import toys
 from tests.support.models import assert_same
@@ -61,6 +62,55 @@ def test_a_session_without_stages_says_so():
 def test_an_unknown_policy_is_refused():
     with pytest.raises(ConfigError, match="write auto, none, prefix"):
         blockstream.open(arena="1MiB", policy="lru")
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"policy": 3}, "policy 3: write the name of one"),
+        ({"policy": []}, "policy []: write the name of one"),
+        ({"dtype": 3}, "dtype 3: write float32"),
+        ({"device": 3}, "3 is no device; write auto"),
+        ({"checkpoint": 3}, "3 is no path"),
+        ({"checkpoint": {"a": 1}}, "{'a': 1} is no path"),
+        ({"checkpoint": b"x"}, "b'x' is no path"),
+        ({"checkpoint": ""}, "'' is no path"),
+        ({"model": 3}, "int is no model: pass a module"),
+    ],
+    ids=str,
+)
+def test_what_is_of_another_kind_is_refused_by_name(named, said, twins):
+    _, folder = twins(toys.Stack)
+    given = {"model": toys.Stack, "checkpoint": folder, "arena": "1MiB", **named}
+    with pytest.raises(BlockstreamError) as found, blockstream.stream(**given):
+        pass
+    assert said in str(found.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_scripted_module_is_refused_by_name(twins):
+    _, folder = twins(toys.Stack)
+    with (
+        pytest.raises(ModelError, match="scripted"),
+        blockstream.stream(torch.jit.script(nn.Linear(2, 2)), folder, arena="1MiB"),
+    ):
+        pass
+
+
+def test_a_torch_device_is_a_device(twins):
+    _, folder = twins(toys.Stack)
+    with streamed(toys.Stack, folder, device=torch.device("cpu")) as m:
+        assert m(noise()).device.type == "cpu"
+
+
+def test_a_session_that_was_refused_is_not_open():
+    for budget in ("3 parsecs", "2GiB", "3GiB"):  # one budget a process: nobody has either of these
+        refused = None
+        try:
+            blockstream.open(budget=budget).close()
+        except ConfigError as error:
+            refused = error  # whose frames hold the session
+        assert (refused is not None) == (budget == "3 parsecs")
 
 
 def test_nothing_is_read_before_the_first_forward(watched, twins):

@@ -70,12 +70,11 @@ class Checkpoint:
         `variant` ("fp16") names one of several that a folder holds. Raises CheckpointError naming what is
         there when no supported form is, or the first thing wrong with a header.
         """
-        path = Path(path)
         try:
             return cls._open(located(path), variant)
         except OSError as error:
             named = error.filename  # the file in the folder that refused
-            raise unreadable(Path(named) if isinstance(named, str) else path, error) from error
+            raise unreadable(Path(named if isinstance(named, str) else path), error) from error
 
     @classmethod
     def _open(cls, path: Path, variant: str | None) -> Checkpoint:

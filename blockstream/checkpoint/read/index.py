@@ -12,6 +12,7 @@ from blockstream.errors import CheckpointError
 from blockstream.system import regular
 
 from .entries import unreadable
+from .foreign import name_foreign
 
 #: An index lists names only; one longer than this is damage.
 MOST_INDEX_NBYTES = 100_000_000
@@ -42,6 +43,7 @@ def parsed(text: str, path: Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
+        name_foreign(path, text[:64].encode())
         raise CheckpointError(f"{path}: is not JSON ({error}); fetch it again") from error
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from blockstream.errors import CheckpointError
+from blockstream.errors import CheckpointError, ConfigError
 from blockstream.system import regular
 
 #: A hub id: an organisation and a name.
@@ -16,8 +16,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def located(path: str | os.PathLike[str]) -> Path:
     """Return the path of a file or folder that is there.
 
-    Raises CheckpointError for one that is not: naming where a link points, or how to fetch a hub's model.
+    Raises ConfigError for what is no path, and CheckpointError for one that is not there: naming where a
+    link points, or how to fetch a hub's model.
     """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ConfigError(f"{path!r:.80} is no path; name the file or folder of a model or its weights")
     there = Path(path).expanduser()
     if there.exists():
         return there
