@@ -25,7 +25,7 @@ def recognised(checkpoint: Checkpoint, formats: Sequence[Format]) -> Checkpoint:
     Raises CheckpointError where its config.json names a `quant_method` that no row reads, or one of which no
     row finds a weight.
     """
-    settings = quantisation(checkpoint.root) if checkpoint.form != "packed" else None
+    settings = quantisation(checkpoint.root)
     method = "" if settings is None else str(settings.get("quant_method", "?"))
     known = [f for f in formats if method in f.methods]
     if settings is not None and not known:

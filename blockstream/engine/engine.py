@@ -32,7 +32,7 @@ class Engine:
 
     Used by one compute thread; another may close it while that one waits. `on_executed` and `on_loaded`
     observe spans, the latter on the loader thread: what they raise ends the run. `unplanned` counts visits
-    that were in no plan: they are loaded on demand.
+    that were in no plan: they are loaded on demand. `rounds` counts how often an earlier stage began again.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Engine:
         clock = clock or SystemClock()
         self.ledger = ledger if ledger is not None else Ledger(clock=clock.now)
         self.unplanned = 0
+        self.rounds = 0
         self._plan = plan
         self._scheduler = Scheduler(plan)
         self._loader = Loader(self._scheduler, store, self.ledger, clock, on_loaded, self._trim, lanes)
@@ -167,13 +168,19 @@ class Engine:
     # -- passes and stages -------------------------------------------------------------------
 
     def begin_pass(self, stage: str) -> int | None:
-        """Make a stage current, ending earlier ones; return the pass about to run, None past the last."""
+        """Make a stage current, ending earlier ones; return the pass about to run, None past the last.
+
+        A stage before the one that began last begins anew.
+        """
         index = self.plan.schedule.index(stage)
         with self._condition:
             self._refuse_closed()
             cursor = self._scheduler.cursor
             if cursor is not None and cursor.stage < index:
                 self._loader.release(self._scheduler.end_stage(index - 1))
+            if self._scheduler.goes_back(index):
+                self._loader.release(self._scheduler.rewind(index))
+                self.rounds += 1
             return self._scheduler.begin_pass(index)
 
     def end_pass(self, stage: str, pass_index: int | None) -> None:

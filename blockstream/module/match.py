@@ -26,6 +26,7 @@ from .conversions import Source, library_match
 from .dtypes import FLOATING, TO_TORCH
 from .gguf_names import renamed
 from .libraries import computed
+from .original_keys import original_match
 
 #: What torch.compile, sharding, checkpointing and adapters put inside the names of what they wrap.
 _WRAPPER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
@@ -91,6 +92,8 @@ def _match(module: nn.Module, checkpoint: Checkpoint, packing: bool) -> Matched:
         plain = _prefix_match(unwrapped, wanted)
         if len(plain) > len(found):
             found = plain
+        if not _covers(found, groups) and (original := original_match(module, checkpoint, wanted)):
+            found = original if len(original) > len(found) else found
     sources: dict[str, Source] = {}
     missing: list[str] = []
     values: dict[str, Tensor] = {}

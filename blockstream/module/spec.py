@@ -58,10 +58,14 @@ def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Pac
     prepared = Prepared("model", module, checkpoint, wanted, packing=True)
     sources = prepared.matched.sources
     coded = next((e for s in sources.values() for e in s.tensors if e.coded is not None), None)
-    if coded is not None:
+    if coded is not None and checkpoint.form == "gguf":
         raise CheckpointError(
-            f"{checkpoint.root}: {coded.name!r} is in format {coded.dtype}, which streams as it lies and is "
-            "not packed; pack the original checkpoint"
+            f"{checkpoint.root}: is GGUF, whose blocks no safetensors file holds; it streams as it lies"
+        )
+    if coded is not None and dtype is not None:
+        raise CheckpointError(
+            f"{checkpoint.root}: {coded.name!r} is in format {coded.dtype}, whose bytes a pack keeps as they "
+            f"are; leave --dtype {dtype} out, or pack the original checkpoint"
         )
     # "rest" is what pack calls tensors that no segment names.
     paths = {
@@ -72,7 +76,7 @@ def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Pac
     segments: dict[str, list[str]] = {}
     taken: set[str] = set()
     for segment, members in paths.items():
-        names = [entry.name for path in members for entry in sources[path].tensors]
+        names = [n for path in members for entry in sources[path].tensors for n in _held(entry, checkpoint)]
         if fresh := [name for name in dict.fromkeys(names) if name not in taken]:
             segments[segment] = fresh
             taken.update(fresh)
@@ -86,6 +90,15 @@ def packing(module: nn.Module, checkpoint: Checkpoint, dtype: str | None) -> Pac
     made = {s.made.path: _made(s.made, s.tensors[0]) for s in sources.values() if s.made is not None}
     int8 = _int8(prepared, checkpoint) if dtype == "int8" else frozenset[str]()
     return Packing(segments, frozenset(float32), int8, made)
+
+
+def _held(entry: TensorEntry, checkpoint: Checkpoint) -> list[str]:
+    """Return the tensors that hold an entry: a coded one's own bytes, and those beside it."""
+    if entry.coded is None:
+        return [entry.name]
+    beside = (one.name for one in entry.coded.beside.values())
+    names = (entry.coded.stored, *beside, *entry.coded.dropped)
+    return [name for name in names if name in checkpoint]
 
 
 def _int8(prepared: Prepared, checkpoint: Checkpoint) -> frozenset[str]:

@@ -27,13 +27,15 @@ class Arrangement:
     """A schedule laid out in one arena. `arena_nbytes` is the exact peak of the extents it uses.
 
     `lookahead` bounds how many visits past the one computing may be loaded (None: as the slots
-    allow; 1: the paper's concurrent inference).
+    allow; 1: the paper's concurrent inference). With `keeps` stages lie beside one another, and what one
+    retains stays when it is over.
     """
 
     schedule: Schedule
     stages: tuple[StagePlan, ...]
     arena_nbytes: int
     lookahead: int | None = None
+    keeps: bool = False
 
     def extent(self, visit: Visit) -> Extent:
         """Return where the segment of a visit lies in the arena."""

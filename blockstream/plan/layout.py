@@ -151,6 +151,19 @@ def lay_out_stage(
     return StageLayout(stage.order, where, first, tuple(streamed), *ordinals, unplanned, nbytes)
 
 
+def lay_out_all(stage: Stage, base: int, align: int = ALIGN) -> StageLayout:
+    """Return the extents of a stage that keeps all its segments, one after another from `base`.
+
+    They lie in the order of the segments, whatever the order of visits: another order moves none.
+    """
+    where, at = dict[int, Extent](), base
+    for i, segment in enumerate(stage.segments):
+        where[i] = Extent(at, align_up(segment.nbytes, align))
+        at = where[i].end
+    kept = (-1,) * len(stage.order)
+    return StageLayout(stage.order, where, (), ((),), kept, kept, tuple(where.values()), at)
+
+
 def _ordinal(order: Sequence[int], without: Collection[int]) -> tuple[int, ...]:
     """Return the how-manieth of the others each position is, -1 for those left out."""
     ordinal, k = [], 0

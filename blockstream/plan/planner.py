@@ -13,7 +13,7 @@ from functools import cached_property
 
 from . import simulate
 from .arrangement import Arrangement, StagePlan
-from .layout import ALIGN, StageLayout, align_up, lay_out_stage
+from .layout import ALIGN, StageLayout, align_up, lay_out_all, lay_out_stage
 from .retention import POLICIES, RetentionPolicy
 from .search import Candidate, Limits, Ranked, best_of_policy, least_of
 from .segments import Exactly, Schedule, Stage
@@ -101,6 +101,20 @@ def least_arena(schedule: Schedule, slots: int | None = None, align: int = ALIGN
     Two slots suffice for overlap; a stage with one streamed visit a pass needs one.
     """
     return max(least_of(stage, slots, align)[0] for stage in schedule.stages)
+
+
+def together(plan: Plan, arena_nbytes: int, align: int = ALIGN) -> Plan | None:
+    """Return a plan that keeps all of every stage beside the others, None where they do not fit.
+
+    For stages that are called in turn, again and again: nothing is read twice.
+    """
+    at, stages = 0, list[StagePlan]()
+    for stage in plan.schedule.stages:
+        stages.append(StagePlan("all", 1, lay_out_all(stage, at, align)))
+        at = stages[-1].layout.end
+    if at > arena_nbytes:
+        return None
+    return Plan(plan.schedule, tuple(stages), at, plan.lookahead, keeps=True)
 
 
 def remaining(plan: Plan, observed: Observed) -> simulate.Estimate:

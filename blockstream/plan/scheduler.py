@@ -40,6 +40,7 @@ class Scheduler:
         self._detour: Visit | None = None
         self._open: tuple[int, int] | None = None
         self._swept = 0
+        self._begun = -1
         self._last_positions: dict[int, dict[int, int]] = {}
 
     @property
@@ -115,7 +116,7 @@ class Scheduler:
         if load is None:
             raise EngineError(f"{visit} is released but was not acquired")
         over = self._is_over(visit.stage)
-        if load.retained and not over and not self._is_last_use(visit):
+        if load.retained and (self.plan.keeps or not (over or self._is_last_use(visit))):
             self._live[load] = State.READY
             return []
         self._forget(load)
@@ -169,6 +170,7 @@ class Scheduler:
         order is unplanned, not a visit of the next pass.
         """
         here = self._cursor
+        self._begun = stage
         self._open = (stage, here.pass_index) if here is not None and here.stage == stage else None
         return self._pass_of(stage)
 
@@ -197,7 +199,18 @@ class Scheduler:
             self._cursor = self._first_of(stage + 1)
         if self._front is not None and self._front.stage <= stage:
             self._front = self._first_of(stage + 1)
-        return freed + self._drop([x for x in self._live if x.visit.stage <= stage])
+        return freed + self._drop([x for x in self._live if x.visit.stage <= stage and not self._stays(x)])
+
+    def goes_back(self, stage: int) -> bool:
+        """Return whether a stage is before the one that began last: stages are called in turn again."""
+        return stage < self._begun and not self._in_use
+
+    def rewind(self, stage: int) -> list[Load]:
+        """Go back to the first visit of a stage; what is live and does not stay is dropped."""
+        freed = self._leave_detour()
+        self._cursor = self._front = self._first_of(stage)
+        self._swept = stage
+        return freed + self._drop([x for x in self._live if not self._stays(x)])
 
     def adopt(self, plan: Arrangement, at: Visit | None = None) -> list[Load]:
         """Go on with another plan of the same segments, between two visits; `at` is the next one in it.
@@ -280,7 +293,7 @@ class Scheduler:
         """Give up an unplanned visit that was asked for but never began."""
         visit, self._detour = self._detour, None
         load = self._loaded_for(visit) if visit is not None else None
-        if load is None or (load.retained and not self._is_over(load.visit.stage)):
+        if load is None or (load.retained and (self.plan.keeps or not self._is_over(load.visit.stage))):
             return []
         return self._drop([load])
 
@@ -289,9 +302,12 @@ class Scheduler:
         here, plan = self._cursor, self.plan
         if here is None:
             return set()
-        kept = plan.stages[here.stage].layout.retained
         stays = {
-            x for x in self._live if x.retained and x.key[0] == here.stage and kept.get(x.key[1]) == x.extent
+            x
+            for x in self._live
+            if x.retained
+            and (plan.keeps or x.key[0] == here.stage)
+            and plan.stages[x.key[0]].layout.retained.get(x.key[1]) == x.extent
         }
         visit: Visit | None = here
         while visit is not None and visit.stage == here.stage and visit.pass_index <= here.pass_index + 1:
@@ -315,7 +331,11 @@ class Scheduler:
         if now == self._swept:
             return []
         self._swept = now
-        return self._drop([x for x in self._live if x.visit.stage < now])
+        return self._drop([x for x in self._live if x.visit.stage < now and not self._stays(x)])
+
+    def _stays(self, load: Load) -> bool:
+        """Return whether a load stays when its stage is over."""
+        return self.plan.keeps and load.retained
 
     def _refuse_unfit(self, plan: Arrangement, at: Visit | None) -> None:
         mine, others = self.plan.schedule.stages, plan.schedule.stages

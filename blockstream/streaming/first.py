@@ -13,7 +13,7 @@ from blockstream.errors import BudgetError
 from blockstream.module.faking import Call
 from blockstream.module.forked import may_fork
 from blockstream.module.rehearsal import IMPORTS_NBYTES, needs_imports
-from blockstream.plan.planner import Plan, least_arena
+from blockstream.plan.planner import Plan, least_arena, together
 from blockstream.plan.segments import Schedule
 from blockstream.system.runtime_floor import RUNTIME_MODULES, runtime_floor
 
@@ -90,6 +90,8 @@ def first_plan(
             f"{shelves:,} bytes for the experts that compute; the least is {least + shelves:,} bytes"
         )
     plan = asked.plan(schedule, room, ceiling.explicit)
+    if len(stages) > 1 and plan.retains_all and all(s.passes.most is None for s in schedule.stages):
+        plan = together(plan, room) or plan  # they may be called in turn, again and again
     return First(plan, tuple(facts), room, frugal, runtime, activations)
 
 

@@ -32,10 +32,10 @@ class HostTier:
         on_executed: OnSpan | None = None,
     ) -> None:
         self.where = CPU
-        most = max(sum(align_up(s.nbytes) for s in x.segments) for x in plan.schedule.stages)
+        most = sum(align_up(s.nbytes) for x in plan.schedule.stages for s in x.segments)
         most = max(most, align_up(plan.arena_nbytes))
         beside, least = address_space(stages)
-        # Address space for all a stage could retain, and for its experts.
+        # Address space for all that could be retained, and for its experts.
         self.arena = Arena.reserve(most + beside, align_up(plan.arena_nbytes) + least)
         #: The bytes of the arena that plans may use.
         self.plannable_nbytes = most if self.arena.nbytes >= most + beside else align_up(plan.arena_nbytes)

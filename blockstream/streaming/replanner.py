@@ -20,7 +20,7 @@ from blockstream.module.forked import may_fork
 from blockstream.module.rehearsal import needs_imports
 from blockstream.plan.layout import align_up
 from blockstream.plan.plain import plan_record
-from blockstream.plan.planner import Observed, Plan, least_arena, remaining
+from blockstream.plan.planner import Observed, Plan, least_arena, remaining, together
 from blockstream.plan.segments import Extent, Schedule
 from blockstream.system.limits import cpu_count
 
@@ -83,6 +83,7 @@ class Replanner:
         if first:
             self._ceiling.begin_stage()
             self._engine.trim(self._keep)
+            self._keep_together(stage)
             self._hold_back(stage)
         self._ceiling.begin_pass()
         facts, course = self.facts[stage], self._courses[stage]
@@ -279,6 +280,11 @@ class Replanner:
         self.facts[stage] = replace(self.facts[stage], completed=True)
         if self._engine.most_nbytes is not None:
             self._let_go(stage)
+        if self._keeps_all():
+            if reordered:
+                now = replace(self._engine.plan, schedule=self._measured(stage, reordered))
+                self._adopt(together(now, now.arena_nbytes) or now, stage)
+            return
         self._ledger.compute.mark("outside")
         schedule, index = self._measured(stage, reordered), self._index(stage)
         least, most = (
@@ -299,10 +305,22 @@ class Replanner:
             self._resized = False
             self._adopt(plan, stage)
 
+    def _keeps_all(self) -> bool:
+        """Return whether all of every stage stays, and there still is room for it."""
+        return self._engine.plan.keeps and self._engine.plan.arena_nbytes <= self._room()
+
+    def _keep_together(self, stage: str) -> None:
+        """Keep all of every stage from now on, where stages are called in turn again and all fit."""
+        running = self._engine.plan
+        if self._engine.rounds and not running.keeps and running.retains_all:
+            plan = together(running, min(self._room(), self.tier.plannable_nbytes))
+            if plan is not None:
+                self._adopt(plan, stage)
+
     def _complete(self, stage: str) -> None:
         """Plan again if compute leaves room for a segment more, now that it has been measured."""
         self._ledger.compute.mark("outside")
-        if not self._is_at(stage):
+        if not self._is_at(stage) or self._keeps_all():
             return
         self._ceiling.relieve()
         index = self._index(stage)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import blockstream
+from blockstream.checkpoint import Checkpoint
 from blockstream.errors import CheckpointError
 from blockstream.verify.sessions import ResidentSession
 from tests.support.models import aligned
@@ -330,3 +331,39 @@ def test_a_tensor_of_four_bits_that_nothing_needs_refuses_no_file(tmp_path):
         blockstream.stream(lambda: Net(8), tmp_path, arena="1MiB"),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["fp8-blocks", "bitsandbytes-int8"])
+def test_a_pack_keeps_coded_bytes_and_streams_with_the_same_numbers(kind, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from blockstream.cli.main import main
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
+    tensors = {}
+    for name, value in LlamaForCausalLM(config).state_dict().items():
+        if "proj" not in name:
+            tensors[name] = value.clone()
+        elif kind == "fp8-blocks":
+            tensors |= {name: value.to(F8), name + "_scale_inv": torch.rand(1, 1) + 0.5}
+        else:
+            tensors |= {name: (value * 500).to(torch.int8), name[:-6] + "SCB": torch.rand(len(value)) + 0.5}
+    folder = tmp_path / "coded"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    said = {**config.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    method = {"quant_method": "fp8" if kind == "fp8-blocks" else "bitsandbytes"}
+    (folder / "config.json").write_text(json.dumps({**said, "quantization_config": method}))
+    assert main(["pack", str(folder), str(tmp_path / "packed")]) == 0
+    made = []
+    for path in (folder, tmp_path / "packed"):
+        with blockstream.from_pretrained(path, arena="1MiB", dtype="fp32") as model, torch.no_grad():
+            assert blockstream.session(model).prepared["model"].matched.sources  # read as what it is
+            made.append(model(torch.arange(5)[None]).logits)
+    assert torch.equal(*made)
+    held = Checkpoint.open(tmp_path / "packed")
+    assert {n: e.nbytes for n, e in held.entries.items()} == {n: t.nbytes for n, t in tensors.items()}
+    assert main(["pack", str(folder), str(tmp_path / "half"), "--dtype", "bf16"]) != 0

@@ -124,3 +124,50 @@ def test_a_dduf_file_is_read_in_place(folder, tmp_path):
         blockstream.pipeline(tmp_path / "sd.dduf", variant="fp16"),
     ):
         pass
+
+
+def read_by(session):
+    return sum(stage["read_nbytes"] for stage in session.report()["stages"])
+
+
+def test_what_fits_is_read_once_however_often_the_pipeline_is_called(folder):
+    with blockstream.pipeline(folder, arena="1MiB") as pipe:
+        session = blockstream.session(pipe.unet)
+        planned = session.draft()
+        assert planned.keeps and planned.arena_nbytes <= 1 << 20
+        made, read, unplanned = [], [], []
+        for _ in range(3):
+            made.append(image(pipe))
+            read.append(read_by(session))
+            unplanned.append(session.unplanned)
+        assert read[0] == read[1] == read[2]
+        assert unplanned[0] == unplanned[2]
+        assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
+def test_where_not_all_fits_each_call_is_planned_as_the_first_was(folder):
+    with blockstream.pipeline(folder, arena="300KiB") as pipe:
+        session = blockstream.session(pipe.unet)
+        assert not session.draft().keeps
+        read, unplanned = [0], []
+        for _ in range(3):
+            image(pipe)
+            read.append(read_by(session))
+            unplanned.append(session.unplanned)
+        assert read[3] - read[2] <= read[1]
+        assert unplanned[0] == unplanned[2]
+
+
+def test_stages_of_known_passes_are_kept_once_they_are_called_in_turn_again(folder):
+    with blockstream.open(arena="1MiB") as session, torch.no_grad():
+        unet = session.stage("unet", folder / "unet", passes=2)
+        vae = session.stage("vae", folder / "vae", passes=1)
+        assert not session.draft().keeps
+        x, words = torch.ones(1, 4, 8, 8), torch.ones(1, 7, 16)
+        read = []
+        for _ in range(4):
+            for _ in range(2):
+                unet(x, 3, words)
+            vae.decode(x)
+            read.append(read_by(session))
+        assert read[1] > read[0] and read[1] == read[2] == read[3]
