@@ -32,7 +32,7 @@ def compare(animal: Animal, folder: Path, stored: torch.dtype, asked: torch.dtyp
             nn.init.normal_(param, std=0.02)
     module.to(stored).save_pretrained(folder)
     named = {"dtype" if "transformers" in cls.__module__ else "torch_dtype": asked} if asked else {}
-    resident = _aligned(cls.from_pretrained(folder, **named).eval())
+    resident = aligned(cls.from_pretrained(folder, **named).eval())
     inputs = animal.inputs(asked or (torch.float32 if "diffusers" in cls.__module__ else stored))
     try:
         want = _run(resident, inputs)
@@ -73,7 +73,7 @@ def _pairs(got: list[Tensor], want: list[Tensor]) -> Iterator[tuple[Tensor | Non
     yield from zip(got, want, strict=False)
 
 
-def _aligned(module: nn.Module) -> nn.Module:
+def aligned(module: nn.Module) -> nn.Module:
     """Have every parameter begin at a multiple of `ALIGN`."""
     made: dict[int, nn.Parameter] = {}
     for owner in module.modules():

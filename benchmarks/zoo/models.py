@@ -64,7 +64,7 @@ _TEXT = {
 }
 
 
-def _text(name: str, decoder: bool = False, **more: Any) -> Animal:
+def text(name: str, decoder: bool = False, **more: Any) -> Animal:
     def make() -> nn.Module:
         import transformers
 
@@ -95,7 +95,7 @@ def _image(name: str, **more: Any) -> Animal:
 
 TRANSFORMERS: dict[str, Animal] = {
     **{
-        name: _text(name)
+        name: text(name)
         for name in (
             "LlamaForCausalLM",
             "MistralForCausalLM",
@@ -124,12 +124,12 @@ TRANSFORMERS: dict[str, Animal] = {
             "StableLmForCausalLM",
         )
     },
-    "T5EncoderModel": _text("T5EncoderModel", feed_forward_proj="gated-gelu"),
-    "T5ForConditionalGeneration": _text("T5ForConditionalGeneration", decoder=True),
-    "BartForConditionalGeneration": _text("BartForConditionalGeneration", decoder=True),
-    "MarianMTModel": _text("MarianMTModel", decoder=True),
-    "PegasusForConditionalGeneration": _text("PegasusForConditionalGeneration", decoder=True),
-    "CLIPTextModel": _text("CLIPTextModel"),
+    "T5EncoderModel": text("T5EncoderModel", feed_forward_proj="gated-gelu"),
+    "T5ForConditionalGeneration": text("T5ForConditionalGeneration", decoder=True),
+    "BartForConditionalGeneration": text("BartForConditionalGeneration", decoder=True),
+    "MarianMTModel": text("MarianMTModel", decoder=True),
+    "PegasusForConditionalGeneration": text("PegasusForConditionalGeneration", decoder=True),
+    "CLIPTextModel": text("CLIPTextModel"),
     "ResNetForImageClassification": _image(
         "ResNetForImageClassification",
         embedding_size=8,

@@ -14,6 +14,7 @@ from benchmarks.zoo.models import DIFFUSERS
 from blockstream.checkpoint import Checkpoint, FileStamp, TensorEntry
 from blockstream.errors import CheckpointError
 from blockstream.module.original_keys import Piece, Traced, original_match
+from tests.support.gguf_files import write
 from tests.support.models import aligned
 
 diffusers = pytest.importorskip("diffusers")
@@ -124,3 +125,30 @@ def test_operations_keep_or_lose_the_way_to_the_bytes():
     assert torch.cat([flat[3:], flat[:3]]).pieces == (Piece(entry, 12, 12), Piece(entry, 0, 12))
     for lost in (flat.t(), flat[:, 1:], flat + 1, torch.cat([flat, flat], 1), flat.half(), flat[::2]):
         assert lost.pieces is None and lost.by
+
+
+def test_a_gguf_file_of_its_authors_keys_is_widened_layer_by_layer(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    torch.manual_seed(0)
+    module = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=32, in_channels=16, out_channels=16,
+        text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2, cross_attn_norm=True, rope_max_seq_len=32,
+    ).eval()  # fmt: skip
+    tensors = {}
+    for name, value in module.state_dict().items():
+        is_matrix = value.dim() == 2 and "attn" in name and name.endswith("weight") and "norm" not in name
+        tensors[wan_name(name)] = ("Q8_0", tuple(value.shape)) if is_matrix else value.numpy()
+    file = write(tmp_path / "wan.Q8_0.gguf", "wan", {}, tensors)
+    settings = {**module.config, "_class_name": "WanTransformer3DModel"}
+    (tmp_path / "config.json").write_text(json.dumps(settings, default=str))
+    for tensor in gguf.GGUFReader(file).tensors:
+        name = next(k for k in module.state_dict() if wan_name(k) == tensor.name)
+        numbers = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
+        module.state_dict()[name].copy_(numbers.view(module.state_dict()[name].shape))
+    inputs = {
+        "hidden_states": torch.ones(1, 16, 1, 4, 4), "timestep": torch.tensor([3]),
+        "encoder_hidden_states": torch.ones(1, 5, 32),
+    }  # fmt: skip
+    aligned(module)
+    with torch.no_grad(), blockstream.from_pretrained(file, arena="1MiB", dtype="fp32") as streamed:
+        assert torch.equal(streamed(**inputs)[0], module(**inputs)[0])
