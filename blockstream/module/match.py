@@ -108,16 +108,17 @@ def _match(module: nn.Module, checkpoint: Checkpoint, packing: bool) -> Matched:
     for name in missing:
         if name in checkpoint.absent:
             checkpoint[name]  # says where the index places it
-    if missing and (packed := next((n for n in checkpoint.entries if n.endswith(".qweight")), None)):
-        raise CheckpointError(
-            f"{checkpoint.root}: holds {packed!r} and others like it, as GPTQ and AWQ write, which are not "
-            "read; name the original checkpoint, or write it dequantised with the library that quantised it"
-        )
     if missing:
+        packed = next((n for n in checkpoint.entries if n.endswith(".qweight")), None)
         raise CheckpointError(
             f"{checkpoint.root}: has no tensor for {len(missing)} of {len(groups)} parameters of "
             f"{type(module).__name__} ({', '.join(missing[:4])}); it holds {len(checkpoint)}, such as "
-            f"{', '.join(checkpoint.names[:2])}: is this the checkpoint of another model?"
+            + (
+                f"{', '.join(checkpoint.names[:2])}: is this the checkpoint of another model?"
+                if packed is None
+                else f"{packed}, as GPTQ and AWQ write, which are not read; name the original checkpoint, or "
+                "write it dequantised with the library that quantised it"
+            )
         )
     _refuse_dtypes(module, checkpoint, sources)
     sources.update({name: found[name] for name in _stored_buffers(module) if name in found})
