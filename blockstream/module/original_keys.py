@@ -25,6 +25,7 @@ from .dtypes import TO_TORCH
 from .libraries import library_of
 
 _aten = torch.ops.aten
+CPU = torch.device("cpu")
 #: What changes no byte, and their order only where the result would not be contiguous.
 _SAME = {
     _aten.alias, _aten.detach, _aten.clone, _aten.view, _aten._unsafe_view, _aten.unsqueeze, _aten.squeeze,
@@ -33,11 +34,11 @@ _SAME = {
 
 
 class Piece(NamedTuple):
-    """Some elements of a tensor of a file, contiguous: `count` from `begin`."""
+    """Some elements of a tensor of a file, contiguous: `size` of them from `begin`."""
 
     entry: TensorEntry
     begin: int
-    count: int
+    size: int
 
 
 class Traced(torch.Tensor):
@@ -93,11 +94,11 @@ def _pieces_of(op: Any, args: Any, kwargs: Any, shown: torch.Tensor) -> tuple[Pi
     if shown.numel() == first.numel():
         return first.pieces
     if op is _aten.slice:
-        dim, begin, _, step = (*args[1:], *(0, 0, None, 1)[len(args) - 1 :])
-        dim, size = dim % first.dim(), first.shape[dim % first.dim()]
-        if step != 1 or prod(first.shape[:dim]) != 1:
+        given: tuple[Any, ...] = (*args[1:], *(0, 0, None, 1)[len(args) - 1 :])
+        dim = int(given[0]) % first.dim()
+        if given[3] != 1 or prod(first.shape[:dim]) != 1:
             return None
-        begin = min(max(begin or 0, 0) if (begin or 0) >= 0 else size + begin, size)
+        begin = range(first.shape[dim])[slice(given[1], None)].start
         return _cut(first.pieces, begin * prod(first.shape[dim + 1 :]), shown.numel())
     if op is _aten.select and prod(first.shape[: args[1] % first.dim()]) == 1:
         dim = args[1] % first.dim()
@@ -121,10 +122,10 @@ def _cut(pieces: tuple[Piece, ...], begin: int, count: int) -> tuple[Piece, ...]
     """Return some of the elements of several pieces, in order."""
     found, at = [], 0
     for piece in pieces:
-        start, stop = max(begin, at), min(begin + count, at + piece.count)
+        start, stop = max(begin, at), min(begin + count, at + piece.size)
         if start < stop:
             found.append(Piece(piece.entry, piece.begin + start - at, stop - start))
-        at += piece.count
+        at += piece.size
     return tuple(found)
 
 
@@ -197,7 +198,7 @@ def _source(value: Traced, shape: tuple[int, ...]) -> Source | None:
         return None if entry is None else Source((entry,))
     row = prod(shape[1:])
     entries = [
-        _part(piece, (piece.count // row, *shape[1:])) if piece.count % row == 0 else None
+        _part(piece, (piece.size // row, *shape[1:])) if piece.size % row == 0 else None
         for piece in value.pieces
     ]
     return None if None in entries else Source(tuple(e for e in entries if e is not None))
@@ -206,11 +207,11 @@ def _source(value: Traced, shape: tuple[int, ...]) -> Source | None:
 def _part(piece: Piece, shape: tuple[int, ...]) -> TensorEntry | None:
     """Return a piece as an entry of its own; None where a coded tensor cannot be cut so."""
     whole, count = piece.entry, prod(piece.entry.shape)
-    if piece.count == count:
+    if piece.size == count:
         return whole if whole.shape == shape else replace(whole, shape=shape) if whole.coded is None else None
     if whole.coded is not None and (whole.coded.beside or piece.begin % whole.shape[-1]):
         return None
-    begin, nbytes = (whole.nbytes * n / count for n in (piece.begin, piece.count))
+    begin, nbytes = (whole.nbytes * n / count for n in (piece.begin, piece.size))
     if begin % 1 or nbytes % 1:
         return None
     return replace(whole, shape=shape, offset=whole.offset + int(begin), nbytes=int(nbytes))
