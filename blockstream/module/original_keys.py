@@ -50,9 +50,7 @@ class Traced(torch.Tensor):
     @classmethod
     def of(cls, like: torch.Tensor, pieces: tuple[Piece, ...] | None, by: str = "") -> Any:
         """Return one of the shape and dtype of another tensor."""
-        made: Any = torch.Tensor._make_wrapper_subclass(
-            cls, tuple(like.shape), dtype=like.dtype, device="cpu"
-        )
+        made: Any = torch.Tensor._make_wrapper_subclass(cls, tuple(like.shape), dtype=like.dtype, device=CPU)
         made.pieces, made.by = pieces, by
         return made
 
