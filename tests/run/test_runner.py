@@ -21,6 +21,7 @@ from blockstream.plugins.choices import Chosen
 from blockstream.run import runner
 from blockstream.run.activation import activate
 from blockstream.run.config import RunConfig
+from blockstream.run.numerics import pinned
 
 
 class Net(nn.Module):
@@ -310,7 +311,7 @@ def test_a_plan_reads_no_weight_and_says_what_is_retained(config):
 
 @pytest.mark.parametrize("measure", ["plan", "run", ""])
 def test_a_session_may_measure_as_it_is_told_to(config, measure):
-    this = runner.RunInProgress(made := config(), runner.NOWHERE, Ledger(), activate(made))
+    this = runner.RunInProgress(made := pinned(config()), runner.NOWHERE, Ledger(), activate(made))
     with runner.open_session(this, measure=measure):
         assert this.measuring.most_s == {"plan": 2.5, "run": 0.3, "": 0.0}[measure]
 
