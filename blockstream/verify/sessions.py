@@ -180,6 +180,7 @@ class ResidentSession(Session):
         example_inputs: Any = None,
         around: StoreAround | None = None,
         pace: Sequence[float] = (),
+        between_s: float = 0.0,
     ) -> nn.Module:
         prepared, _, around = self.prepare(name, Network(model, checkpoint, dtype, around))
         if around is not None:

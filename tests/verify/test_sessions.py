@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import blockstream
 from blockstream.errors import ModelError
 from blockstream.module.empty import empty
+from blockstream.streaming.session import Session
 from blockstream.verify.difference import DifferenceError
 from blockstream.verify.recorder import Recorder, digest, most_apart, same
 from blockstream.verify.sessions import CheckedSession, ResidentSession
@@ -254,3 +256,11 @@ def test_records_count_the_calls_of_each_segment_and_of_the_module():
     net(torch.ones(1, 16))
     assert seen == [(0, "first", 1), (1, None, 1), (2, "first", 2), (3, None, 2)]
     assert (recorder.forwards("m"), recorder.visits("m")) == (2, 2)
+
+
+def test_a_resident_stage_takes_whatever_a_streamed_one_takes(tmp_path):
+    given = signature(Session.stage).parameters.values()
+    options = {p.name: p.default for p in given if p.default is not p.empty and p.name != "checkpoint"}
+    folder = save(nn.Sequential(nn.Linear(4, 4)), tmp_path / "w")
+    with ResidentSession(segments={"one": {}}) as session:
+        assert session.stage("one", lambda: nn.Sequential(nn.Linear(4, 4)), folder, **options)
