@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,20 @@ class Experts:
     path: str
     weights: Mapping[str, Weight]
     count: int
+    table: ClassVar[type[Absent]]
+
+    def item(self, kind: str, i: int) -> Weight:
+        """Return one expert's item of a weight, read alone."""
+        item = item_of(self.weights[kind], i)
+        assert item is not None, f"{kind} of {self.path} is divisible"
+        return item
+
+    def chosen(self, inputs: Any) -> list[int]:
+        """Return the experts that a module's inputs route to, in order: the first integers among them."""
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor) and tensor.dtype in (torch.int64, torch.int32):
+                return [i for i in torch.unique(tensor).tolist() if 0 <= i < self.count]
+        return []
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -85,14 +99,6 @@ def find_experts(root: nn.Module, weights: Mapping[str, Weight]) -> tuple[dict[s
     return found, whole
 
 
-def chosen(inputs: Any, count: int) -> list[int]:
-    """Return the experts that a module's inputs route to, in order: the first integers among them."""
-    for tensor in tree_leaves(inputs):
-        if isinstance(tensor, Tensor) and tensor.dtype in (torch.int64, torch.int32):
-            return [i for i in torch.unique(tensor).tolist() if 0 <= i < count]
-    return []
-
-
 def _stacked(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the parameters of a module that have a matrix an expert."""
     count = getattr(module, "num_experts", None)
@@ -133,8 +139,6 @@ class ExpertTable(Absent):
         kwargs = kwargs or {}
         op, table = func.overloadpacket, args[0] if args else None
         if isinstance(table, ExpertTable) and hasattr(table, "expert"):
-            if op in (_aten.detach, _aten.alias):
-                return table
             if op is _aten.transpose and {d % table.dim() for d in args[1:3]} == {1, 2} and table.dim() == 3:
                 return table._turned()
             if op is _aten.select and args[1] == 0:
@@ -202,3 +206,6 @@ class ExpertTable(Absent):
 def _groups(func: Any) -> bool:
     """Return whether an operation multiplies groups of rows, one matrix each."""
     return func.overloadpacket is _aten._grouped_mm or str(func).startswith("transformers.grouped_mm_fall")
+
+
+Experts.table = ExpertTable

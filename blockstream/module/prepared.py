@@ -21,8 +21,9 @@ from blockstream.module.layers.int8 import Int8Layers, Product, resolve
 from .adapters import BASE, base_of
 from .binding import Binding, Laid, Rooms, Spot
 from .dtypes import COMPUTED, FROM_TORCH, to_torch
-from .experts import Experts, ExpertTable, find_experts
+from .experts import Experts
 from .guards import guard, reopen, shut, unguard
+from .heads import read_apart
 from .libraries import built_in, dtype_for, library_of, stays_float32
 from .match import match, require_parameters
 from .partition import Part, Partition, Place, partition
@@ -114,8 +115,7 @@ class Prepared:
                     self._held.setdefault(id(owner), {})[key] = weight
         self._sources = self._name().weights
         self._readers: list[TableReader] = []
-        #: What serves experts that are read one by one, once there is memory for them.
-        self.shelf: Shelf | None = None
+        self.shelf: Shelf | None = None  # serves what is read by parts
         self._where = CPU
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         self._values: list[tuple[Tensor, Tensor]] = []
@@ -125,10 +125,10 @@ class Prepared:
     def cut(self, finer: int | None = None, apart: bool = False) -> Cut:
         """Return the module cut into segments, none above `finer` bytes where that can be helped.
 
-        `apart`: experts are read one by one. Nothing is changed: it is cut so once the cut is put to `use`.
+        `apart`: experts, in the finest cut heads, are read by parts. It is cut so once that is put to `use`.
         """
         named = self._name()
-        experts = tuple(find_experts(self.module, named.weights)[0].values()) if apart else ()
+        experts = read_apart(self.module, named.weights, finer == 1) if apart else ()
         made = self._partition(finer, named, experts)
         layouts = {
             part.name: lay_out(part.name, [r for x in part.params for r in named.weights[x[0].path].requests])
@@ -252,7 +252,7 @@ class Prepared:
                     self._stand_in(places, f"parameter {places[0].path!r} of segment {part.name!r}")
             for each in self._cut.experts:
                 for place in each.places:
-                    self._stand_in((place,), f"parameter {place.path!r}, read by expert,", ExpertTable)
+                    self._stand_in((place,), f"parameter {place.path!r}, read by parts,", each.table)
             self._cast_buffers()
             self._load_buffers()
             self._set_own()

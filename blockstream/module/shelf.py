@@ -24,8 +24,9 @@ from blockstream.plan.segments import Extent
 
 from .dtypes import to_torch
 from .experts import Experts, ExpertTable
+from .heads import HeadTable
 from .narrow import Narrow
-from .weights import Weight, item_of
+from .weights import Weight
 
 #: One computes while another is read.
 LEAST_PLACES = 2
@@ -40,8 +41,8 @@ class Places:
     def __init__(self, experts: Sequence[Experts]) -> None:
         self.room: dict[str, int] = {}
         for each in experts:
-            for kind, weight in each.weights.items():
-                self.room[kind] = max(self.room.get(kind, 0), _room(weight))
+            for kind in each.weights:
+                self.room[kind] = max(self.room.get(kind, 0), _room(each.item(kind, 0)))
         self.nbytes = sum(self.room.values())
         self.most = sum(each.count for each in experts)
 
@@ -51,14 +52,12 @@ class Places:
         return LEAST_PLACES * self.nbytes
 
 
-def _room(weight: Weight) -> int:
-    """Return the most that one item of a weight takes in memory, wherever in its files it lies.
+def _room(item: Weight) -> int:
+    """Return the most that an item like this one takes in memory, wherever in its files it lies.
 
     Beside its bytes: what is read over up to a block's border and between tensors, what spills where two
     would overlap, and the staging of what is converted or joined.
     """
-    item = item_of(weight, 0)
-    assert item is not None
     sizes = [sum(t.nbytes for t in r.tensors) for r in item.requests]
     sources = sum(len(r.tensors) for r in item.requests)
     staged = any(len(r.tensors) > 1 or r.dtype not in (None, r.tensors[0].dtype) for r in item.requests)
@@ -145,7 +144,7 @@ class Shelf:
         self._at = dict(zip(self.each.room, accumulate(self.each.room.values(), initial=0), strict=False))
         self._items: dict[str, OrderedDict[_Key, _Item]] = {kind: OrderedDict() for kind in self.each.room}
         self._wanted: dict[str, deque[_Key]] = {kind: deque() for kind in self.each.room}
-        self._tables: list[ExpertTable] = []
+        self._tables: list[ExpertTable | HeadTable] = []
 
     @property
     def nbytes(self) -> int:
@@ -166,7 +165,7 @@ class Shelf:
         """Have the stand-ins of an experts module ask here for their items."""
         for kind in self._experts[number].weights:
             table = module._parameters[kind]
-            assert isinstance(table, ExpertTable)
+            assert isinstance(table, ExpertTable | HeadTable)
             table.expert, table.sooner = partial(self.take, number, kind), partial(self._sooner, number, kind)
             self._tables.append(table)
 
@@ -257,12 +256,10 @@ class Shelf:
         slot = self._slot(kind, key[0], must)
         if slot is None:
             return None
-        whole = self._experts[key[0]].weights[kind]
-        weight = item_of(whole, key[1])
-        assert weight is not None
+        weight = self._experts[key[0]].item(kind, key[1])
         offset = self._offset + slot * self.each.nbytes + self._at[kind]
         room = Extent(offset, self.each.room[kind])
-        item = self._items[kind][key] = _Item(f"{whole.path}[{key[1]}]", weight, slot, room, self._store)
+        item = self._items[kind][key] = _Item(f"{weight.path}[{key[1]}]", weight, slot, room, self._store)
         return item
 
     def _slot(self, kind: str, number: int, must: bool) -> int | None:

@@ -36,14 +36,18 @@ def cut_apart(facts: Facts, prepared: Prepared, room: int) -> Facts:
     return apart if needs < needed else facts
 
 
-def cut_to_fit(facts: Facts, prepared: Prepared, room: int, slots: int | None) -> Facts:
-    """Return a stage cut finer when two of its segments do not fit: as fine as it takes, or can be."""
+def cut_to_fit(facts: Facts, prepared: Prepared, room: int, slots: int | None, apart: bool = True) -> Facts:
+    """Return a stage cut finer when two of its segments do not fit: as fine as it takes, or can be.
+
+    In the end experts and heads are read by parts.
+    """
     for parts in (2, 4, None):
         whole = Schedule.of([default_costs(facts)])
         if least_arena(whole, slots) <= room:
             break
         resident = sum(s.nbytes for s in whole.stages[0].segments if s.resident)
-        facts = facts.recut(prepared, 1 if parts is None else max((room - resident) // parts, 1))
+        limit = 1 if parts is None else max((room - resident) // parts, 1)
+        facts = facts.recut(prepared, limit, apart=parts is None)
     return facts
 
 

@@ -71,11 +71,13 @@ def first_plan(
     room = asked.room(ceiling.weights_nbytes(outside))
     facts = _apart(facts, stages, room)
     shelves = sum(f.shelf_nbytes for f in facts)
-    room -= shelves
+    room, most = room - shelves, room
     for i, stage in enumerate(stages):
         facts[i] = cut_to_fit(facts[i], stage.prepared, room, asked.slots)
         if asked.slots is None and asked.lookahead is None:
             facts[i] = cut_to_gain(facts[i], stage.prepared, room, asked.policies)
+    shelves = sum(f.shelf_nbytes for f in facts)  # heads that are read by rows included
+    room = most - shelves
     schedule = Schedule.of([default_costs(f) for f in facts])
     least, frugal = least_arena(schedule, asked.slots), False
     if asked.arena_nbytes is None or least + shelves <= asked.arena_nbytes:

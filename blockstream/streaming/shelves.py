@@ -9,6 +9,7 @@ from blockstream.checkpoint.file_store import FileStore
 from blockstream.checkpoint.read.reader import Reader
 from blockstream.engine.arena import Arena
 from blockstream.module.experts import Experts, find_experts
+from blockstream.module.heads import Head
 from blockstream.module.prepared import Prepared
 from blockstream.module.shelf import Places, Shelf
 from blockstream.plan.segments import Extent
@@ -43,7 +44,7 @@ def experts_account(
 
 def _account(prepared: Prepared, facts: Facts) -> dict[str, Any] | None:
     found, whole = find_experts(prepared.module, facts.cut.named.weights)
-    apart = facts.cut.experts
+    apart = [x for x in facts.cut.experts if not isinstance(x, Head)]
     if not apart and (found or not whole):
         return None
     chosen = getattr(getattr(prepared.module, "config", None), "get_text_config", lambda: None)()
@@ -51,7 +52,7 @@ def _account(prepared: Prepared, facts: Facts) -> dict[str, Any] | None:
     return {
         "count": sum(x.count for x in apart),
         "nbytes": sum(x.nbytes for x in apart),
-        "least_nbytes": Places(apart).least_nbytes,
+        "least_nbytes": facts.shelf_nbytes,
         "a_token_nbytes": sum(each * x.item_nbytes for x in apart) if isinstance(each, int) else None,
         "whole": whole,
     }

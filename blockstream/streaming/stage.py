@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from blockstream.engine.store import Handle
 from blockstream.errors import ModelError
 from blockstream.module.binding import BoundHandle, tensors_in, trained_beside
-from blockstream.module.experts import Experts, chosen
+from blockstream.module.experts import Experts
 from blockstream.module.faking import Call
 from blockstream.module.guards import Follower, Link, Untraced, Wake
 from blockstream.module.prepared import CPU, Cut, Prepared
@@ -180,7 +180,7 @@ class StreamedStage:
 
         def enter(args: Any, kwargs: Any) -> None:
             if (shelf := self.prepared.shelf) is not None:
-                shelf.expect(number, chosen((args, kwargs), experts.count))
+                shelf.expect(number, experts.chosen((args, kwargs)))
 
         def leave(output: Any, failed: bool) -> None:
             if (shelf := self.prepared.shelf) is not None:

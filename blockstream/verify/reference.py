@@ -22,7 +22,7 @@ from blockstream.module.narrow import Narrow
 from blockstream.module.partition import Place
 from blockstream.module.prepared import CPU, Prepared
 from blockstream.module.torch_pickle import read_state_dict
-from blockstream.module.weights import Weight, item_of, read_entry
+from blockstream.module.weights import Weight, read_entry
 
 ALIGN = 64
 
@@ -40,12 +40,9 @@ class Reference:
         """Return a parameter, in the dtype it streams in."""
         return self._read(self._prepared.weight(path))
 
-    def expert(self, path: str, i: int) -> Tensor:
-        """Return one item of a parameter along its first dimension; nothing but it is read."""
-        weight = self._prepared.weight(path)
-        item = item_of(weight, i)
-        assert item is not None, f"{path} is divisible"
-        return self._read(item).view(weight.shape[1:])
+    def item(self, item: Weight) -> Tensor:
+        """Return an item of a parameter; nothing but it is read."""
+        return self._read(item).view(item.shape)
 
     def _read(self, weight: Weight) -> nn.Parameter:
         with torch.inference_mode(False), torch.no_grad():

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from blockstream.module.binding import tensors_in
-from blockstream.module.experts import ExpertTable
+from blockstream.module.experts import Experts, ExpertTable
+from blockstream.module.heads import HeadTable
 from blockstream.module.partition import Part, Place
 from blockstream.module.prepared import CPU, Prepared
 from blockstream.module.standins import RowTable
@@ -65,7 +66,7 @@ class SegmentCheck:
             self._wrap_table(path)
         for each in prepared.experts:
             for place in each.places:
-                self._wrap_experts(place)
+                self._wrap_parts(each, place)
 
     def close(self) -> None:
         """Give the modules their own forwards back, close the files. Idempotent."""
@@ -161,14 +162,14 @@ class SegmentCheck:
         table.rows = checked
         self._undo.callback(setattr, table, "rows", rows)
 
-    def _wrap_experts(self, place: Place) -> None:
-        """Compare experts as they are asked for: a forward of the reference asks for the same ones."""
+    def _wrap_parts(self, experts: Experts, place: Place) -> None:
+        """Compare parts as they are asked for: a forward of the reference asks for the same ones."""
         table = self._module.get_submodule(place.module)._parameters[place.name]
-        assert isinstance(table, ExpertTable)
+        assert isinstance(table, ExpertTable | HeadTable)
         expert = table.expert
 
         def checked(i: int) -> Tensor:
-            got, want = expert(i), self._reference.expert(place.path, i)
+            got, want = expert(i), self._reference.item(experts.item(place.name, i))
             if not same(got, want):
                 self._differs(None, f"expert {i} of {place.path!r}", most_apart(got, want))
             return got

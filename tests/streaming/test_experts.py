@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import blockstream
 from blockstream.errors import BudgetError, ModelError, SegmentLoadError
+from blockstream.module import heads
 from blockstream.verify.difference import DifferenceError
 from blockstream.verify.segment_check import SegmentCheck
 from tests.support.models import aligned, assert_same
@@ -313,4 +314,25 @@ def test_a_file_that_changes_is_named(twins):
         save_file(load_file(path), path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
         with pytest.raises(SegmentLoadError, match="replaced"):
+            module(IDS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_is_multiplied_by_rows_where_it_does_not_fit(bias, dtype, twins, monkeypatch):
+    monkeypatch.setattr(heads, "HEAD_NBYTES", 64 * KiB)
+    monkeypatch.setattr(heads, "PART_NBYTES", 32 * KiB)
+
+    def factory():
+        made = mixtral(vocab_size=4000)
+        made.lm_head = torch.nn.Linear(64, 4000, bias=bias)
+        return made.to(dtype)
+
+    resident, folder = twins(factory)
+    arena = least(factory, folder)
+    with torch.no_grad(), blockstream.open(arena=arena) as s:
+        module = s.stage("m", factory, folder)
+        assert_same(run(module), run(resident))
+        assert "lm_head" in [each.path for each in s.prepared["m"].experts]
+        with closing(SegmentCheck(s.prepared["m"])):
             module(IDS)
