@@ -103,8 +103,8 @@ class FakeDevice:
         self.speeds = Speeds(50e9, 400e12)
         self.lock = threading.RLock()
         self.registered: dict[int, int] = {}
-        #: Bytes copied.
-        self.copied_nbytes = 0
+        #: Bytes copied, and those of them that were issued out of memory that is not registered.
+        self.copied_nbytes = self.pageable_nbytes = 0
         self._nbytes, self._queued, self._refuses = nbytes, queued, refuses
         self._eager = "copies" if copies == "early" else "compute"
         self._last: dict[str, _Work | None] = {"copies": None, "compute": None}
@@ -128,6 +128,9 @@ class FakeDevice:
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Fence:
         """Queue copies."""
         pairs = list(pairs)
+        for _, source in pairs:
+            if not any(at <= source.data_ptr() < at + n for at, n in self.registered.items()):
+                self.pageable_nbytes += len(source)
 
         def act() -> None:
             for to, source in pairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -66,16 +67,34 @@ class PinnedArena:
         self.refused: str | None = None
         self.registered_nbytes = 0
         self._device = device
+        self._registering: Future[str | None] | None = None
+        self._asked_nbytes = 0
 
     def register(self, nbytes: int, threads: int = 1) -> None:
         """Touch and register the first `nbytes`."""
+        self.begin(nbytes, threads)
+        self.settle()
+
+    def begin(self, nbytes: int, threads: int = 1) -> None:
+        """Touch the first `nbytes`, and begin to register them: what is read there meanwhile stays."""
         self.unregister()
         self.arena.commit([Extent(0, nbytes)], threads)
-        self.refused = self._device.register(self.arena.address, nbytes)
-        self.registered_nbytes = 0 if self.refused else nbytes
+        self._asked_nbytes = nbytes
+        pool = ThreadPoolExecutor(1, thread_name_prefix="blockstream-register")
+        self._registering = pool.submit(self._device.register, self.arena.address, nbytes)
+        pool.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Wait for a registration that has begun. Any thread; idempotent."""
+        registering = self._registering
+        if registering is not None:
+            self.refused = registering.result()
+            self.registered_nbytes = 0 if self.refused else self._asked_nbytes
+            self._registering = None
 
     def unregister(self) -> None:
         """End the registration, after the copies under way. Idempotent."""
+        self.settle()
         if self.registered_nbytes:
             self._device.synchronise()
             self._device.unregister(self.arena.address)

@@ -24,7 +24,8 @@ from .upload import UploadStore
 class DeviceTier:
     """What lies below the engine of a device. `store` is that engine's, `arena` where its segments lie.
 
-    `start` touches and registers host memory, then begins to read; closing `store` ends the engine below.
+    `start` touches host memory, and registers it while it is read into; closing `store` ends the engine
+    below.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class DeviceTier:
         return {name: layout for (of, name), layout in self._layouts.items() if of == stage}
 
     def start(self) -> None:
-        """Register host memory and begin to read."""
-        self.store.pinned.register(self._nbytes, cpu_count().threads)
+        """Begin to register host memory, and to read into it meanwhile; the first copy waits for both."""
+        self.store.pinned.begin(self._nbytes, cpu_count().threads)
         self.store.host.start()
 
     def close(self) -> None:
@@ -72,6 +73,7 @@ class DeviceTier:
         """Return what report.json says of the device."""
         self.track.resolve()
         pinned = self.store.pinned
+        pinned.settle()
         host = self.store.host.plan
         return {
             **self.budget.report(),

@@ -126,6 +126,7 @@ class UploadStore:
         layout = self._layouts[load.stage, load.segment.name]
         for fence in self.arena.readers(load.extent):
             self.device.copies_wait(fence)
+        self.pinned.settle()
         room = self.pinned.tensor(handle.room)
         to = self.arena.view(Extent(load.extent.offset, layout.nbytes))
         nbytes = sum(n for _, _, n in layout.copies)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
 
+import blockstream
+from blockstream.checkpoint.file_store import FileStore
 from blockstream.device.fake import FakeDevice
-from blockstream.device.rooms import Readers
+from blockstream.device.rooms import PinnedArena, Readers
 from blockstream.device.upload import UploadHandle, UploadStore
 from blockstream.errors import SegmentLoadError
 from blockstream.plan.planner import least_arena, make_plan
@@ -219,3 +225,70 @@ def test_without_any_one_of_the_waits_compute_reads_something_else(four, monkeyp
                 run(built, schedule)
                 wrong.append(not built.right())
     assert any(wrong)
+
+
+# -- registered beside reading -----------------------------------------------------------------
+
+
+class Slow(FakeDevice):
+    """Registers memory once a segment is being read into it."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.reading, self.asked = threading.Event(), threading.Event()
+        begin = FileStore.begin
+
+        def begun(store, load):
+            self.reading.set()
+            return begin(store, load)
+
+        monkeypatch.setattr(FileStore, "begin", begun)
+
+    def register(self, address, nbytes):
+        assert self.reading.wait(10), "nothing is read before all is registered"
+        return super().register(address, nbytes)
+
+
+def streamed_on(device, tmp_path):
+    """Return whether a small model that streams on a device gives the bits it should."""
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))).requires_grad_(False)
+    save_file(module.state_dict(), tmp_path / "m.safetensors")
+    x = torch.randn(3, 64)
+    made = lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))  # noqa: E731
+    with torch.no_grad():
+        wanted = module(x)
+        with blockstream.stream(made, tmp_path / "m.safetensors", device=device, budget="8GiB") as m:
+            return torch.equal(m(x), wanted)
+
+
+def test_host_memory_is_registered_while_it_is_read_into_and_copies_wait_for_it(tmp_path, monkeypatch):
+    device = Slow(monkeypatch)
+    assert streamed_on(device, tmp_path)
+    assert device.copied_nbytes and not device.pageable_nbytes and not device.registered
+
+
+def test_without_the_wait_for_registration_copies_are_pageable(tmp_path, monkeypatch):
+    device = Slow(monkeypatch)
+    register, copied = device.register, threading.Event()
+    monkeypatch.setattr(device, "register", lambda *args: copied.wait(10) and register(*args))
+    settle = PinnedArena.settle
+    monkeypatch.setattr(PinnedArena, "settle", lambda self: None)
+    copy = device.copy
+
+    def first(pairs):
+        try:
+            return copy(pairs)
+        finally:
+            copied.set()
+
+    monkeypatch.setattr(device, "copy", first)
+    unregister = PinnedArena.unregister
+
+    def settled(self):
+        settle(self)
+        unregister(self)
+
+    monkeypatch.setattr(PinnedArena, "unregister", settled)
+    streamed_on(device, tmp_path)
+    assert device.pageable_nbytes
