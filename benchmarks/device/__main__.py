@@ -38,7 +38,16 @@ PARTS = {
     "attention": 30,
     "tiles": 45,
     "setup": 30,
+    "load": 30,
+    "soak": 45,
+    "t5": 60,
+    "stdit": 30,
+    "vae": 25,
+    "opensora": 90,
+    "llama": 100,
 }
+#: Parts of other files than `parts`, by file.
+FAMILIES = ("t5", "stdit", "vae", "llama", "opensora", "soak", "load")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,10 +114,11 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _one(options: argparse.Namespace) -> int:
     """Run one part here and write what it found."""
-    from benchmarks.device import bits, parts, tiles
+    from benchmarks.device import bits, families, parts, tiles
 
     at = parts.Context(options.folder, options.fake, options.seconds)
     others = {"bits": bits.bits, "tiles": tiles.tiles}
+    others |= {name: getattr(families, name) for name in FAMILIES}
     act = others[options.one] if options.one in others else getattr(parts, options.one)
     try:
         found = act(at)

@@ -108,6 +108,46 @@ def _setup(found: Found) -> tuple[bool, str]:
     )
 
 
+def _family(part: str, batch: str = "") -> Callable[[Found], tuple[bool, str]]:
+    """Judge a whole network: bits, both budgets, and first beside accelerate where that was run."""
+
+    def judge(found: Found) -> tuple[bool, str]:
+        row = found[part][batch] if batch else found[part]
+        ours, other = row["streamed"]["s"], row.get("accelerate", {}).get("s")
+        beside = "accelerate not run" if other is None else f"accelerate {other:.3f} s"
+        held = "held" if row["held"] else "BROKEN"
+        bits = "same bits" if row["same"] else "OTHER bits"
+        text = f"{ours:.3f} s, resident {row['resident']['s']:.3f} s, {beside}; budgets {held}, {bits}"
+        return row["held"] and row["same"] and (other is None or ours < other), text
+
+    return judge
+
+
+def _soak(found: Found) -> tuple[bool, str]:
+    part = found["soak"]
+    text = (
+        f"{part['passes']} of {part['of']} passes, {part['wrong']} wrong, grown {part['grown_nbytes']} bytes"
+    )
+    good = part["passes"] == part["of"] and not part["wrong"] and part["grown_nbytes"] <= 0
+    return good and part["held"], text
+
+
+def _load(found: Found) -> tuple[bool, str]:
+    part = found["load"]
+    said = part["said"] or ("same bits" if part["same"] else "OTHER bits")
+    return part["same"] and part["taken"] and part["device"]["held"], said
+
+
+def _opensora(what: str) -> Callable[[Found], tuple[bool, str]]:
+    def judge(found: Found) -> tuple[bool, str]:
+        row = found["opensora"][what]
+        held = row["host"]["held"] and row["device"]["held"]
+        stages = ", ".join(f"{name} {s['s']:.1f}" for name, s in row["stages"].items())
+        return held, f"{row['s']:.1f} s ({stages}), budgets {'held' if held else 'BROKEN'}"
+
+    return judge
+
+
 #: The tokens of goals.
 SMALL, MIDDLE, LARGE = "1024", "7800", "20480"
 
@@ -127,6 +167,15 @@ _GOALS: dict[str, Callable[[Found], tuple[bool, str]]] = {
     "set-up": _setup,
     "8 GB of device and 16 GiB of host held": _held,
     "from disk in 3.3 GiB of host held": _disk_held,
+    "the same bits while another process takes the device's memory": _load,
+    "200 passes": _soak,
+    "T5-XXL in 8 GB and 12 GiB": _family("t5"),
+    "STDiT3-XL in 8 GB and 12 GiB": _family("stdit"),
+    "Open-Sora's VAE in 8 GB and 12 GiB": _family("vae"),
+    "Llama 8B, 32 tokens, batch 1": _family("llama", "1"),
+    "Llama 8B, 32 tokens, batch 4": _family("llama", "4"),
+    "Open-Sora in 8 GB and 8 GiB": _opensora("8 GB and 8 GiB"),
+    "Open-Sora in 3.3 GiB of each": _opensora("3.3 GiB of each"),
 }
 
 
