@@ -37,6 +37,7 @@ def _plan(ref: str, sets: list[str], measure: bool) -> dict[str, Any]:
     if is_config(ref):
         config = load_config(ref, sets)
 
+        import blockstream.report.progress  # noqa: F401  # the least is that of a run, which shows it
         from blockstream.run import runner
 
         return runner.plan(config, measure)

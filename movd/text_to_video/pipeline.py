@@ -11,6 +11,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from blockstream.errors import EngineError
+from blockstream.errors import ConfigError, EngineError
 from blockstream.module.lora import identities, load_loras
 from blockstream.plan.segments import AtMost, Exactly, Passes
 from blockstream.plugins import Network, Run
@@ -77,8 +78,10 @@ class TextToVideo:
                 *(name for texts in self.texts for name in texts.names),
             ],
         )
-        if self.to_decode and o.frames > 1 and not run.planning:
-            check_encoder()
+        if self.to_decode and o.frames > 1:
+            # A plan holds what a run will, whatever it comes to.
+            with suppress(ConfigError) if run.planning else nullcontext():
+                check_encoder()
         for n in self.to_denoise:
             for remark in family.remarks(n):
                 log.warning("prompt %d %s", n, remark)

@@ -11,6 +11,7 @@ from blockstream.errors import ConfigError, PluginError
 from blockstream.plan.segments import AtMost, Exactly
 from blockstream.run import runner
 from blockstream.run.activation import activate
+from movd import video
 from movd.captions import official_prompt
 from tests.support.interrupted import Passes
 
@@ -248,3 +249,17 @@ def test_nothing_of_a_run_is_left_in_torch(config, tmp_path):
         torch.get_default_dtype(),
         torch.is_inference_mode_enabled(),
     )
+
+
+def test_what_cannot_write_a_video_ends_a_run_before_it_computes_and_no_plan(config, tmp_path, monkeypatch):
+    def broken(*_):
+        asked.append("video")
+        raise OSError("no codec")
+
+    asked = []
+    monkeypatch.setattr(video, "write_video", broken)
+    assert runner.plan(config())["stages"]
+    assert asked == ["video"]  # a plan holds what a run does, so that its least is a run's
+    with pytest.raises(ConfigError, match="videos cannot be written here: OSError: no codec"):
+        runner.run(config(), tmp_path / "out")
+    assert not list(tmp_path.rglob("ledger*"))
