@@ -13,15 +13,21 @@ START_S, REST_S = 0.2, 0.6
 
 
 def predicted(
-    pipeline: str, threads: int, planned_s: float, stages: Mapping[str, float]
+    pipeline: str, threads: int, planned_s: float, stages: Mapping[str, float], planning: bool
 ) -> list[dict[str, Any]]:
-    """Return the items of a run whose plan was made `planned_s` seconds after it began."""
+    """Return the items of a run whose plan was made `planned_s` seconds after it began.
+
+    While `planning`, what a run's set-up took before tells more than what this one did.
+    """
     kept = calibration.read(calibration.around_of(pipeline, threads))
-    return predicted_items(planned_s + kept.get("start", START_S), stages, kept.get(REST, REST_S))
+    setup_s = planned_s + kept.get("start", START_S)
+    if planning:
+        setup_s = kept.get(SETUP, setup_s)
+    return predicted_items(setup_s, stages, kept.get(REST, REST_S))
 
 
 def remember(pipeline: str, threads: int, planned_s: float, items: Sequence[Mapping[str, Any]]) -> None:
     """Keep what a run took around its stages."""
     took = {item["name"]: item["measured_s"] for item in items}
-    numbers = {"start": max(0.0, took[SETUP] - planned_s), REST: took[REST]}
+    numbers = {"start": max(0.0, took[SETUP] - planned_s), SETUP: took[SETUP], REST: took[REST]}
     calibration.write(calibration.around_of(pipeline, threads), numbers)

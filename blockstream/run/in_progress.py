@@ -93,10 +93,10 @@ class RunInProgress:
     def items(self, first: Plan | None) -> list[dict[str, Any]]:
         """Return what the run consists of, as its first plan predicts it."""
         self.predicted_s = {} if first is None else {s.name: s.wall_s for s in first.predicted.stages}
-        measuring = 0.0 if self.measuring is None else self.measuring.spent_s
-        self._planned_s = self.ledger.now()
-        before = self._planned_s - (measuring if self.planning else 0.0)
-        found = around.predicted(*self._around(), before, self.predicted_s)
+        self._planned_s = before = self.ledger.now()
+        if self.planning and self.measuring is not None:  # what is known then need not be found out again
+            before -= self.measuring.spent_s + self.measuring.rehearsed_s
+        found = around.predicted(*self._around(), before, self.predicted_s, self.planning)
         self.rest_s = found[-1]["predicted_s"]
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -123,7 +124,9 @@ def known_facts(stage: Declared, variant: str, measuring: Measuring) -> Facts:
     facts = Facts.of(stage)
     reasons: list[Exception] = []
     if stage.inputs is not None:
+        began = time.perf_counter()
         facts = facts.rehearsed(stage.prepared, stage.inputs, reasons.append)
+        measuring.rehearsed_s += time.perf_counter() - began
     known = known_costs(facts, variant, measuring)
     for error in reasons:
         why = f"its example inputs do not run ({f'{type(error).__name__}: {error}'.splitlines()[0][:200]})"

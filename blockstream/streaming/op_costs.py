@@ -37,8 +37,8 @@ class Measuring:
 
     def __init__(self, most_s: float = 0.0, most_nbytes: int = MOST_NBYTES) -> None:
         self.most_s, self.most_nbytes = most_s, most_nbytes
-        #: The seconds that measuring has taken.
-        self.spent_s = 0.0
+        #: The seconds that measuring has taken, and rehearsing: another plan of the same spends none.
+        self.spent_s = self.rehearsed_s = 0.0
 
     @cached_property
     def load(self) -> float:
