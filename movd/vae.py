@@ -252,7 +252,8 @@ class _Draws:
         if self.noise is not None:
             noise = self.noise.narrow(self.dim, self.start, n)
         else:
-            noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
+            # On the processor wherever compute is: a seed means the same.
+            noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype).to(mean.device)
         self.start += n
         return mean + torch.exp(0.5 * logvar) * noise
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from copy import copy
+from dataclasses import fields, is_dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -347,7 +349,16 @@ def sent_to(where: torch.device, value: Any) -> Any:
     if type(value) is dict:
         found = {key: sent_to(where, x) for key, x in value.items()}
         return value if all(found[key] is x for key, x in value.items()) else found
-    if all(t.device == where for t in tree_leaves(value) if isinstance(t, torch.Tensor)):
+    leaves = tree_leaves(value)
+    if is_dataclass(value) and not isinstance(value, type) and len(leaves) == 1 and leaves[0] is value:
+        held = {f.name: getattr(value, f.name) for f in fields(value)}
+        if (sent := sent_to(where, held)) is held:
+            return value
+        made_anew: Any = copy(value)
+        for name, x in sent.items():
+            object.__setattr__(made_anew, name, x)
+        return made_anew
+    if all(t.device == where for t in leaves if isinstance(t, torch.Tensor)):
         return value
     return tree_map_only(torch.Tensor, lambda t: t.to(where), value)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +14,7 @@ from blockstream.device.budget import MARGIN_NBYTES, WORKSPACE_NBYTES, WORKSPACE
 from blockstream.device.fake import FakeDevice
 from blockstream.errors import BudgetError, ConfigError
 from blockstream.module.rehearsal import rehearse
+from blockstream.streaming.stage import sent_to
 
 KIND = pytest.mark.parametrize("copies", ["late", "early"])
 
@@ -183,3 +186,20 @@ def test_memory_that_cannot_be_registered_is_said_in_the_report(net):
     with torch.no_grad(), stream(net, device, device_budget=budget, passes=2) as m:
         assert torch.equal(m(x), module(x))
         assert blockstream.session(m).report()["device"]["pageable"] == "no more"
+
+
+@dataclass(frozen=True)
+class Told:
+    states: torch.Tensor
+    note: str = ""
+
+
+def test_what_is_sent_is_sent_whatever_holds_it_and_what_holds_nothing_elsewhere_stays_itself():
+    away, here = torch.device("meta"), torch.zeros(2)
+    there, cache = torch.zeros(2, device="meta"), []
+    told = sent_to(away, Told(here, "so"))
+    assert told.states.device == away and told.note == "so"
+    assert sent_to(away, (here, cache))[1] is cache
+    assert [t.device for t in sent_to(away, {"a": [here], "b": there})["a"]] == [away]
+    for held in (told, [there, "x"], {"a": (there,)}, Told):
+        assert sent_to(away, held) is held
