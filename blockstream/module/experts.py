@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from blockstream.errors import ModelError
 
+from .guards import is_compiled, is_item
 from .partition import Place
 from .reaching import reached
 from .standins import Absent
@@ -81,11 +82,13 @@ def find_experts(root: nn.Module, weights: Mapping[str, Weight]) -> tuple[dict[s
     whole: dict[str, str] = {}
     uses = Counter(id(p) for _, p in root.named_parameters(remove_duplicate=False))
     taken = reached(root)
+    outer = [m for path, m in root.named_modules() if is_compiled(m) and is_item(path)]
+    compiled = {id(m) for each in outer for m in each.modules()}
     for path, module in root.named_modules():
         stacked = dict(_stacked(module))
         if not stacked:
             continue
-        reason = _custom(module)
+        reason = "they are compiled with it" if id(module) in compiled else _custom(module)
         if reason is None and any(uses[id(p)] > 1 or id(p) in taken for p in stacked.values()):
             reason = "others use their weights as well"
         items = {name: weights.get(f"{path}.{name}" if path else name) for name in stacked}

@@ -161,6 +161,12 @@ class _CompiledInside(Guard):
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         module, way = self.module, _way(self.module)
+        inside = (m for m in module.modules() if m is not module)
+        if is_item(self.what) and any(isinstance(m.__dict__.get(_way(m)), Link) for m in inside):
+            raise ModelError(
+                f"{self.what} is streamed in pieces, and compiled as one it would round as they do not; "
+                "compile it before the first call, which keeps it whole, or compile its pieces"
+            )
         compiled = torch.compile(type(module)._call_impl.__get__(module), *args, **kwargs)
         link: Any = module.__dict__.pop(way, None)
         module.__dict__[COMPILED] = link if isinstance(link, Link) else compiled
@@ -315,6 +321,16 @@ def _with_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in root.named_modules():
         if not path or next(module.parameters(), None) is not None:
             yield path, module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module is compiled as one: what is inside it is not called by itself."""
+    return module.__dict__.get(COMPILED) is not None or type(module).__name__ == "OptimizedModule"
+
+
+def is_item(path: str) -> bool:
+    """Return whether a path leads to an item of a list, or into one."""
+    return any(name.isdigit() for name in path.split("."))
 
 
 def _way(module: nn.Module) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from blockstream.errors import ModelError
 
 from .experts import Experts, find_experts
+from .guards import is_item
 from .reaching import reached
 from .standins import Absent
 from .weights import Weight
@@ -149,7 +150,7 @@ def _heads(root: nn.Module, weights: Mapping[str, Weight]) -> Iterator[Head]:
     taken = reached(root)
     for path, module in root.named_modules():
         weight = weights.get(f"{path}.weight")
-        if type(module) is not nn.Linear or weight is None or any(x.isdigit() for x in path.split(".")):
+        if type(module) is not nn.Linear or weight is None or is_item(path):
             continue
         shared = uses[id(module.weight)] > 1 or id(module.weight) in taken
         plain = weight.spec is None and len(weight.tensors) == 1

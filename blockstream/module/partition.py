@@ -16,6 +16,7 @@ from torch import nn
 
 from blockstream.errors import ModelError
 
+from .guards import is_compiled
 from .reaching import reached
 
 #: An embedding's table from this size on is gathered row by row instead of loaded.
@@ -167,6 +168,7 @@ class _Cut:
         module = self.modules[entry]
         children = [(n, c) for n, c in module.named_children() if self.totals[f"{entry}.{n}"]]
         whole = self.totals[entry] <= limit or not children or id(module) in self.taking
+        whole = whole or is_compiled(module)
         if whole and not _is_list(module):
             yield entry
             return

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import blockstream
-from blockstream.errors import ModelError
+from blockstream.errors import BudgetError, ModelError
 
 N = 10  # more than torch._dynamo.config.recompile_limit
 X = torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
@@ -109,6 +109,21 @@ def test_a_block_stays_compiled_once_it_no_longer_streams(twins):
     with torch.no_grad():
         assert torch.equal(module(X), resident(X))
     assert all(block._compiled_call_impl is not None for block in module.blocks)
+
+
+def test_a_compiled_block_stays_whole_and_one_in_pieces_is_not_compiled(twins):
+    _, folder = twins(Net)
+
+    def make():
+        return blocks(Net().eval(), "eager")
+
+    with blockstream.open(arena="13KiB") as s, pytest.raises(BudgetError):
+        s.stage("m", make, folder)
+        s.draft()
+    with torch.no_grad(), blockstream.stream(lambda: Net().eval(), folder, arena="13KiB") as module:
+        module(X)
+        with pytest.raises(ModelError, match="streamed in pieces"):
+            module.blocks[0].compile(backend="eager")
 
 
 def test_one_graph_of_the_whole_is_refused(twins):

@@ -263,6 +263,19 @@ def test_a_module_of_ones_own_goes_on_as_a_block(twins):
         assert s.facts["m"].cut.experts == ()
 
 
+def test_experts_of_a_compiled_block_are_read_with_it(twins):
+    def factory():
+        made = mixtral()
+        for layer in made.model.layers:
+            layer.compile(backend="eager")
+        return made
+
+    _, folder = twins(mixtral)
+    with blockstream.open(arena="2MiB") as s:
+        s.stage("m", factory, folder)
+        assert s.facts["m"].cut.experts == ()
+
+
 def test_weights_outside_the_forward_are_refused_by_name(twins):
     _, folder = twins(mixtral)
     with blockstream.open(arena=least(mixtral, folder)) as s:
