@@ -6,6 +6,7 @@ What was compared before is in FOLDER/zoo.json and not compared again; name it t
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
 import tempfile
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks._results import commit
 
 from .compare import compare
 from .every import every, why_not
@@ -103,9 +106,11 @@ def _page(done: dict[str, dict[str, str]], left: list[str]) -> str:
     libraries = ", ".join(f"{n} {version(n)}" for n in ("torch", "transformers", "diffusers"))
     return "\n".join(
         [
-            "# Zoo",
+            f"# Zoo, {datetime.date.today().isoformat()}",
             "",
-            f"{len(compared)} architectures and pipelines: {head}. {libraries}.",
+            "    python -m benchmarks.zoo --every",
+            "",
+            f"{len(compared)} architectures and pipelines: {head}. Commit {commit()}, {libraries}.",
             "",
             "Each is loaded by its own library and streamed, and results are compared bit for bit; "
             "weights lie at multiples of 64.",

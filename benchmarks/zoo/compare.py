@@ -28,7 +28,8 @@ def compare(animal: Animal, folder: Path, stored: torch.dtype, asked: torch.dtyp
     module = animal.make().eval()
     cls: Any = type(module)
     for param in module.parameters():
-        if float(param.detach().abs().max()) == 0.0:  # so that nothing is left out of the comparison
+        # So that nothing is left out of the comparison.
+        if param.numel() and float(param.detach().abs().max()) == 0.0:
             nn.init.normal_(param, std=0.02)
     module.to(stored).save_pretrained(folder)
     named = {"dtype" if "transformers" in cls.__module__ else "torch_dtype": asked} if asked else {}
