@@ -265,13 +265,13 @@ def test_a_module_of_ones_own_goes_on_as_a_block(twins):
 
 def test_experts_of_a_compiled_block_are_read_with_it(twins):
     def factory():
-        made = mixtral()
+        made = mixtral(num_hidden_layers=3)
         for layer in made.model.layers:
             layer.compile(backend="eager")
         return made
 
-    _, folder = twins(mixtral)
-    with blockstream.open(arena="2MiB") as s:
+    _, folder = twins(lambda: mixtral(num_hidden_layers=3))
+    with blockstream.open(arena="4MiB") as s:
         s.stage("m", factory, folder)
         assert s.facts["m"].cut.experts == ()
 
