@@ -26,6 +26,7 @@ class DeviceBudget:
     """
 
     def __init__(self, device: Device, budget: int | str | None = None) -> None:
+        device.forget_peak()  # what was held before this session is not its own
         now = device.memory()
         self.device = device
         self.nbytes = parse_nbytes(

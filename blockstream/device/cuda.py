@@ -160,6 +160,10 @@ class CudaDevice:
             self._others,
         )
 
+    def forget_peak(self) -> None:
+        """Have the most that torch's allocator reserved count from now on."""
+        cuda.reset_peak_memory_stats(self.where)
+
     def limit(self, nbytes: int) -> None:
         """Have torch's allocator refuse more: a backstop, what is planned stays below."""
         total = cuda.mem_get_info(self.where)[1]

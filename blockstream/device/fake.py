@@ -177,6 +177,10 @@ class FakeDevice:
         free = self._nbytes - self._reserved
         return DeviceMemory(self._nbytes, free, self._reserved, self._peak, 0, others_nbytes=0)
 
+    def forget_peak(self) -> None:
+        """Count from now on."""
+        self._peak = self._reserved
+
     def limit(self, nbytes: int) -> None:
         """Refuse more than so many bytes."""
         self._most = nbytes

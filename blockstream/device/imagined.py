@@ -66,6 +66,9 @@ class ImaginedDevice:
         """Refuse."""
         self._refuse()
 
+    def forget_peak(self) -> None:
+        """Do nothing: nothing was held."""
+
     def limit(self, nbytes: int) -> None:
         """Refuse."""
         self._refuse()

@@ -85,6 +85,9 @@ class Device(Protocol):
     def memory(self) -> DeviceMemory:
         """Return what the device's memory holds now."""
 
+    def forget_peak(self) -> None:
+        """Have the most that the allocator held count from now on."""
+
     def limit(self, nbytes: int) -> None:
         """Have the allocator refuse what would take it beyond so many bytes."""
 

@@ -203,3 +203,15 @@ def test_what_is_sent_is_sent_whatever_holds_it_and_what_holds_nothing_elsewhere
     assert [t.device for t in sent_to(away, {"a": [here], "b": there})["a"]] == [away]
     for held in (told, [there, "x"], {"a": (there,)}, Told):
         assert sent_to(away, held) is held
+
+
+def test_a_session_is_judged_by_its_own_peak_not_by_one_before_it(net):
+    x = net[2]
+    device, budget = device_for(net, 0, known=False)
+    other = device.empty(2 * budget)
+    del other
+    assert device.memory().peak_nbytes > budget
+    with torch.no_grad(), stream(net, device, device_budget=budget) as m:
+        m(x)
+        held = blockstream.session(m).report()["device"]["budget"]
+    assert held["held"] and held["peak_nbytes"] <= budget
