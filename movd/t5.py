@@ -189,6 +189,8 @@ class Dense(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, L, C] of x [B, L, C]."""
         hidden = self.act(self.wi_0(x)) * self.wi_1(x) if self.is_gated else self.act(self.wi(x))
+        if self.wo.weight.dtype.is_floating_point:  # float32 in a model of float16
+            hidden = hidden.to(self.wo.weight.dtype)
         out: Tensor = self.wo(hidden)
         return out
 
@@ -255,6 +257,9 @@ class Stack(nn.Module):
 
 class T5Encoder(nn.Module):
     """The whole encoder; its one table has two names, as in published checkpoints."""
+
+    #: In float16 the sums of the last product of a block overflow.
+    _keep_in_fp32_modules = ("wo",)
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()

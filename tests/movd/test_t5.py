@@ -3,10 +3,12 @@ import json
 import pytest
 import torch
 
+import blockstream
 from blockstream.errors import CheckpointError, ConfigError
 from movd.t5 import T5_V1_1_XXL, embed, t5_encoder
 from movd.tokenizer import JSON, SENTENCEPIECE, load_tokenizer, word_tokenizer_json
 from tests.support import movd_tiny as tiny
+from tests.support.t5_folders import t5_folder
 from tests.support.while_running import only_while_running
 
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "right", "left", "quickly"]
@@ -171,6 +173,18 @@ def test_the_encoder_has_the_names_and_bits_of_the_librarys(form, dtype):
         for mask in (None, torch.arange(150)[None] < torch.tensor([[150], [9]])):
             given = {"input_ids": ids, "attention_mask": None if mask is None else mask.long()}
             assert torch.equal(ours(**given).last_hidden_state, theirs(**given).last_hidden_state)
+
+
+def test_in_float16_it_keeps_in_float32_what_the_library_keeps(tmp_path):
+    from transformers import T5EncoderModel
+
+    folder, ids = t5_folder(tmp_path / "t5"), torch.arange(40)[None]
+    theirs = T5EncoderModel.from_pretrained(folder, dtype=torch.float16, attn_implementation="eager").eval()
+    config = json.loads((folder / "config.json").read_text())
+    made = (lambda: t5_encoder(config), folder)
+    with torch.no_grad(), blockstream.stream(*made, dtype=torch.float16, arena="1MiB") as ours:
+        assert ours.encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == torch.float32
+        assert torch.equal(ours(ids).last_hidden_state, theirs(ids).last_hidden_state)
 
 
 def test_another_model_is_refused():
