@@ -19,6 +19,8 @@ from blockstream.plan.operations import Op, Work
 
 #: The most arithmetic, and the most bytes of operands, of an operation that is run as it is.
 MOST_FLOPS, MOST_NBYTES = 1.5e9, 48 << 20
+#: The most arithmetic beside other work, which interrupts whatever takes longer than a few milliseconds.
+BESIDE_FLOPS = 2e8
 #: An operation that reads its operands so seldom again is run on others each time: caches would hold them.
 FEW_FLOPS_A_BYTE, CACHES_NBYTES = 8.0, 96 << 20
 
@@ -113,7 +115,7 @@ class Runnable(NamedTuple):
     times: float
 
 
-def runnable(op: Op, most_nbytes: int = MOST_NBYTES) -> Runnable | None:
+def runnable(op: Op, most_nbytes: int = MOST_NBYTES, most_flops: float = MOST_FLOPS) -> Runnable | None:
     """Return an operation ready to be run on random operands, on fewer of them where it would take long.
 
     None where it has no spec, or cannot be run on so many bytes.
@@ -121,7 +123,7 @@ def runnable(op: Op, most_nbytes: int = MOST_NBYTES) -> Runnable | None:
     if not op.spec:
         return None
     name, overload, args, kwargs = json.loads(op.spec)
-    times = _shrunk(op, args, min(most_nbytes, MOST_NBYTES))
+    times = _shrunk(op, args, min(most_nbytes, MOST_NBYTES), most_flops)
     nbytes = sum(_nbytes(t) for t in _tensors([args, kwargs]))
     if nbytes > 2 * most_nbytes:
         return None
@@ -141,7 +143,7 @@ def runnable(op: Op, most_nbytes: int = MOST_NBYTES) -> Runnable | None:
     return Runnable(call, times)
 
 
-def _shrunk(op: Op, args: list[Any], most_nbytes: int) -> float:
+def _shrunk(op: Op, args: list[Any], most_nbytes: int, most_flops: float) -> float:
     """Shorten the operands of a long operation in place; return how much longer the whole one takes."""
     tensors = list(_tensors(args))
     if op.kind == "memory":
@@ -150,15 +152,15 @@ def _shrunk(op: Op, args: list[Any], most_nbytes: int) -> float:
         return _shorter(
             tensors, tensors[0]["s"], [max(max(t["s"], default=1) for t in tensors)], op.nbytes / most_nbytes
         )
-    over = max(op.flops / MOST_FLOPS, op.nbytes / most_nbytes)
+    over = max(op.flops / most_flops, op.nbytes / most_nbytes)
     if over <= 1 or len(tensors) < 2:
         return 1.0
     if op.kind == "product":
         a, b = tensors[-2], tensors[-1]
         if len(a["s"]) == 3:
             return _fewer(tensors, a, 0, over, 1) * _fewer([a, *tensors[:-2]], a, 1, over, 64)
-        columns = _fewer([b, *tensors[:-2]], b, -1, over, 512)
-        return columns * _fewer([a], a, 0, over / columns, 128)
+        columns = _fewer([b, *tensors[:-2]], b, -1, over, 256)
+        return columns * _fewer([a], a, 0, over / columns, 256)
     if op.kind == "attention":
         q = tensors[0]
         heads = _fewer(tensors, q, 0, over, 1)

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 
 import torch
 
-from blockstream.module.recorded import MOST_NBYTES, product, runnable
+from blockstream.module.recorded import BESIDE_FLOPS, MOST_FLOPS, MOST_NBYTES, product, runnable
 from blockstream.module.timing import slowdown, timed
 from blockstream.plan.operations import Op, Work, filled
 from blockstream.system import calibration
@@ -54,9 +54,10 @@ class Measuring:
         """Return what an operation takes alone; None where no time is left, or it does not run by itself."""
         if self.spent_s >= self.most_s:
             return None
+        most_flops = BESIDE_FLOPS if self.load > BUSY else MOST_FLOPS
         begin = time.perf_counter()
         try:
-            ready = runnable(op, self.most_nbytes)
+            ready = runnable(op, self.most_nbytes, most_flops)
             return None if ready is None else timed(ready.call, AN_OPERATION_S).quiet_s * ready.times
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, MemoryError):
             return None  # not on zeros, or not by itself: its like say what it takes
