@@ -79,11 +79,13 @@ def memory_facts(record: RunRecord) -> list[Fact]:
     if not limit:
         return [Fact(format_nbytes(peak), "held at most")]
     held = budget.get("held", peak <= limit)
-    return [_held_fact(peak, limit, held, "held at most"), *_device_facts(record)]
+    watched = not budget.get("unwatched")
+    return [_held_fact(peak, limit, held, "held at most", watched), *_device_facts(record)]
 
 
-def _held_fact(peak: int, limit: int, held: bool, what: str) -> Fact:
-    what = f"{what}; the budget of {format_nbytes(limit)} {'was held' if held else 'was EXCEEDED'}"
+def _held_fact(peak: int, limit: int, held: bool, what: str, watched: bool = True) -> Fact:
+    said = "was held" if held else "was EXCEEDED" if watched else "was not watched throughout"
+    what = f"{what}; the budget of {format_nbytes(limit)} {said}"
     return Fact(format_nbytes(peak), what, "good" if held else "bad")
 
 

@@ -67,7 +67,7 @@ def stage_accounts(measured: Sequence[Mapping[str, Any]], plan: Plan | None) -> 
 def budget_account(
     watch: MemoryWatch, began_s: float, spans: Iterable[Span], runtime: int, activations: int
 ) -> dict[str, Any]:
-    """Return whether the budget was held, its peak by cause and what ran then.
+    """Return whether the budget was held (a watch that failed cannot say), its peak by cause and what ran.
 
     `began_s` is when the watch began, in the ledger's time; `runtime` what was held before any weight,
     `activations` the most a pass held besides.
@@ -76,7 +76,7 @@ def budget_account(
     return {
         "nbytes": watch.budget_nbytes,
         "peak_nbytes": watch.peak_nbytes,
-        "held": not watch.broken,
+        "held": not watch.broken and watch.failure is None,
         "by_cause": watch.by_cause(runtime=runtime, activations=activations),
         "peak_at_s": at_s,
         "peak_during": doing(spans, at_s),

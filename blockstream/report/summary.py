@@ -104,7 +104,8 @@ def _memory_lines(budget: Mapping[str, Any], what: str = "memory") -> Iterator[t
     held = bool(budget.get("held", True))
     text = f"peak {format_nbytes(budget['peak_nbytes'])}"
     if budget.get("nbytes") is not None:
-        text += f" of a budget of {format_nbytes(budget['nbytes'])}, {'held' if held else 'EXCEEDED'}"
+        said = "held" if held else "not watched" if budget.get("unwatched") else "EXCEEDED"
+        text += f" of a budget of {format_nbytes(budget['nbytes'])}, {said}"
     causes = [f"{format_nbytes(n)} {cause}" for cause, n in (budget.get("by_cause") or {}).items() if n]
     if causes:
         text += f": {', '.join(causes)}"

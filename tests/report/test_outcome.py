@@ -92,6 +92,14 @@ def test_the_peak_is_told_with_its_moment_and_what_ran_then():
     assert account["by_cause"] == {"arena": 0, "runtime": 80, "activations": 20, "other": 800}
 
 
+def test_a_budget_is_not_called_held_by_a_watch_that_failed():
+    read = iter([Held(100, 0)]).__next__
+    with MemoryWatch(800, every_s=60, read=read) as watch:
+        watch.sample()
+    account = budget_account(watch, 0.0, [], runtime=80, activations=20)
+    assert account["held"] is False and account["peak_nbytes"] == 100
+
+
 def test_waiting_and_phases_are_said_in_words():
     spans = [
         Span("loader", "load", 0, 9, "b"),
