@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import blockstream
-from blockstream.streaming import cuts
+from blockstream.streaming import costs, cuts
 from blockstream.streaming.known import Known
 from tests.support import toys
 from tests.support.models import assert_same
@@ -88,7 +88,9 @@ class Heavy(Deep):
 
 @pytest.fixture(autouse=True)
 def small_blocks_count(monkeypatch):
+    """Have loads of tiny blocks cost what those of large ones do beside compute and visits."""
     monkeypatch.setattr(cuts, "CUT_NBYTES", 1 << 16)
+    monkeypatch.setattr(costs, "VISIT_S", 0)
 
 
 @contextmanager
