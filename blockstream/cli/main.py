@@ -13,6 +13,7 @@ import importlib
 import os
 import reprlib
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -208,7 +209,8 @@ def _help(added: Mapping[str, list[Installed]]) -> str:
     if own:
         lines += ["", _listing("commands of installed packages:", own)]
     examples = ", ".join(sorted(entrypoints.examples())) or "none"
-    return "\n".join([*lines, "", f"packaged configs: {examples}", "", ENVIRONMENT.rstrip()])
+    configs = textwrap.fill(f"packaged configs: {examples}", 78, subsequent_indent="  ")
+    return "\n".join([*lines, "", configs, "", ENVIRONMENT.rstrip()])
 
 
 def _listing(title: str, added: Mapping[str, list[Installed]]) -> str:
