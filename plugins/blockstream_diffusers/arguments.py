@@ -105,6 +105,7 @@ def _read(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     path = Path(value)
+    regular.check(path)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
