@@ -44,6 +44,11 @@ BUILT_IN = {
     "completion": ("blockstream.cli.completion", "print a shell's script that completes commands"),
 }
 
+#: How often OpenMP's threads look before they sleep while they wait for one another: for some microseconds.
+#: Left to themselves they spin for milliseconds, which takes the cores of those they wait for as soon as
+#: anything else runs. Read when torch is imported.
+SPINS, SPIN_COUNT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"), "10000"
+
 ENVIRONMENT = """environment:
   BLOCKSTREAM_DISABLE=a,b        hide plugins and their packages' commands
   BLOCKSTREAM_TRACE_PLUGINS=1    print every hook call
@@ -54,6 +59,8 @@ ENVIRONMENT = """environment:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     prepare_streams()
+    if not any(name in os.environ for name in SPINS):
+        os.environ[SPINS[0]] = SPIN_COUNT
     try:
         _check_here()
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))

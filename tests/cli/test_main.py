@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.cli.main import BUILT_IN, main
+from blockstream.cli.main import BUILT_IN, SPIN_COUNT, main
 from blockstream.errors import BudgetError, ConfigError
 from blockstream.run.config import OWN_KEYS, make_config
 from blockstream.run.yamlfile import parse
@@ -54,6 +54,14 @@ def test_help_lists_commands_with_those_of_packages_and_examples(command, site):
     for text in (*names, "export x", "from exporter 1.0", "video.yaml", "BLOCKSTREAM_DISABLE"):
         assert text in out
     assert "exporter" not in sys.modules
+
+
+@pytest.mark.parametrize("told", ["", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_that_wait_soon_sleep_unless_told_otherwise(command, exporter, monkeypatch, told):
+    environment = {"PATH": ""} | ({told: "7"} if told else {})
+    monkeypatch.setattr("os.environ", environment)
+    assert command("emit", "toy")[0] == 0
+    assert environment == {"PATH": "", told or "GOMP_SPINCOUNT": "7" if told else SPIN_COUNT}
 
 
 def test_no_command_at_all_is_wrong_usage(command):
